@@ -38,6 +38,8 @@ class RunConfig:
     """CPU threads a rank; unset: the machine's cores divided by its local ranks."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds a training step or a collective may take before the watchdog ends the job."""
+    overwrite: bool = False
+    """Replace the outputs of a stage that was run with other settings."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
