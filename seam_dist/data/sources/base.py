@@ -1,0 +1,116 @@
+"""What every data set reader offers: class names and, for each split, an ordered sequence of records.
+
+A reader (`Source`) lists a data set without opening its images; a `Record` is one image that can be loaded by any
+process, so both must pickle. Another data set is another file beside this one that makes records: the conversion to
+shards needs nothing else. Image-level labels are class ids from 1, in the order of the class names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+MAX_KEY = 80  # a member name, key and extension, must fit the 100 bytes of a tar header
+
+_NOT_ALLOWED = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class SourceError(ValueError):
+    """A data set that cannot be converted; the message names the file or folder, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a split, not loaded yet.
+
+    `image` and `mask` return the bytes of an encoded file. The image keeps its original encoding; the mask is a PNG of
+    class indices (grey or palette), 0 for background and 255 for ignored. `classes` are foreground ids from 1,
+    ascending, or None where the split has no image-level labels. `source_id` is the image's own name in its data set.
+    `image_b` is the second image of a bi-temporal pair.
+    """
+
+    key: str
+    source_id: str
+    classes: tuple[int, ...] | None
+    image: Callable[[], bytes]
+    mask: Callable[[], bytes] | None = None
+    image_b: Callable[[], bytes] | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set as it lies on disk, or as it is drawn."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the foreground classes, in index order; the first has id 1."""
+        ...
+
+    def records(self, split: str) -> Sequence[Record]:
+        """Return the records of a split in the data set's own order; raise SourceError when it is missing or empty."""
+        ...
+
+
+def make_key(name: str) -> str:
+    """Return the sample key of an image name: letters, digits, `_` and `-`, at most MAX_KEY characters.
+
+    A name that has other characters or is longer gets them replaced and a short hash of the name added, so that
+    different names never meet. A dot would end the key in a webdataset shard, therefore it is replaced as well.
+    """
+    key = _NOT_ALLOWED.sub("_", name)
+    if key == name and 0 < len(key) <= MAX_KEY and not key.startswith("__"):
+        return key
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+    return f"{key.strip('_')[: MAX_KEY - 11] or 'sample'}-{digest}"
+
+
+def file_bytes(path: Path) -> Callable[[], bytes]:
+    """Return a function that reads `path`, and that pickles."""
+    return partial(Path.read_bytes, path)
+
+
+def class_ids(names: Iterable[str], classes: Sequence[str], *, where: str) -> tuple[int, ...]:
+    """Return the ascending ids of class names, each once; raise SourceError with the nearest name for an unknown one."""
+    ids = {name: index for index, name in enumerate(classes, start=1)}
+    found = set()
+    for name in names:
+        if name not in ids:
+            near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
+            hint = f"did you mean {near[0]!r}?" if near else "the data set has no classes"
+            raise SourceError(f"{where}: class {name!r} is not one of the {len(classes)} classes: {hint}")
+        found.add(ids[name])
+    return tuple(sorted(found))
+
+
+def require_folder(path: Path, *, what: str, remedy: str) -> Path:
+    """Return `path` when it is a folder; raise SourceError with the nearest existing name beside it otherwise."""
+    if path.is_dir():
+        return path
+    parent = path.parent
+    near = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()] if parent.is_dir() else [], n=1)
+    hint = f" (there is {near[0]!r} beside it)" if near else ""
+    raise SourceError(f"{what} {path} is not a folder{hint}: {remedy}")
+
+
+def require_split(split: str, records: Sequence[Record], *, where: str) -> Sequence[Record]:
+    """Return the records of a split when there are any and no key occurs twice; raise SourceError otherwise."""
+    if not records:
+        raise SourceError(
+            f"split {split!r} is empty, expected at least one image in {where}: "
+            "add images or leave the split out of source.splits"
+        )
+    seen: dict[str, str] = {}
+    for record in records:
+        if record.key in seen:
+            raise SourceError(
+                f"split {split!r}: {seen[record.key]} and {record.source_id} have the same key {record.key!r} "
+                "(a file extension does not tell images apart): rename or remove one of them"
+            )
+        seen[record.key] = record.source_id
+    return records
