@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Checks the whole project: style, types, tests. `bash launch/test.sh --slow` runs the longer tests too;
+# further words go to pytest, for example `bash launch/test.sh tests/test_losses.py`.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$root"
+selection=(-m "not slow")
+if [ "${1:-}" = --slow ]; then
+    selection=()
+    shift
+fi
+. launch/environment.sh dev
+$python -m ruff check .
+$python -m ruff format --check .
+$python -m mypy
+export OMP_NUM_THREADS=1
+exec $python -m pytest "${selection[@]}" -n "${SEAM_DIST_TEST_PROCESSES:-2}" --dist loadfile "$@"

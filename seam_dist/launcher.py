@@ -1,0 +1,113 @@
+"""Run the command on all devices of this machine through the DeepSpeed launcher, and tell honestly how it ended.
+
+The launcher alone exits 0 when it is killed or when a rank is, and ends at a signal without waiting for its ranks;
+here success is a file that rank 0 writes at the very end, and signals reach every rank, which then has 30 s to save.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+DONE_FILE_VARIABLE = "SEAM_DIST_DONE_FILE"
+_CPU_RANKS = 2
+_GRACE_S = 40.0  # launch.py gives each rank 30 s between SIGTERM and SIGKILL
+
+
+def count_ranks(ranks: str) -> int:
+    """Return the number of ranks that `--ranks` asks for; `auto` is one a GPU, or two without a GPU.
+
+    Raises ValueError when it is neither `auto` nor a positive number.
+    """
+    if ranks == "auto":
+        import torch
+
+        return torch.cuda.device_count() or min(_CPU_RANKS, os.cpu_count() or 1)
+    if not ranks.isdigit() or int(ranks) < 1:
+        raise ValueError(f"--ranks={ranks} is not a number of ranks: give auto or a number from 1")
+    return int(ranks)
+
+
+def launch(ranks: int, words: Sequence[str]) -> int:
+    """Run `seam-dist WORDS` on `ranks` processes of this machine; return 0 only when rank 0 reached the end."""
+    with tempfile.TemporaryDirectory(prefix="seam-dist-") as folder:
+        done = Path(folder) / "done"
+        command = [
+            *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--hostfile", os.devnull),
+            *("--num_accelerators" if not _has_gpu() else "--num_gpus", str(ranks)),
+            *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
+            *("--module", "seam_dist.cli", *words),
+        ]
+        environment = {**os.environ, DONE_FILE_VARIABLE: str(done)}
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        received: list[int] = []
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            _signal_group(process.pid, signal.SIGTERM)
+
+        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = process.wait()
+            _wait_for_session(process.pid)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            _signal_group(process.pid, signal.SIGKILL)
+        if received:
+            return 128 + received[0]
+        if code == 0 and not done.exists():
+            print("seam-dist: error: a rank was killed before the work was done: run the same command again", file=sys.stderr)
+            return 1
+        return code if code >= 0 else 128 - code
+
+
+def mark_done() -> None:
+    """Tell the launching process, if there is one, that everything was done; called by rank 0 at the end."""
+    path = os.environ.get(DONE_FILE_VARIABLE)
+    if path:
+        Path(path).write_text("done\n")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _session_members(leader: int) -> list[psutil.Process]:
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return members
+
+
+def _signal_group(leader: int, number: int) -> None:
+    for process in _session_members(leader):
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _wait_for_session(leader: int) -> None:
+    psutil.wait_procs(_session_members(leader), timeout=_GRACE_S)

@@ -1,0 +1,83 @@
+"""When a stage is skipped, resumed, made again, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
+from seam_dist.config import Config, RunConfig, TrainConfig
+
+
+def config(folder: Path, *, lr: float = 0.01, overwrite: bool = False, log_every: int = 10) -> Config:
+    return Config(run=RunConfig(dir=folder, overwrite=overwrite), train=TrainConfig(lr=lr, log_every=log_every))
+
+
+def start(cfg: Config, *, precious: bool = False, inputs: dict[str, str] | None = None) -> StageRun:
+    return open_stage(cfg, "demo", settings=("train",), ignore=("train.log_every",), precious=precious, inputs=inputs)
+
+
+def finish(run: StageRun) -> Path:
+    output = run.dir / "out.txt"
+    output.write_text("result")
+    run.finish([output], note="kept")
+    return output
+
+
+def test_finished_stage_is_done_until_its_settings_inputs_or_outputs_change(tmp_path: Path) -> None:
+    run = start(config(tmp_path), inputs={"shards": "a"})
+    assert not run.is_done()
+    output = finish(run)
+    assert start(config(tmp_path, log_every=3), inputs={"shards": "a"}).is_done()
+    output.write_text("cut")
+    assert not start(config(tmp_path), inputs={"shards": "a"}).is_done()
+
+
+def test_changed_input_removes_derived_outputs(tmp_path: Path) -> None:
+    output = finish(start(config(tmp_path), inputs={"shards": "a"}))
+    run = start(config(tmp_path), inputs={"shards": "b"})
+    assert not run.is_done()
+    assert not output.exists()
+
+
+def test_cut_stage_keeps_what_it_made(tmp_path: Path) -> None:
+    run = start(config(tmp_path))
+    (run.dir / "part").write_text("half of the work")
+    again = start(config(tmp_path))
+    assert not again.is_done()
+    assert (again.dir / "part").exists()
+
+
+def test_precious_outputs_of_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    output = finish(start(config(tmp_path), precious=True))
+    with pytest.raises(StageError, match=r"train.lr: 0.01 -> 0.02.*run.overwrite=true"):
+        start(config(tmp_path, lr=0.02), precious=True)
+    assert output.exists()
+    start(config(tmp_path, lr=0.02, overwrite=True), precious=True)
+    assert not output.exists()
+
+
+def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
+    cfg = config(tmp_path, overwrite=True)
+    cfg.stage_dir("demo").mkdir(parents=True)
+    (cfg.stage_dir("demo") / "thesis.tex").write_text("years of work")
+    with pytest.raises(StageError, match="did not make"):
+        start(cfg)
+    assert (cfg.stage_dir("demo") / "thesis.tex").exists()
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    open_stage(config(tmp_path), "demo", settings=("train",), is_main=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_input_names_the_stage_to_run(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="run `--stage infer_cam` first"):
+        input_fingerprint(tmp_path, "infer_cam")
+
+
+def test_misspelt_setting_is_a_programming_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="trian"):
+        open_stage(dataclasses.replace(config(tmp_path)), "demo", settings=("trian",))

@@ -1,0 +1,131 @@
+"""Where values come from, and what is refused before any work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seam_dist.config import STAGES, Config
+from seam_dist.settings import ConfigError, dump_yaml, flatten, format_config, from_tree, load_config, settings
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win_and_origins_name_file_and_line(tmp_path: Path) -> None:
+    write(tmp_path / "presets" / "slow.yaml", "train:\n  lr: 0.5\n  momentum: 0.1\n  epochs: 3\n")
+    path = write(tmp_path / "a.yaml", "preset: slow\ntrain:\n  momentum: 0.2\n  epochs: 4\n")
+    resolved = load_config(path, ["train.epochs=5"])
+    train = resolved.config.train
+    assert (train.lr, train.momentum, train.epochs, train.weight_decay) == (0.5, 0.2, 5.0, 5e-4)
+    text = format_config(resolved)
+    lines = {line.split(":")[0].strip(): line.split("#")[-1].strip() for line in text.splitlines() if "#" in line}
+    assert lines["lr"] == f"{tmp_path / 'presets' / 'slow.yaml'}:2"
+    assert lines["momentum"] == f"{path}:3"
+    assert lines["epochs"] == "command line"
+    assert lines["weight_decay"] == "default"
+
+
+def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "presets" / "a.yaml", "train: {lr: 1.0}\n")
+    write(tmp_path / "presets" / "b.yaml", "train: {lr: 2.0}\n")
+    path = write(tmp_path / "c.yaml", "preset: a\n")
+    assert load_config(path).config.train.lr == 1.0
+    assert load_config(path, preset="b").config.train.lr == 2.0
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trian.lr=1", r"unknown section trian \(did you mean train\?\)"),
+        ("train.learning_rate=1", r"unknown key train.learning_rate"),
+        ("train.weight_deacy=1", r"did you mean train.weight_decay\?"),
+        ("model.lr=1", r"unknown key model.lr"),
+        ("train.lr=fast", r"train.lr='fast' \(command line\): input should be a valid number"),
+        ("train.momentum=1.5", r"train.momentum='1.5' .*less than 1"),
+        ("model.output_stride=4", r"model.output_stride='4'"),
+        ("augment.resize_long=[300]", r"augment.resize_long"),
+        ("augment.resize_long=[300,200]", r"augment.resize_long=\[300, 200\] is not a range"),
+        ("train.micro_batch_size=3", r"train.global_batch_size=8 is not a multiple of train.micro_batch_size=3"),
+        ("loss.second_view_scale=0.02", r"leaves a grid of 1.1 cells"),
+        ("run.name=../elsewhere", r"run.name"),
+        ("train.lr=.inf", r"train.lr='.inf'"),
+        ("lr=1", r"not of the form section.key=value"),
+        ("train.lr", r"not of the form section.key=value"),
+        ("train=1", r"not of the form section.key=value"),
+        ("model.backbone=vgg", r"model.backbone='vgg'"),
+    ],
+)
+def test_wrong_words_are_refused_by_name(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [word])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  lr: 1\n  lr: 2\n", r"a.yaml:3 gives train.lr again \(first at line 2\)"),
+        ("train:\n  lrr: 1\n", r"a.yaml:2: unknown key train.lrr \(did you mean train.lr\?\)"),
+        ("trains:\n  lr: 1\n", r"a.yaml:2: unknown section trains"),
+        ("train: 3\n", r"train=3 is a section"),
+        ("- 1\n", r"holds a list"),
+        ("a: [1\n", r"not valid YAML"),
+        ("train:\n  lr: 1\npreset: nope\n", r"preset=nope"),
+    ],
+)
+def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "a.yaml", text))
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "voc12.yaml", "{}\n")
+    with pytest.raises(ConfigError, match=r"does not exist \(did you mean voc12.yaml\?\)"):
+        load_config(tmp_path / "voc21.yaml")
+
+
+def test_words_read_lists_nulls_numbers_and_names() -> None:
+    cfg = load_config(None, ["infer.scales=[0.5, 1]", "model.pretrained=null", "train.lr=1e-3", "run.name=007"]).config
+    assert cfg.infer.scales == (0.5, 1.0)
+    assert cfg.model.pretrained is None
+    assert cfg.train.lr == 1e-3
+    assert cfg.run.name == "007"
+
+
+def test_deepspeed_words_keep_their_types() -> None:
+    cfg = load_config(None, ["deepspeed.zero_optimization.stage=2"]).config
+    assert cfg.deepspeed == {"zero_optimization": {"stage": 2}}
+
+
+def test_stored_configuration_reads_back_equal() -> None:
+    cfg = load_config(None, ["train.lr=0.3", "data.shards=/tmp/x", "deepspeed.zero_optimization.stage=1"]).config
+    assert from_tree(yaml.safe_load(dump_yaml(cfg))) == cfg
+
+
+def test_every_setting_has_a_description_and_a_flat_key() -> None:
+    flat = flatten(Config())
+    for setting in settings():
+        assert setting.doc.endswith("."), setting.key
+        assert setting.key in flat
+
+
+def shipped() -> list[tuple[Path, str | None]]:
+    presets = sorted(p.stem for p in (CONFIGS / "presets").glob("*.yaml"))
+    return [(path, preset) for path in sorted(CONFIGS.glob("*.yaml")) for preset in (None, *presets)]
+
+
+@pytest.mark.parametrize(("path", "preset"), shipped(), ids=lambda v: getattr(v, "stem", str(v)))
+def test_shipped_configurations_are_valid_with_every_preset(path: Path, preset: str | None) -> None:
+    assert load_config(path, preset=preset).config.run.name
+
+
+def test_stages_have_a_module_each() -> None:
+    folder = Path(__file__).parent.parent / "seam_dist" / "stages"
+    assert {p.stem for p in folder.glob("*.py")} - {"__init__"} == set(STAGES)
