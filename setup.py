@@ -29,6 +29,7 @@ setup(
         "numpy>=1.26",
         "pydantic>=2.9",
         "pyyaml>=6",
+        "psutil>=5.9",
         "safetensors>=0.4",
         "simplejpeg>=1.8",
         "opencv-python-headless>=4.9",

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS: list[set[str]] = [
     {"seam_kernels"},
-    {"config", "settings", "files", "distributed"},
+    {"config", "settings", "files", "distributed", "deepspeed_settings"},
     {"data", "models", "cam", "losses", "metrics"},
     {"artifacts", "engine", "checkpoint", "logger"},
     {"stages", "report"},

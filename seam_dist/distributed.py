@@ -1,0 +1,279 @@
+"""The ranks of a job: how they find each other, and the few collectives that the project uses.
+
+The launcher (`deepspeed`, torchrun or anything else that sets the same variables) says through the environment who a
+rank is; without it a process is a world of its own. Only this file talks to torch.distributed and deepspeed.comm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from seam_dist.config import Config
+from seam_dist.deepspeed_settings import check_deepspeed_config
+
+__all__ = [
+    "World",
+    "all_gather_object",
+    "all_reduce_sum",
+    "barrier",
+    "broadcast_object",
+    "check_deepspeed_config",
+    "init_world",
+    "interface_to",
+    "prepare_deepspeed",
+    "set_timeouts",
+    "shutdown",
+]
+
+T = TypeVar("T")
+_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among the ranks of the job."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the rank that writes files and speaks."""
+        return self.rank == 0
+
+
+def init_world(cfg: Config) -> World:
+    """Join the job and return this rank's place in it; later calls in the same process return the same world.
+
+    Sets the number of CPU threads (run.threads, else OMP_NUM_THREADS, else cores / local ranks), chooses the network
+    interface from the route to MASTER_ADDR unless GLOO_SOCKET_IFNAME is set, and gives every collective run.timeout_s
+    seconds. Under a launcher the rank gets SIGTERM when the launcher dies, so that no training goes on unwatched.
+
+    Raises ValueError when the launcher's variables are incomplete or contradictory, or when the number of ranks is not
+    run.world_size (a wrong --hostfile path would otherwise train on one rank without a word).
+    """
+    place = _place(os.environ)
+    if cfg.run.world_size is not None and cfg.run.world_size != place.size:
+        raise ValueError(
+            f"run.world_size={cfg.run.world_size} but {place.size} rank(s) were started: check the launcher's "
+            "--hostfile, --num_nodes and --num_accelerators, or change run.world_size"
+        )
+    device = _device(cfg.run.device, place.local_rank)
+    # Read by DeepSpeed at its import, which would otherwise take the first accelerator that it finds.
+    os.environ["DS_ACCELERATOR"] = device.type
+    timeout = timedelta(seconds=cfg.run.timeout_s)
+    if not dist.is_initialized():
+        _start_group(place, device, timeout)
+    local_size = place.local_size or _count_local(place)
+    if cfg.run.threads is not None:
+        torch.set_num_threads(cfg.run.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=local_size, device=device)
+    set_timeouts(cfg.run.timeout_s)
+    return world
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank has come here."""
+    if world.size > 1:
+        dist.barrier(device_ids=[world.device.index] if world.device.type == "cuda" else None)
+
+
+def all_reduce_sum(tensor: torch.Tensor, world: World) -> torch.Tensor:
+    """Return the sum of `tensor` over all ranks, in its dtype and on its device; the argument stays as it is."""
+    total = tensor.detach().clone()
+    if world.size > 1:
+        # The process group of a GPU job moves GPU tensors only.
+        moved = total.to(world.device)
+        dist.all_reduce(moved)
+        total = moved.to(tensor.device)
+    return total
+
+
+def all_gather_object(obj: T, world: World) -> list[T]:
+    """Return every rank's object, by rank; objects travel pickled, among the processes of this job only."""
+    if world.size == 1:
+        return [obj]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, obj)
+    return found
+
+
+def broadcast_object(obj: T, world: World, src: int = 0) -> T:
+    """Return rank `src`'s object on every rank."""
+    if world.size == 1:
+        return obj
+    carrier: list[Any] = [obj if world.rank == src else None]
+    dist.broadcast_object_list(carrier, src=src, device=world.device)
+    found: T = carrier[0]
+    return found
+
+
+def shutdown(world: World) -> None:
+    """Leave the job; harmless when it was left before."""
+    if not dist.is_initialized():
+        return
+    comm = sys.modules.get("deepspeed.comm")
+    if comm is not None and comm.is_initialized():
+        comm.destroy_process_group()
+        # The next training in this process must not meet the backend of the group that is gone.
+        sys.modules["deepspeed.comm.comm"].cdb = None  # type: ignore[attr-defined]
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def set_timeouts(timeout_s: float) -> None:
+    """Give every process group that exists `timeout_s` seconds for a collective.
+
+    Call it again after deepspeed.initialize, which makes groups of its own with its own 30 minutes.
+    """
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
+def prepare_deepspeed() -> None:
+    """Make deepspeed.comm ready on the process group that init_world made.
+
+    DeepSpeed would compile its shared-memory collective for CPUs here, 25-97 s at first use and once more whenever the
+    environment differs. It serves tensor-parallel inference only, so it is left out and nothing is compiled.
+    """
+    import deepspeed
+
+    # By name: the attribute `deepspeed.comm.torch` is torch itself.
+    backend: Any = importlib.import_module("deepspeed.comm.torch")
+    if deepspeed.comm.is_initialized():
+        return
+    build = backend.build_shm_op
+    backend.build_shm_op = lambda: None
+    try:
+        deepspeed.init_distributed(
+            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=None
+        )
+    finally:
+        backend.build_shm_op = build
+
+
+def interface_to(address: str, port: int, *, crosses_hosts: bool) -> str | None:
+    """Return the network interface whose route leads to `address`, or None when none is found.
+
+    A host name that resolves to a loopback address on its own host (Debian's 127.0.1.1) would make that host announce
+    an address that the others cannot reach: when the job crosses hosts, the default route's interface is taken instead.
+    """
+    source = _source_address(address, port)
+    if crosses_hosts and (source is None or source.startswith("127.") or source == "::1"):
+        # 192.0.2.1 is reserved for documentation; connecting a datagram socket sends nothing.
+        source = _source_address("192.0.2.1", 9)
+    if source is None:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == source for entry in addresses):
+            return str(name)
+    # 127.0.1.1 belongs to the loopback interface without being its address.
+    return "lo" if source.startswith("127.") and "lo" in psutil.net_if_addrs() else None
+
+
+@dataclass(frozen=True)
+class _Place:
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int | None
+    launched: bool = False
+
+
+def _place(env: Mapping[str, str]) -> _Place:
+    """Read the launcher's variables; a process without them is the only rank."""
+    if not any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        return _Place(0, 1, 0, 1)
+    missing = [name for name in _LAUNCH_VARIABLES if name not in env]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} not set while other variables of a launcher are: start with the deepspeed launcher "
+            "or torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK for a single process"
+        )
+    numbers = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        if name in env:
+            if not env[name].isdigit():
+                raise ValueError(f"{name}={env[name]!r} in the environment is not a number: check the launcher")
+            numbers[name] = int(env[name])
+    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+        raise ValueError(f"RANK={env['RANK']} is not below WORLD_SIZE={env['WORLD_SIZE']}: check the launcher")
+    local_size = numbers.get("LOCAL_WORLD_SIZE", numbers.get("LOCAL_SIZE"))
+    return _Place(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"], local_size, launched=True)
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise ValueError("run.device=cuda but torch sees no GPU: install a GPU build of torch, or set run.device=cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f"local rank {local_rank} has no GPU, the host shows {count}: start at most {count} ranks on it"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _start_group(place: _Place, device: torch.device, timeout: timedelta | None) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if place.launched:
+        _end_with_launcher()
+    if place.size == 1:
+        # A store in memory: no port, so that any number of single processes share a host.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        crosses_hosts = place.local_size is None or place.local_size < place.size
+        name = interface_to(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), crosses_hosts=crosses_hosts)
+        if name is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
+
+
+def _count_local(place: _Place) -> int:
+    """Count the ranks on this host by asking all of them; for launchers that do not say."""
+    names: list[Any] = [None] * place.size
+    dist.all_gather_object(names, socket.gethostname())
+    return names.count(socket.gethostname())
+
+
+def _end_with_launcher() -> None:
+    """Ask the kernel for SIGTERM at the launcher's death; it would otherwise leave its ranks training."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _source_address(address: str, port: int) -> str | None:
+    """Return the local address from which a packet to `address` would leave."""
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(target)
+            return str(probe.getsockname()[0]).partition("%")[0]
+    except OSError:
+        # No such name or no route: the rendezvous itself reports it with the address.
+        return None
