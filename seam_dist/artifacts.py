@@ -108,7 +108,7 @@ def open_stage(
             return run
         if precious and not cfg.run.overwrite:
             raise StageError(
-                f"{folder} was made with other settings ({'; '.join(differences(old, identity)) or 'another version'}): "
+                f"{folder} was made with other settings ({'; '.join(differences(old, identity)) or 'unknown'}): "
                 "give the run another run.name, or set run.overwrite=true to replace it"
             )
     elif folder.is_dir() and any(folder.iterdir()):
@@ -124,7 +124,7 @@ def open_stage(
 
 
 def input_fingerprint(folder: Path, stage: str) -> str:
-    """Return the fingerprint of a finished stage's outputs; raise StageError with the remedy when it is not finished."""
+    """Return the fingerprint of a finished stage's outputs; raise StageError when it is not finished."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise StageError(f"{path} is missing, so stage {stage} is not finished there: run `--stage {stage}` first")
@@ -133,7 +133,7 @@ def input_fingerprint(folder: Path, stage: str) -> str:
 
 
 def select(cfg: Config, settings: Sequence[str], ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings at or below the given dotted keys, without those to ignore; raise KeyError on unknown keys."""
+    """Return the settings at or below the given dotted keys, less those to ignore; raise KeyError on unknown keys."""
     flat = flatten(cfg)
 
     def below(key: str, prefixes: Sequence[str]) -> bool:

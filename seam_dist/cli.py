@@ -43,13 +43,21 @@ def build_parser() -> argparse.ArgumentParser:
         prog="seam-dist", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that override the files")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings, for example configs/voc12.yaml")
-    parser.add_argument("--preset", metavar="NAME", help="settings of presets/NAME.yaml beside the config file")
-    parser.add_argument("--stage", action="append", choices=STAGES, help="run this stage only; may be given several times")
     parser.add_argument(
-        "--ranks", metavar="N", help="start N ranks on this machine through the DeepSpeed launcher; auto: all its devices"
+        "--config", type=Path, metavar="FILE", help="YAML file of settings, for example configs/voc12.yaml"
     )
-    parser.add_argument("--print-config", action="store_true", help="print the settings and where each came from, then stop")
+    parser.add_argument("--preset", metavar="NAME", help="settings of presets/NAME.yaml beside the config file")
+    parser.add_argument(
+        "--stage", action="append", choices=STAGES, help="run this stage only; may be given several times"
+    )
+    parser.add_argument(
+        "--ranks",
+        metavar="N",
+        help="start N ranks on this machine through the DeepSpeed launcher; auto: all its devices",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings and where each came from, then stop"
+    )
     parser.add_argument("--help-config", action="store_true", help="explain every setting, then stop")
     parser.add_argument("--version", action="version", version=f"seam-dist {__version__}")
     # The DeepSpeed launcher appends it to every rank's command line; the rank itself is read from the environment.

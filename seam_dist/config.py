@@ -219,7 +219,7 @@ class InferConfig:
     batch_size: int = Field(default=4, ge=1)
     """Images of equal size that go through the network together."""
     cam: Literal["refined", "plain"] = "refined"
-    """Which map is written first-hand: PCM's output (published) or the classifier's; ablations without PCM are plain."""
+    """Main map: PCM's output (published) or the classifier's, which is also the one of ablations without PCM."""
     cam_stride: int = Field(default=8, ge=1)
     """Image pixels a cell of a stored CAM."""
     interop: bool = False

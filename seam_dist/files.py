@@ -65,7 +65,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): remove it and run the step that writes it again") from None
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): remove it and run the step that writes it again"
+        ) from None
 
 
 def sha256_file(path: Path) -> str:

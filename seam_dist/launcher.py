@@ -66,7 +66,7 @@ def launch(ranks: int, words: Sequence[str]) -> int:
         if received:
             return 128 + received[0]
         if code == 0 and not done.exists():
-            print("seam-dist: error: a rank was killed before the work was done: run the same command again", file=sys.stderr)
+            print("seam-dist: error: a rank was killed before the end: run the same command again", file=sys.stderr)
             return 1
         return code if code >= 0 else 128 - code
 

@@ -1,4 +1,4 @@
-"""Configuration from its sources: defaults < preset < YAML file < `section.key=value` words, each value with its origin.
+"""Configuration from its sources: defaults < preset < YAML file < `section.key=value` words, each with its origin.
 
 Whatever cannot be meant is refused before any work starts: unknown keys (with the nearest valid one), wrong types,
 keys given twice in one file, and combinations that `seam_dist.config` rules out.
@@ -141,6 +141,7 @@ def settings() -> Iterator[Setting]:
             fields: Mapping[str, FieldInfo] = Config.__pydantic_fields__  # type: ignore[attr-defined]
             yield Setting(section.name, "mapping", {}, _one_line(fields[section.name].description))
             continue
+        assert isinstance(kind, type)
         fields = kind.__pydantic_fields__  # type: ignore[attr-defined]
         defaults = kind()
         for name, field in fields.items():
@@ -261,7 +262,7 @@ def _check_keys(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         if section == _FREE_FORM:
             continue
         if not isinstance(content, Mapping):
-            raise ConfigError(f"{where}{section}={content!r} is a section: give keys below it, such as {section}.key=value")
+            raise ConfigError(f"{where}{section}={content!r} is a section: give keys below it: {section}.key=value")
         own = [key for key in keys if key.startswith(f"{section}.")]
         for name in content:
             key = f"{section}.{name}"
