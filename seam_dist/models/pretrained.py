@@ -1,0 +1,199 @@
+"""Loads weights into SEAM from the files people have, and says what fitted.
+
+Read: state dicts of torch (`.pth`, `.pt`; tensors only, nothing in the file is run), MXNet's `.params` of ResNet38d,
+`.safetensors`, and `package`, the ImageNet weights that the backbone's Python package ships. Names may be the authors'
+(conv1a.weight, fc8.weight: one flat network) or ours (backbone.conv1a.weight); `module.` of data-parallel wrappers is
+dropped.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from seam_dist.models.mxnet_params import read_mxnet_params, resnet38d_name
+from seam_dist.models.seam import HEAD_NAMES, SEAM
+
+PACKAGE = "package"
+_SHOWN = 6
+# A name that tells the network of a state dict, for error messages.
+_SIGNATURES = {
+    "conv1a.weight": "resnet38d",
+    "_conv_stem.weight": "lite0",
+    "conv_stem.weight": "a timm EfficientNet or MobileNet",
+    "layer1.0.conv1.weight": "a ResNet",
+    "patch_embed.proj.weight": "a vision transformer",
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weight file gave to a model; names are the model's, those of `unexpected` the file's.
+
+    `missing`: the file has nothing for them; `mismatched`: (name, shape in the model, shape in the file), not loaded.
+    Only heads can be in either (a backbone loads whole or not at all); they keep their random initialisation.
+    """
+
+    source: str
+    matched: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def new(self) -> tuple[str, ...]:
+        """Names that keep their random initialisation."""
+        return (*self.missing, *(name for name, _, _ in self.mismatched))
+
+    def __str__(self) -> str:
+        lines = [f"weights from {self.source}: {len(self.matched)} tensors matched, {len(self.new)} new"]
+        if self.missing:
+            lines.append(f"  new, not in the file: {_listed(self.missing)}")
+        for name, ours, theirs in self.mismatched:
+            lines.append(f"  new, other shape: {name} is {list(ours)} here, {list(theirs)} in the file")
+        if self.unexpected:
+            lines.append(f"  in the file, not used: {_listed(self.unexpected)}")
+        lines.extend(f"  {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is not a file of tensors that can be read safely ({reason}): "
+            "write it again with torch.save(model.state_dict(), path)"
+        ) from None
+
+
+def _tensors(value: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in what torch.load gave; it may be wrapped as {"state_dict": ...} or {"model": ...}."""
+    for key in ("state_dict", "model"):
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+    if not isinstance(value, Mapping) or not value or not all(isinstance(v, Tensor) for v in value.values()):
+        raise ValueError(
+            f"{path} holds {type(value).__name__} instead of a state dict {{name: tensor}}: "
+            "write it again with torch.save(model.state_dict(), path)"
+        )
+    return {str(name): tensor for name, tensor in value.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file, with names as they stand in it (MXNet's are translated).
+
+    Raises ValueError for a missing file, an unknown suffix, or a file that is not what its suffix says.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give the path of a .pth, .pt, .params or .safetensors file")
+    if path.suffix in (".pth", ".pt"):
+        return _tensors(_read_torch(path), path)
+    if path.suffix == ".params":
+        return {resnet38d_name(name): tensor for name, tensor in read_mxnet_params(path).items()}
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or write it again") from None
+    raise ValueError(f"{path} has suffix {path.suffix!r}, expected .pth, .pt, .params or .safetensors: rename it")
+
+
+def model_name(name: str) -> str:
+    """Return SEAM's name for a parameter name of a file: heads as they are, all others under `backbone.`."""
+    name = name.removeprefix("module.")
+    if name.split(".")[0] in HEAD_NAMES or name.startswith("backbone."):
+        return name
+    return f"backbone.{name}"
+
+
+def authors_state_dict(model: SEAM) -> dict[str, Tensor]:
+    """Return the state dict under the authors' flat names, as their code loads it (ResNet38d of width 1)."""
+    return {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")  # files of MXNet and of old torch versions have none
+
+
+def _refuse_other_network(model: SEAM, source: str, report: LoadReport, names: Mapping[str, Tensor]) -> None:
+    wrong = [name for name, _, _ in report.mismatched if name.startswith("backbone.")]
+    absent = [name for name in report.missing if name.startswith("backbone.")]
+    if not wrong and not absent:
+        return
+    matched = sum(name.startswith("backbone.") for name in report.matched)
+    told = [what for key, what in _SIGNATURES.items() if any(name.endswith(f".{key}") for name in names)]
+    shapes = next(
+        (f"; {n} is {list(a)} here, {list(b)} in the file" for n, a, b in report.mismatched if n in wrong), ""
+    )
+    raise ValueError(
+        f"{source} does not fit backbone {model.backbone.name}: {matched} of {matched + len(wrong) + len(absent)} "
+        f"backbone tensors match{shapes}"
+        + (f"; missing: {_listed(tuple(absent))}" if absent else "")
+        + (f"; the file looks like {told[0]}" if told else "")
+        + ": change model.backbone (and model.width), or give weights of this network"
+    )
+
+
+def _refuse_partial_head(model: SEAM, source: str, report: LoadReport) -> None:
+    if not report.new:
+        return
+    shapes = "".join(f"; {name} is {list(a)} here, {list(b)} in the file" for name, a, b in report.mismatched)
+    absent = f"; missing: {_listed(report.missing)}" if report.missing else ""
+    heads = f"heads for {model.num_classes} classes{' with PCM' if model.pcm else ''}"
+    raise ValueError(
+        f"{source} lacks trained {heads}{shapes}{absent}: "
+        "give the checkpoint of a run with the same classes and loss.ablation"
+    )
+
+
+def load_weights(model: SEAM, source: str | Path, *, require_heads: bool = False) -> LoadReport:
+    """Copy weights into `model` and report what fitted; nothing is changed when they are refused.
+
+    `source` is a path or "package". Heads that the file lacks, or has for another number of classes, stay as they are
+    and are reported as new, unless `require_heads` (inference) makes that an error. Fills `model.pretrained_names`
+    with the backbone's parameters. Raises ValueError when the backbone's tensors are not all there with equal shapes
+    (another architecture), or when a tensor is not finite.
+    """
+    found = model.backbone.package_weights() if str(source) == PACKAGE else read_weights(Path(source))
+    given = {model_name(name): tensor for name, tensor in found.items() if not _is_counter(name)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not _is_counter(name)}
+    common = [name for name in own if name in given]
+    report = LoadReport(
+        source=str(source),
+        matched=tuple(name for name in common if own[name].shape == given[name].shape),
+        missing=tuple(name for name in own if name not in given),
+        unexpected=tuple(name for name in found if not _is_counter(name) and model_name(name) not in own),
+        mismatched=tuple(
+            (name, tuple(own[name].shape), tuple(given[name].shape))
+            for name in common
+            if own[name].shape != given[name].shape
+        ),
+    )
+    _refuse_other_network(model, str(source), report, given)
+    if require_heads:
+        _refuse_partial_head(model, str(source), report)
+    for name in report.matched:
+        if not torch.isfinite(given[name]).all():
+            raise ValueError(f"{source}: {name} holds NaN or infinity: use an intact checkpoint")
+    with torch.no_grad():
+        for name in report.matched:
+            own[name].copy_(given[name])
+    parameters = {name for name, _ in model.named_parameters()}
+    model.pretrained_names = {n for n in report.matched if n in parameters and n.startswith("backbone.")}
+    return report

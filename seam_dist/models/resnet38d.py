@@ -1,0 +1,132 @@
+"""ResNet38d: the wide pre-activation network that SEAM was published with (PARITY.md section 1).
+
+Wu, Shen, van den Hengel, "Wider or Deeper", 2016, model A1, with dilation in place of the last strides. Parameter names
+are those of the authors' checkpoints. `conv4` and `conv5` are the normalised, rectified inputs of b5 and b6.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from seam_dist.models.backbone import Backbone, Features
+
+# Channels are rounded to this, so that a bottleneck's quarter and half are whole at every width factor.
+_CHANNEL_STEP = 8
+# Scale of each branch's last convolution at random initialisation: with BatchNorm frozen at identity the variance
+# would otherwise double in every block.
+_BRANCH_INIT = 0.1
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """Return channels * width rounded to a multiple of 8, at least 8."""
+    return max(_CHANNEL_STEP, _CHANNEL_STEP * round(channels * width / _CHANNEL_STEP))
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 * dilation, dilation, bias=False)
+
+
+class WideBlock(nn.Module):
+    """BN, ReLU, 3x3, BN, ReLU, 3x3, added to the input, or to its 1x1 projection where the shape changes."""
+
+    def __init__(
+        self, inputs: int, mid: int, outputs: int, *, stride: int = 1, first_dilation: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inputs)
+        self.conv_branch2a = _conv(inputs, mid, 3, stride, first_dilation)
+        self.bn_branch2b1 = nn.BatchNorm2d(mid)
+        self.conv_branch2b1 = _conv(mid, outputs, 3, dilation=dilation)
+        self.projects = inputs != outputs or stride != 1
+        if self.projects:
+            self.conv_branch1 = _conv(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the block's output and its normalised, rectified input."""
+        active = relu(self.bn_branch2a(x))
+        branch = self.conv_branch2b1(relu(self.bn_branch2b1(self.conv_branch2a(active))))
+        return (self.conv_branch1(active) if self.projects else x) + branch, active
+
+
+class BottleneckBlock(nn.Module):
+    """BN, ReLU, 1x1, BN, ReLU, dropout, 3x3, BN, ReLU, dropout, 1x1, added to the 1x1 projection of the input."""
+
+    def __init__(self, inputs: int, outputs: int, *, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inputs)
+        self.conv_branch2a = _conv(inputs, outputs // 4, 1)
+        self.bn_branch2b1 = nn.BatchNorm2d(outputs // 4)
+        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.conv_branch2b1 = _conv(outputs // 4, outputs // 2, 3, dilation=dilation)
+        self.bn_branch2b2 = nn.BatchNorm2d(outputs // 2)
+        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.conv_branch2b2 = _conv(outputs // 2, outputs, 1)
+        self.conv_branch1 = _conv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the block's output and its normalised, rectified input."""
+        active = relu(self.bn_branch2a(x))
+        branch = self.dropout_2b1(relu(self.bn_branch2b1(self.conv_branch2a(active))))
+        branch = self.dropout_2b2(relu(self.bn_branch2b2(self.conv_branch2b1(branch))))
+        return self.conv_branch1(active) + self.conv_branch2b2(branch), active
+
+
+class ResNet38d(Backbone):
+    """ResNet38d at output stride 8 (published) or 16, every channel count scaled by `width`.
+
+    At output stride 16 b5 keeps the stride of the classification network and later dilations are halved; conv4 is
+    then at stride 8 still.
+    """
+
+    def __init__(self, *, width: float = 1.0, output_stride: int = 8, activation_checkpointing: bool = False) -> None:
+        super().__init__(output_stride=output_stride, activation_checkpointing=activation_checkpointing)
+        self.name = "resnet38d" if width == 1 else f"resnet38d of width {width:g}"
+        c64, c128, c256, c512, c1024, c2048, c4096 = (scaled_channels(64 << k, width) for k in range(7))
+        self.channels = (c512, c1024, c4096)
+        step = 16 // output_stride  # dilation that makes up for b5's missing stride
+        self.conv1a = _conv(3, c64, 3)
+        self.b2 = WideBlock(c64, c128, c128, stride=2)
+        self.b2_1 = WideBlock(c128, c128, c128)
+        self.b2_2 = WideBlock(c128, c128, c128)
+        self.b3 = WideBlock(c128, c256, c256, stride=2)
+        self.b3_1 = WideBlock(c256, c256, c256)
+        self.b3_2 = WideBlock(c256, c256, c256)
+        self.b4 = WideBlock(c256, c512, c512, stride=2)
+        self.b4_1 = WideBlock(c512, c512, c512)
+        self.b4_2 = WideBlock(c512, c512, c512)
+        self.b4_3 = WideBlock(c512, c512, c512)
+        self.b4_4 = WideBlock(c512, c512, c512)
+        self.b4_5 = WideBlock(c512, c512, c512)
+        self.b5 = WideBlock(c512, c512, c1024, stride=2 // step, first_dilation=1, dilation=step)
+        self.b5_1 = WideBlock(c1024, c512, c1024, first_dilation=step, dilation=step)
+        self.b5_2 = WideBlock(c1024, c512, c1024, first_dilation=step, dilation=step)
+        self.b6 = BottleneckBlock(c1024, c2048, dilation=2 * step, dropout=0.3)
+        self.b7 = BottleneckBlock(c2048, c4096, dilation=2 * step, dropout=0.5)
+        self.bn7 = nn.BatchNorm2d(c4096)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                if name.endswith(("conv_branch2b2", "conv_branch2b1")) and not name.startswith(("b6", "b7")):
+                    module.weight.data.mul_(_BRANCH_INIT)
+
+    def stem(self) -> list[nn.Module]:
+        """Return conv1a and the three blocks at stride 2."""
+        return [self.conv1a, self.b2, self.b2_1, self.b2_2]
+
+    def forward(self, image: Tensor) -> Features:
+        """Return the three feature maps of normalised images."""
+        x = self.conv1a(image)
+        for block in (self.b2, self.b2_1, self.b2_2, self.b3, self.b3_1, self.b3_2):
+            x, _ = self.run(block, x)
+        for block in (self.b4, self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5):
+            x, _ = self.run(block, x)
+        x, conv4 = self.run(self.b5, x)
+        x, _ = self.run(self.b5_1, x)
+        x, _ = self.run(self.b5_2, x)
+        x, conv5 = self.run(self.b6, x)
+        x, _ = self.run(self.b7, x)
+        return Features(conv4, conv5, relu(self.bn7(x)))
