@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from seam_dist.data.sources.base import Source, SourceError
+from seam_dist.data.sources.procedural import ProceduralSource, draw_scene
+
+
+def _fresh_scene(*args: object) -> tuple[np.ndarray, np.ndarray]:
+    draw_scene.cache_clear()
+    scene = draw_scene(*args)
+    return scene.image, scene.mask
+
+
+def test_an_image_depends_on_seed_split_and_number_alone() -> None:
+    short = ProceduralSource(("train", "val"), (5, 3), 4, (64, 48), seed=1)
+    long = ProceduralSource(("val", "train"), (9, 50), 4, (64, 48), seed=1)
+    draw_scene.cache_clear()
+    wanted = [(record.key, record.classes, record.image(), record.mask()) for record in short.records("train")]
+    draw_scene.cache_clear()
+    got = [(record.key, record.classes, record.image(), record.mask()) for record in long.records("train")[4::-1]]
+    assert got[::-1] == wanted
+
+
+@pytest.mark.parametrize("other", [("train", 1), ("val", 0)])
+def test_another_seed_or_split_gives_other_images(other: tuple[str, int]) -> None:
+    split, seed = other
+    image, mask = _fresh_scene(0, "train", 0, 4, (64, 48))
+    other_image, other_mask = _fresh_scene(0, split, seed, 4, (64, 48))
+    assert image.shape != other_image.shape or not np.array_equal(image, other_image)
+    assert mask.shape != other_mask.shape or not np.array_equal(mask, other_mask)
+
+
+@pytest.mark.parametrize("num_classes", [1, 4, 20])
+def test_labels_are_exactly_the_classes_in_the_mask(num_classes: int) -> None:
+    source = ProceduralSource(("train",), (40,), num_classes, (96, 72))
+    for record in source.records("train"):
+        assert record.mask is not None
+        mask = cv2.imdecode(np.frombuffer(record.mask(), np.uint8), cv2.IMREAD_UNCHANGED)
+        image = simplejpeg.decode_jpeg(record.image())
+        assert mask.dtype == np.uint8
+        assert mask.shape == image.shape[:2]
+        assert record.classes == tuple(np.unique(mask[mask > 0]))
+
+
+def test_every_object_stays_visible_and_background_remains() -> None:
+    shares = []
+    for index in range(60):
+        mask = _fresh_scene(index, "train", 0, 4, (128, 96))[1]
+        shares.append(np.count_nonzero(mask) / mask.size)
+        for class_id in np.unique(mask[mask > 0]):
+            assert np.count_nonzero(mask == class_id) >= 16
+    assert 0.1 < np.mean(shares) < 0.4
+    assert max(shares) < 0.8
+
+
+def test_sizes_vary_as_in_photographs() -> None:
+    shapes = [_fresh_scene(index, "train", 0, 4, (128, 96))[0].shape[:2] for index in range(60)]
+    portraits = sum(height > width for height, width in shapes)
+    assert 5 <= portraits <= 30
+    assert len(set(shapes)) >= 8
+    assert max(max(shape) for shape in shapes) == 128
+    assert np.median([max(shape) for shape in shapes]) == 128
+    assert 84 <= np.median([min(shape) for shape in shapes]) <= 104
+
+
+def test_only_a_small_head_tells_the_class() -> None:
+    """Two data sets that differ in the number of classes draw the same objects with other heads."""
+    shares = []
+    for index in range(40):
+        pictures = [_fresh_scene(index, "train", 0, count) for count in (1, 254)]
+        (first, mask), (second, other_mask) = pictures
+        if not np.array_equal(mask > 0, other_mask > 0) or np.array_equal(mask, other_mask):
+            continue  # a second object's place and colour may follow from the first one's head
+        changed = np.abs(first.astype(int) - second).sum(2) > 60
+        shares.append(np.count_nonzero(changed & (mask > 0)) / np.count_nonzero(mask))
+        assert np.count_nonzero(changed & (mask == 0)) < 0.02 * np.count_nonzero(mask == 0)
+    assert len(shares) >= 5
+    assert 0.02 < np.mean(shares) < 0.25
+
+
+def test_any_number_of_classes_has_distinct_names() -> None:
+    names = ProceduralSource(num_classes=254).classes
+    assert len(set(names)) == 254
+    assert names[:2] == ("rings", "stripes")
+    assert names[8] == "rings-2"
+
+
+def test_a_small_split_holds_every_class() -> None:
+    records = ProceduralSource(("val",), (7,), 7, (64, 48)).records("val")
+    assert {class_id for record in records for class_id in record.classes or ()} == set(range(1, 8))
+
+
+def test_records_are_lazy_and_travel_to_other_processes() -> None:
+    source = ProceduralSource(("train",), (10**9,), 4, (64, 48))
+    assert isinstance(source, Source)
+    records = source.records("train")
+    assert len(records) == 10**9
+    record = pickle.loads(pickle.dumps(records[-1]))
+    assert record.key == "train_999999999"
+    assert record.image() == records[10**9 - 1].image()
+    with pytest.raises(IndexError):
+        records[10**9]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images": (3,)}, "1 entries for 2 splits"),
+        ({"num_classes": 255}, "num_classes=255"),
+        ({"image_size": (256, 16)}, "below 32 pixels"),
+    ],
+)
+def test_settings_that_cannot_be_drawn_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        ProceduralSource(**arguments)  # type: ignore[arg-type]
+
+
+def test_unknown_and_empty_splits_are_refused() -> None:
+    source = ProceduralSource(("train", "val"), (3, 0))
+    with pytest.raises(SourceError, match=r"'test' is not one of \['train', 'val'\]"):
+        source.records("test")
+    with pytest.raises(SourceError, match="'val' is empty"):
+        source.records("val")
