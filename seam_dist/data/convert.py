@@ -1,0 +1,274 @@
+"""Conversion of a data set to shards: deterministic, shard by shard, resumable, spread over ranks and processes.
+
+Sample i of a split goes to shard i mod num_shards: sizes differ by at most one, and a data set sorted by class still
+gives shards of mixed classes. Every image is decoded once on the way, so that a damaged one is found here, by name.
+A shard appears by rename with a small `.<shard>.json` beside it that says what it was made from; a conversion that
+was cut goes on with the shards that are missing. The manifest is written last and replaces those notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import seam_dist
+from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
+from seam_dist.data.shards import (
+    IGNORED,
+    MANIFEST,
+    Manifest,
+    RawSample,
+    SampleInfo,
+    Shard,
+    ShardError,
+    Split,
+    load_manifest,
+    write_shard,
+)
+from seam_dist.data.processes import single_thread
+from seam_dist.data.sources.base import Record, Source, SourceError
+from seam_dist.files import atomic_file, read_json, sha256_file, write_json
+
+_MAX_REPORTED = 5
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to write: what it is made from and where it goes."""
+
+    folder: Path
+    file: str
+    records: Sequence[Record]
+    num_classes: int
+    max_pixels: int
+    fingerprint: str
+
+
+def count_shards(num_samples: int, *, samples_per_shard: int, streams: int) -> int:
+    """Return the number of shards of a split: enough for samples_per_shard, a multiple of streams where that is possible."""
+    least = -(-num_samples // samples_per_shard)
+    return min(num_samples, -(-least // streams) * streams)
+
+
+def convert(
+    source: Source,
+    splits: Sequence[str],
+    folder: Path,
+    *,
+    settings: Mapping[str, Any],
+    samples_per_shard: int,
+    streams: int,
+    max_pixels: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_processes: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Convert the splits of a data set to shards in `folder` and return their manifest, the same on every rank.
+
+    `settings` is what identifies the source; it is kept in the manifest. Rank r of R writes shards r, r + R, ...;
+    rank 0 writes the manifest after `barrier`. Raises SourceError with the names of images that cannot be used, and
+    ShardError when a shard cannot be written; whole shards stay and are not made again.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        (folder / MANIFEST).unlink(missing_ok=True)  # shards that are about to change must not look finished
+    plans: dict[str, list[_Task]] = {}
+    facts: dict[str, tuple[int, bool, bool]] = {}
+    for split in splits:
+        records = source.records(split)
+        facts[split] = (len(records), _all_or_none(records, "mask", split), _all_or_none(records, "classes", split))
+        count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
+        plans[split] = [
+            _plan(folder, f"{split}-{i:05d}.tar", records[i::count], len(source.classes), max_pixels, settings)
+            for i in range(count)
+        ]
+    tasks = [task for tasks in plans.values() for task in tasks][rank::world_size]
+    _run_all([task for task in tasks if not _is_done(task)], num_processes)
+    barrier()
+    if rank == 0:
+        _finish(folder, plans, facts, source.classes, settings)
+    barrier()
+    return load_manifest(folder)
+
+
+def convert_record(record: Record, *, num_classes: int, max_pixels: int) -> RawSample:
+    """Load one record, check it by decoding it, and return it as it is stored; raise SourceError with its name.
+
+    JPEG, PNG and WebP keep their bytes. GIF, TIFF, BMP, PPM and JPEG 2000 are stored as PNG (first frame, 8 bits).
+    """
+    where = f"image {record.source_id}"
+    members: dict[str, bytes] = {}
+    try:
+        images = {"": record.image} if record.image_b is None else {"a.": record.image, "b.": record.image_b}
+        infos = []
+        for part, load in images.items():
+            extension, data, info = _prepare_image(load(), record, max_pixels)
+            members[part + extension] = data
+            infos.append(info)
+        if infos[0].size != infos[-1].size:
+            raise BadImageError(f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes")
+        if record.mask is not None:
+            where = f"mask of image {record.source_id}"
+            members["png"] = record.mask()
+            _check_mask(members["png"], infos[0], num_classes, max_pixels)
+    except BadImageError as error:
+        raise SourceError(f"{where}: {error}") from None
+    except OSError as error:
+        raise SourceError(f"{where} cannot be read: {error}") from None
+    members["json"] = infos[0].to_bytes(has_labels=record.classes is not None)
+    return RawSample(record.key, members)
+
+
+def _prepare_image(data: bytes, record: Record, max_pixels: int) -> tuple[str, bytes, SampleInfo]:
+    """Return the member extension, the bytes to store and the description of one image."""
+    try:
+        header = read_header(data, max_pixels=max_pixels)
+    except UnknownFormatError:
+        data = encode_png(data, max_pixels=max_pixels)
+        header = read_header(data, max_pixels=max_pixels)
+    pixels = decode_image(data, max_pixels=max_pixels, orientation=header.orientation)
+    if pixels.shape[:2] != header.size:
+        raise BadImageError(f"its header says {header.size} pixels and its data {pixels.shape[:2]}: it is damaged")
+    extension = "image.png" if header.extension == "png" else header.extension
+    return extension, data, SampleInfo(record.classes or (), header.size, header.orientation, record.source_id)
+
+
+def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int) -> None:
+    mask = decode_mask(data, max_pixels=max_pixels)
+    if mask.shape != info.size:
+        turned = "; masks are expected after the image's EXIF rotation" if info.orientation >= 5 else ""
+        raise BadImageError(
+            f"it has {mask.shape} pixels (height, width), its image {info.size}{turned}: make them equal"
+        )
+    wrong = [int(value) for value in np.unique(mask) if num_classes < value < IGNORED]
+    if wrong:
+        raise BadImageError(
+            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORED} (ignored): "
+            "correct the mask or add the class"
+        )
+
+
+def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
+    """Return whether all records have the field; raise SourceError when only some have it."""
+    without = [record for record in records if getattr(record, field) is None]
+    if without and len(without) < len(records):
+        raise SourceError(
+            f"split {split!r}: image {without[0].source_id} has no {field} ({len(without)} of {len(records)} images), "
+            "others have: give all of them or none"
+        )
+    return not without
+
+
+def _plan(
+    folder: Path, file: str, records: Sequence[Record], num_classes: int, max_pixels: int, settings: Mapping[str, Any]
+) -> _Task:
+    content = [[record.key, record.source_id, record.classes, record.mask is not None] for record in records]
+    identity = json.dumps([dict(settings), num_classes, content], sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+    return _Task(folder, file, records, num_classes, max_pixels, fingerprint)
+
+
+def _note(task: _Task) -> Path:
+    return task.folder / f".{task.file}.json"
+
+
+def _is_done(task: _Task) -> bool:
+    """Tell whether the shard is there, whole, and made from the same records."""
+    note, path = _note(task), task.folder / task.file
+    if not note.is_file() or not path.is_file():
+        return False
+    value = read_json(note)
+    return bool(value["fingerprint"] == task.fingerprint and value["shard"]["num_bytes"] == path.stat().st_size)
+
+
+def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
+    """Write the shards, in several processes where that helps; raise SourceError with the first of all bad images."""
+    if min(num_processes, len(tasks)) <= 1:
+        problems = [problem for task in tasks for problem in _write(task)]
+    else:
+        # fork: readers may hold open state, and the loaders of training fork as well.
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=single_thread) as pool:
+            problems = [problem for found in pool.map(_write, tasks) for problem in found]
+    if problems:
+        more = f"\n... and {len(problems) - _MAX_REPORTED} more" if len(problems) > _MAX_REPORTED else ""
+        raise SourceError(
+            f"{len(problems)} images cannot be converted; correct or remove them and run again (whole shards are kept):\n"
+            + "\n".join(problems[:_MAX_REPORTED])
+            + more
+        )
+
+
+def _write(task: _Task) -> list[str]:
+    """Write one shard and its note; return what is wrong with its images instead, if anything."""
+    path = task.folder / task.file
+    for left_over in task.folder.glob(f".{task.file}.*.tmp"):  # of a process that was killed while writing
+        left_over.unlink()
+    problems: list[str] = []
+
+    def samples() -> Iterator[RawSample]:
+        for record in task.records:
+            try:
+                yield convert_record(record, num_classes=task.num_classes, max_pixels=task.max_pixels)
+            except SourceError as error:
+                problems.append(str(error))
+
+    try:
+        with atomic_file(path) as temporary:
+            with open(temporary, "wb") as file:
+                write_shard(file, samples())
+            shard = Shard(task.file, len(task.records), temporary.stat().st_size, sha256_file(temporary))
+            if problems:
+                raise _Abandoned
+        write_json(_note(task), {"fingerprint": task.fingerprint, "shard": asdict(shard)})
+    except _Abandoned:
+        return problems
+    except OSError as error:
+        raise ShardError(
+            f"shard {task.file} cannot be written to {task.folder} ({error.strerror or error}): make room there or choose "
+            "another data.shards, then run again; whole shards are kept"
+        ) from None
+    return []
+
+
+class _Abandoned(Exception):  # noqa: N818 - not an error: it makes the temporary file go away
+    """Raised inside a shard that holds bad images."""
+
+
+def _finish(
+    folder: Path,
+    plans: Mapping[str, Sequence[_Task]],
+    facts: Mapping[str, tuple[int, bool, bool]],
+    classes: Sequence[str],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the manifest from the notes of all ranks, then remove the notes and shards of an earlier, different plan."""
+    splits = {}
+    for name, tasks in plans.items():
+        missing = [task.file for task in tasks if not _is_done(task)]
+        if missing:
+            raise ShardError(
+                f"{folder / missing[0]} was not written by its rank: all ranks must see the same folder; run again"
+            )
+        shards = tuple(Shard(**read_json(_note(task))["shard"]) for task in tasks)
+        num_samples, has_masks, has_labels = facts[name]
+        splits[name] = Split(name, num_samples, has_masks, has_labels, shards)
+    created_by = f"seam-dist {seam_dist.__version__}"
+    write_json(folder / MANIFEST, Manifest(tuple(classes), splits, settings, created_by).to_json())
+    planned = {task.file for tasks in plans.values() for task in tasks}
+    for name, tasks in plans.items():
+        for task in tasks:
+            _note(task).unlink()
+        for path in folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar"):
+            if path.name not in planned:
+                path.unlink()
