@@ -1,0 +1,148 @@
+"""Colour jitter of the published augmentation (PARITY.md section 2), in uint8 on the host and in float on the device.
+
+Brightness, contrast and saturation blend the image with black, with the mean grey of the whole image and with its own
+grey; hue turns the colour circle of HSV. Their order is random. Each step ends in whole numbers of 0..255, cut off
+below the point as in Pillow, whose behaviour this follows (torchvision's ColorJitter on Pillow images).
+
+An image's jitter is one row of eight float32 numbers:
+
+    0 brightness factor    1 contrast factor    2 saturation factor    3 hue shift in turns, -0.5 to 0.5
+    4 mean grey (0..255) of the whole image when contrast takes its turn
+    5, 6, 7 the turns of brightness, contrast and saturation: 0 to 3; hue has the one that is left
+
+IDENTITY changes nothing. The mean grey travels with the image because a crop does not know it; it is taken from every
+n-th pixel of the decoded image, put through the steps that come before contrast.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+NUM_PARAMETERS: Final = 8
+IDENTITY: Final = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 2.0)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+_GREY = (0.299, 0.587, 0.114)
+_SUBSAMPLED_SIDE = 64  # pixels of the longer side that the mean grey is taken from
+_EPS = 2.0**-10  # keeps a sum that is a whole number from being cut to the one below by float rounding
+
+
+def turns(color: Floats) -> list[int]:
+    """Return the operations of one row of parameters in the order of their turns."""
+    places = [int(place) for place in color[5:8]]
+    places.append(6 - sum(places))
+    return [places.index(turn) for turn in range(4)]
+
+
+def with_grey_mean(color: Floats, image: Pixels) -> Floats:
+    """Return the parameters with the mean grey of `image` (the whole one, uint8 RGB) filled in."""
+    step = max(1, max(image.shape[:2]) // _SUBSAMPLED_SIDE)
+    few = np.ascontiguousarray(image[::step, ::step])
+    order = turns(color)
+    few = _apply(few, color, order[: order.index(CONTRAST)])
+    color = color.copy()
+    color[4] = np.floor(cv2.cvtColor(few, cv2.COLOR_RGB2GRAY).mean() + 0.5)
+    return color
+
+
+def jitter_host(image: Pixels, color: Floats) -> Pixels:
+    """Apply one row of parameters to a uint8 RGB image of any size."""
+    return _apply(image, color, turns(color))
+
+
+def _apply(image: Pixels, color: Floats, operations: list[int]) -> Pixels:
+    for operation in operations:
+        factor = float(color[operation])
+        if operation == HUE:
+            image = _turn_hue(image, factor)
+        elif factor != 1:
+            image = _blend(image, operation, factor, float(color[4]))
+    return image
+
+
+def _blend(image: Pixels, operation: int, factor: float, grey_mean: float) -> Pixels:
+    matrix = np.zeros((3, 4), np.float32)
+    matrix[:, :3] = np.eye(3) * factor
+    # OpenCV rounds to the nearest whole number; half a step less cuts instead.
+    matrix[:, 3] = _EPS - 0.5
+    if operation == CONTRAST:
+        matrix[:, 3] += (1 - factor) * grey_mean
+    elif operation == SATURATION:
+        matrix[:, :3] += (1 - factor) * np.array(_GREY, np.float32)
+    blended: Pixels = cv2.transform(image, matrix)
+    return blended
+
+
+def _turn_hue(image: Pixels, shift: float) -> Pixels:
+    steps = round(shift * 256) % 256
+    if steps == 0:
+        return image
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(steps)  # wraps around, as the circle does
+    turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return turned
+
+
+def jitter_device(image: Tensor, color: Tensor) -> Tensor:
+    """Apply (B, 8) parameters to (B, 3, H, W) float images of whole numbers 0..255; return the same.
+
+    Free of branches on data, so that it compiles and does not wait for the device: three blends, each of them skipped
+    by factors of 1 where hue came first, then hue, then the blends after it.
+    """
+    color = color.to(image.device, torch.float32)
+    places = torch.cat([color[:, 5:8], 6 - color[:, 5:8].sum(1, keepdim=True)], dim=1)
+    hue_place = places[:, HUE]
+    for turn in (0, 1, 2):
+        image = _blend_turn(image, color, places == turn, active=hue_place > turn)
+    image = torch.where(_spread(color[:, HUE] == 0), image, _turn_hue_device(image, color[:, HUE]))
+    for turn in (1, 2, 3):
+        image = _blend_turn(image, color, places == turn, active=hue_place < turn)
+    return image
+
+
+def _spread(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def _blend_turn(image: Tensor, color: Tensor, chosen: Tensor, active: Tensor) -> Tensor:
+    """Blend each image by the operation that has its turn (`chosen`, (B, 4)), or leave it where not `active`."""
+    one, zero = torch.ones_like(color[:, 0]), torch.zeros_like(color[:, 0])
+    chosen = chosen & active[:, None]
+    factor = torch.where(chosen[:, :3], color[:, :3], one[:, None]).prod(1)
+    to_mean = torch.where(chosen[:, CONTRAST], (1 - factor) * color[:, 4], zero)
+    to_grey = torch.where(chosen[:, SATURATION], 1 - factor, zero)
+    blended = image * _spread(factor) + _grey(image) * _spread(to_grey) + _spread(to_mean)
+    return torch.floor(blended.clamp(0, 255) + _EPS)
+
+
+def _grey(image: Tensor) -> Tensor:
+    """Return (B, 1, H, W) grey in whole numbers."""
+    red, green, blue = image.split(1, dim=1)
+    return torch.floor(red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + 0.5)
+
+
+def _turn_hue_device(image: Tensor, shift: Tensor) -> Tensor:
+    red, green, blue = image.split(1, dim=1)
+    value = image.amax(1, keepdim=True)
+    chroma = value - image.amin(1, keepdim=True)
+    inverse = 1 / chroma.clamp(min=1)  # chroma is a whole number; where it is 0 the hue does not matter
+    sector = torch.where(
+        value == red,
+        (green - blue) * inverse,
+        torch.where(value == green, (blue - red) * inverse + 2, (red - green) * inverse + 4),
+    )
+    sector = sector + 6 * _spread(shift)
+    channels = []
+    for start in (5, 3, 1):
+        k = torch.remainder(sector + start, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.floor(torch.cat(channels, dim=1) + 0.5)

@@ -1,0 +1,173 @@
+"""Training augmentation (PARITY.md section 2): drawn from one random generator, applied crop first in uint8.
+
+Published order: long side to U{a..b}, flip, colour jitter, normalisation, random crop with zero padding; a small image
+lies at a random place of the crop. Here only the region of the crop is resized, by OpenCV's bicubic kernel, and the
+colour of that region is changed afterwards, on the host or on the device (`seam_dist.data.color`). The random numbers
+have the published distribution; pixels differ a little (`seam_dist.data.exact` is the slow original order).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seam_dist.config import AugmentConfig
+from seam_dist.data.color import IDENTITY, jitter_device, jitter_host, with_grey_mean
+from seam_dist.data.images import decode_image
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+_ORDERS = tuple((a, b, c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3)
+_REACH = 3  # source pixels on either side of a window that bicubic interpolation can touch, and one to spare
+_SEARCH = 32  # source pixels over which a window looks for a better start
+_ALIGNED = 1 / 16  # of a pixel: largest shift that a window's start may cause
+_AREA_BELOW = 0.75  # scale under which the area filter stands in for Pillow's wide bicubic kernel
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random choices for one image, apart from its size: all that augmentation depends on."""
+
+    long_side: int
+    flip: bool
+    position: tuple[float, float]
+    """Share of the free space above and left of the crop, or of the image inside a larger crop; 0 to below 1."""
+    color: Floats
+    """Colour jitter as one row of `seam_dist.data.color`, without its mean grey."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a crop lies. All in pixels: size of the resized image, region of it, place of that region in the crop."""
+
+    resized: tuple[int, int]
+    start: tuple[int, int]
+    size: tuple[int, int]
+    offset: tuple[int, int]
+
+
+def draw(rng: np.random.Generator, cfg: AugmentConfig) -> Draw:
+    """Draw the augmentation of one image; always the same number of draws, so that settings do not shift one another."""
+    long_side = int(rng.integers(cfg.resize_long[0], cfg.resize_long[1] + 1))
+    flip, y, x, *factors = rng.random(7)
+    order = _ORDERS[int(rng.integers(len(_ORDERS)))]
+    color = np.array(IDENTITY, np.float32)
+    widths = (cfg.brightness, cfg.contrast, cfg.saturation)
+    color[:3] = [1 + width * (2 * u - 1) for width, u in zip(widths, factors, strict=False)]
+    color[3] = cfg.hue * (2 * factors[3] - 1)
+    color[5:8] = order
+    return Draw(long_side, bool(flip < cfg.hflip), (float(y), float(x)), color)
+
+
+def place(height: int, width: int, choice: Draw, crop_size: int) -> Placement:
+    """Return where the crop of an image of that size (display order) lies after resizing and flipping."""
+    long_side = max(height, width)
+    resized = (max(1, round(height * choice.long_side / long_side)), max(1, round(width * choice.long_side / long_side)))
+    start, size, offset = [], [], []
+    for side, share in zip(resized, choice.position, strict=True):
+        free = int(share * (abs(side - crop_size) + 1))
+        start.append(free if side > crop_size else 0)
+        offset.append(free if side < crop_size else 0)
+        size.append(min(side, crop_size))
+    return Placement(resized, (start[0], start[1]), (size[0], size[1]), (offset[0], offset[1]))
+
+
+def augment(
+    data: bytes, choice: Draw, cfg: AugmentConfig, *, size: tuple[int, int], orientation: int, max_pixels: int
+) -> tuple[Pixels, NDArray[np.int32], Floats]:
+    """Decode and augment one image of `size` (height, width in display order).
+
+    Returns the crop (3, S, S) uint8, zero outside the image; the image's box in it (y0, x0, y1, x1) int32; and its
+    colour jitter, identity when that was done here (`color_on=host`). Raises BadImageError for damaged data.
+    """
+    where = place(*size, choice, cfg.crop_size)
+    image = decode_image(data, max_pixels=max_pixels, orientation=orientation, min_size=where.resized)
+    color = with_grey_mean(choice.color, image) if jitters(cfg) else np.array(IDENTITY, np.float32)
+    (y, x), (height, width) = where.start, where.size
+    # The published crop is taken from the flipped image: mirrored, it begins where it ended.
+    x = where.resized[1] - x - width if choice.flip else x
+    region = resize_region(image, where.resized, (y, x), where.size)
+    if cfg.color_on == "host" and jitters(cfg):
+        region = jitter_host(region, color)
+        color = np.array(IDENTITY, np.float32)
+    if choice.flip:
+        region = cv2.flip(region, 1)
+    top, left = where.offset
+    shape = (3, cfg.crop_size, cfg.crop_size)
+    crop = np.empty(shape, np.uint8) if where.size == shape[1:] else np.zeros(shape, np.uint8)
+    cv2.split(region, [plane[top : top + height, left : left + width] for plane in crop])
+    return crop, np.array([top, left, top + height, left + width], np.int32), color
+
+
+def jitters(cfg: AugmentConfig) -> bool:
+    """Tell whether any colour jitter is on."""
+    return any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue))
+
+
+def resize_region(
+    image: Pixels, resized: tuple[int, int], start: tuple[int, int], size: tuple[int, int]
+) -> Pixels:
+    """Return `size` pixels from `start` of the image resized to `resized`, resizing little more than that region."""
+    windows = [
+        _window(side, new, first, count)
+        for side, new, first, count in zip(image.shape[:2], resized, start, size, strict=True)
+    ]
+    (y0, y1, scale_y, skip_y), (x0, x1, scale_x, skip_x) = windows
+    shrinks = min(scale_y, scale_x) < _AREA_BELOW
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    # With the scale given instead of a size, OpenCV keeps it exact: pixel centres stay where the whole image has them.
+    part = cv2.resize(image[y0:y1, x0:x1], None, fx=scale_x, fy=scale_y, interpolation=method)
+    return part[skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
+
+
+@lru_cache(maxsize=4096)
+def _window(side: int, resized: int, start: int, count: int) -> tuple[int, int, float, int]:
+    """Return source begin and end, scale, and resized pixels to skip, along one axis.
+
+    The begin is a source pixel that falls on a whole number of resized pixels, nearly: one of the last few before the
+    region, or 0, which always does.
+    """
+    scale = resized / side
+    last = int(start / scale) - _REACH
+    begin = 0
+    if last > 0:
+        candidates = range(last, max(0, last - _SEARCH), -1)
+        best = min(candidates, key=lambda source: abs(source * scale - round(source * scale)))
+        if abs(best * scale - round(best * scale)) <= _ALIGNED:
+            begin = best
+    skip = start - round(begin * scale)
+    end = min(side, -int(-(start + count) / scale // 1) + _REACH)
+    return begin, end, scale, skip
+
+
+def normalize_images(
+    image: Tensor, valid: Tensor, color: Tensor | None, mean: Tensor, std: Tensor, *, channels_last: bool
+) -> Tensor:
+    """Return jittered, normalised float32 (B, 3, S, S) from uint8 crops; exactly zero outside `valid`.
+
+    `valid` (B, 4) int32 holds y0, x0, y1, x1; `color` (B, 8) the jitter of `seam_dist.data.color`, None for none;
+    `mean` and `std` (3) are in units of 0..1 pixel values. Runs on the device of `image` and compiles.
+    """
+    device = image.device
+    valid = valid.to(device)
+    pixels = image.to(torch.float32)
+    if channels_last:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    if color is not None:
+        pixels = jitter_device(pixels, color)
+    mean, std = (value.to(device, torch.float32).view(1, 3, 1, 1) for value in (mean, std))
+    pixels = (pixels / 255 - mean) / std
+    rows = torch.arange(image.shape[-2], device=device)
+    columns = torch.arange(image.shape[-1], device=device)
+    inside_y = (rows >= valid[:, 0:1]) & (rows < valid[:, 2:3])
+    inside_x = (columns >= valid[:, 1:2]) & (columns < valid[:, 3:4])
+    inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]
+    pixels = torch.where(inside, pixels, torch.zeros((), device=device))
+    return pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels
