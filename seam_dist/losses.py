@@ -1,0 +1,188 @@
+"""The losses of SEAM as pure functions (PARITY.md section 2; SEAM, Wang et al. 2020, section 3.4).
+
+Maps are float32 CAMs at image size, (B, C + 1, H, W), channel 0 the background; labels are multi-hot (B, C) over the
+foreground classes. Every loss is a mean of per-sample values, so that data-parallel averaging over ranks of equal batch
+is exact. Nothing is written in place. Where paper and published code differ, the code is followed.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seam_dist.config import LossConfig
+
+_EPS = 1e-5
+
+
+class CamPair(Protocol):
+    """What a network returns for one view: the classifier's map, and PCM's refinement of it or None."""
+
+    @property
+    def cam(self) -> Tensor:
+        """Classifier's map, (B, C + 1, H, W)."""
+        ...
+
+    @property
+    def cam_refined(self) -> Tensor | None:
+        """PCM's map, (B, C + 1, H, W)."""
+        ...
+
+
+def _check_label(cam: Tensor, label: Tensor) -> None:
+    if label.shape != (cam.shape[0], cam.shape[1] - 1):
+        raise ValueError(
+            f"label has shape {tuple(label.shape)}, expected {(cam.shape[0], cam.shape[1] - 1)} for a cam of shape "
+            f"{tuple(cam.shape)}: give one column a foreground class, without the background"
+        )
+
+
+def _resize(cam: Tensor, size: tuple[int, int]) -> Tensor:
+    if cam.shape[-2:] == size:
+        return cam
+    return F.interpolate(cam, size, mode="bilinear", align_corners=True)
+
+
+def max_norm(cam: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Return the CAM scaled to 0..1 within each sample and channel, then resized to `size` (align_corners=True).
+
+    With x = relu(cam), m and M its extremes over H and W: relu(x - m - 1e-5) / (M - m + 1e-5). Differentiable, also
+    through m and M. The division follows the resize: it is the same number, and the resized map is the smaller one.
+    """
+    flat = cam.flatten(2)
+    with torch.no_grad():
+        where = torch.stack([flat.argmin(dim=2), flat.argmax(dim=2)], dim=2)
+    # Full-size passes decide the time: relu of the extremes is the extremes of relu; one gather of both has one
+    # gradient map, not two; adding the negative spares the subtraction's negated gradient.
+    low, high = F.relu(flat.gather(2, where))[..., None, None].unbind(dim=2)
+    shifted = F.relu(cam + -(low + _EPS))
+    return (shifted if size is None else _resize(shifted, size)) / (high - low + _EPS)
+
+
+def max_onehot(cam: Tensor) -> Tensor:
+    """Return the CAM with every foreground value that is not its pixel's foreground maximum set to 0.
+
+    Values stay soft, ties stay both, channel 0 passes unchanged; the input is left as it was.
+    """
+    foreground = cam[:, 1:]
+    highest = foreground.amax(dim=1, keepdim=True)
+    return torch.cat([cam[:, :1], torch.where(foreground == highest, foreground, 0)], dim=1)
+
+
+def multilabel_soft_margin_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the mean over samples and classes of -[y log s(x) + (1 - y) log s(-x)], s the logistic function."""
+    return F.binary_cross_entropy_with_logits(logits, label)
+
+
+def classification_loss(cam: Tensor, label: Tensor) -> Tensor:
+    """Return the multilabel soft margin loss of the CAM's spatial mean over its foreground channels."""
+    _check_label(cam, label)
+    return multilabel_soft_margin_loss(cam.mean(dim=(2, 3))[:, 1:], label)
+
+
+def min_pooling_loss(cam_refined: Tensor, label: Tensor) -> Tensor:
+    """Return the mean, after relu, of the lowest quarter of each image's strongest foreground score.
+
+    The map is used as it comes (not scaled to 0..1), times the label; k = H * W // 4 pixels of each
+    image count, at least one.
+    """
+    _check_label(cam_refined, label)
+    k = max(1, cam_refined.shape[2] * cam_refined.shape[3] // 4)
+    # The background stays in as zeros: the relu below makes it one, and a slice of the map would cost a copy backward.
+    score = (cam_refined * F.pad(label, (1, 0))[..., None, None]).max(dim=1).values.flatten(1)
+    return F.relu(score.topk(k, dim=1, largest=False, sorted=False).values).mean()
+
+
+def _foreground(cam: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the scaled foreground channels at `size`, zero where the label is."""
+    return max_norm(cam, size)[:, 1:] * label[..., None, None]
+
+
+def _with_background(foreground: Tensor) -> Tensor:
+    return torch.cat([1 - foreground.amax(dim=1, keepdim=True), foreground], dim=1)
+
+
+def _top_mean(values: Tensor, top: float) -> Tensor:
+    flat = values.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * top)), dim=1, sorted=False).values.mean()
+
+
+def _cross_loss(
+    foreground1: Tensor, foreground2: Tensor, refined1: Tensor, refined2: Tensor, label: Tensor, top: float
+) -> Tensor:
+    size = (foreground2.shape[2], foreground2.shape[3])
+    labels = F.pad(label, (1, 0), value=1.0)[..., None, None]  # the background is present in every image
+    total = foreground1.new_zeros(())
+    for other, refined in ((foreground2, refined1), (foreground1, refined2)):
+        target = max_onehot(_with_background(other.detach()))
+        total = total + _top_mean((target - max_norm(refined, size) * labels).abs(), top)
+    return total
+
+
+def equivariant_loss(cam1: Tensor, cam2: Tensor, label: Tensor) -> Tensor:
+    """Return ER: the mean absolute difference of the two views' scaled foreground maps, at the second view's size.
+
+    The first view's map is scaled to 0..1 first and resized then, bilinear with align_corners=True. Absent classes
+    count as equal: the mean is over all foreground channels.
+    """
+    _check_label(cam1, label)
+    size = (cam2.shape[2], cam2.shape[3])
+    return (_foreground(cam1, label, size) - _foreground(cam2, label, size)).abs().mean()
+
+
+def ecr_loss(cam1: Tensor, cam2: Tensor, refined1: Tensor, refined2: Tensor, label: Tensor, top: float = 0.2) -> Tensor:
+    """Return ECR: each view's refined map against the other view's plain one; the two directions are summed.
+
+    The target is max_onehot of the scaled plain map, with 1 - max foreground as its background, and takes no gradient.
+    Of each sample's absolute differences over all C + 1 channels the largest share `top` counts:
+    k = int((C + 1) * h * w * top) at the second view's size h x w, at least one.
+    """
+    _check_label(cam1, label)
+    size = (cam2.shape[2], cam2.shape[3])
+    return _cross_loss(_foreground(cam1, label, size), _foreground(cam2, label, size), refined1, refined2, label, top)
+
+
+def _refined(out: CamPair, ablation: str) -> Tensor:
+    if out.cam_refined is None:
+        raise ValueError(
+            f"loss.ablation={ablation} needs the refined map, but the network has no PCM: build it with pcm=True"
+        )
+    return out.cam_refined
+
+
+def seam_losses(
+    out1: CamPair, out2: CamPair | None, label: Tensor, loss: LossConfig, warmup: float = 1.0
+) -> dict[str, Tensor]:
+    """Return the weighted total "loss" and its terms in use, unweighted: "cls", "min_pool", "er" and "ecr".
+
+    out1 and out2 are the views' maps; out2 is None for the ablation "cam" alone. `warmup` in 0..1 scales ER and ECR.
+    total = cls + min_pool_weight * min_pool + warmup * (er_weight * er + ecr_weight * ecr); cls and min_pool are means
+    over the views. Terms: cam: cls of one view; er: cls, er; pcm: cls, er, min_pool; ecr: cls, ecr, min_pool;
+    full: all. Raises ValueError for a missing view or refined map, or a label of another width.
+    """
+    _check_label(out1.cam, label)
+    if loss.ablation == "cam":
+        cls = classification_loss(out1.cam, label)
+        return {"loss": cls, "cls": cls}
+    if out2 is None:
+        raise ValueError(
+            f"out2=None, but loss.ablation={loss.ablation} compares two views: pass the second view's maps"
+        )
+    terms = {"cls": (classification_loss(out1.cam, label) + classification_loss(out2.cam, label)) / 2}
+    total = terms["cls"]
+    size = (out2.cam.shape[2], out2.cam.shape[3])
+    foreground1, foreground2 = (_foreground(out.cam, label, size) for out in (out1, out2))
+    if loss.ablation in ("pcm", "ecr", "full"):
+        refined1, refined2 = _refined(out1, loss.ablation), _refined(out2, loss.ablation)
+        terms["min_pool"] = (min_pooling_loss(refined1, label) + min_pooling_loss(refined2, label)) / 2
+        total = total + loss.min_pool_weight * terms["min_pool"]
+    if loss.ablation in ("er", "pcm", "full"):
+        terms["er"] = (foreground1 - foreground2).abs().mean()
+        total = total + warmup * loss.er_weight * terms["er"]
+    if loss.ablation in ("ecr", "full"):
+        terms["ecr"] = _cross_loss(foreground1, foreground2, refined1, refined2, label, loss.ecr_top)
+        total = total + warmup * loss.ecr_weight * terms["ecr"]
+    return {"loss": total, **terms}
