@@ -178,8 +178,13 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def verify_shards(folder: Path, manifest: Manifest, split: str, mode: Literal["size", "checksum"] = "size") -> None:
-    """Check that every shard of a split is there with its size, or with its checksum; raise ShardError naming the first."""
-    for shard in manifest.split(split).shards:
+    """Check every shard of a split by its size or its checksum; raise ShardError naming the first that is not right."""
+    check_shards(folder, manifest.split(split).shards, mode)
+
+
+def check_shards(folder: Path, shards: Iterable[Shard], mode: Literal["size", "checksum"]) -> None:
+    """Check some shards of a folder as `verify_shards` does."""
+    for shard in shards:
         path = Path(folder) / shard.file
         _check_size(path, shard)
         if mode == "checksum" and sha256_file(path) != shard.sha256:
@@ -315,6 +320,8 @@ def parse_info(data: bytes, num_classes: int = IGNORED - 1) -> SampleInfo:
         info = SampleInfo(classes, (height, width), int(value.get("orientation", 1)), str(value["source_id"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadSampleError(f"its .json is not readable ({error!r})") from None
+    if min(height, width) < 1:
+        raise BadSampleError(f"its .json says {height} x {width} pixels")
     if not all(1 <= index <= num_classes for index in classes) or not 1 <= info.orientation <= 8:
         raise BadSampleError(f"its .json has classes {classes} or orientation {info.orientation} out of range")
     return info

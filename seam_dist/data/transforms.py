@@ -69,7 +69,10 @@ def draw(rng: np.random.Generator, cfg: AugmentConfig) -> Draw:
 def place(height: int, width: int, choice: Draw, crop_size: int) -> Placement:
     """Return where the crop of an image of that size (display order) lies after resizing and flipping."""
     long_side = max(height, width)
-    resized = (max(1, round(height * choice.long_side / long_side)), max(1, round(width * choice.long_side / long_side)))
+    resized = (
+        max(1, round(height * choice.long_side / long_side)),
+        max(1, round(width * choice.long_side / long_side)),
+    )
     start, size, offset = [], [], []
     for side, share in zip(resized, choice.position, strict=True):
         free = int(share * (abs(side - crop_size) + 1))
@@ -111,9 +114,7 @@ def jitters(cfg: AugmentConfig) -> bool:
     return any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue))
 
 
-def resize_region(
-    image: Pixels, resized: tuple[int, int], start: tuple[int, int], size: tuple[int, int]
-) -> Pixels:
+def resize_region(image: Pixels, resized: tuple[int, int], start: tuple[int, int], size: tuple[int, int]) -> Pixels:
     """Return `size` pixels from `start` of the image resized to `resized`, resizing little more than that region."""
     windows = [
         _window(side, new, first, count)
