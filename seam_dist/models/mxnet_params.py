@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 import re
 import struct
-from pathlib import Path
 from io import BufferedReader
+from pathlib import Path
 
 import torch
 from torch import Tensor

@@ -122,7 +122,7 @@ class SEAM(nn.Module):
         return SEAMOutput(resize(cam, size), None if refined is None else resize(refined, size))
 
     def forward_grid(self, image: Tensor) -> SEAMOutput:
-        """Return both CAMs at the feature grid, ceil(H / output_stride) by ceil(W / output_stride)."""
+        """Return both CAMs at the grid of the backbone's conv6."""
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "

@@ -5,6 +5,7 @@ conv6, conv5 and conv4 are its three deepest feature maps. timm is imported when
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -50,6 +51,7 @@ class TimmBackbone(Backbone):
         settings = getattr(self.net, "pretrained_cfg", None) or {}
         self.mean = tuple(settings.get("mean", IMAGENET_MEAN))
         self.std = tuple(settings.get("std", IMAGENET_STD))
+        self._stem = self._find_stem()
         if activation_checkpointing:
             if not hasattr(self.net, "set_grad_checkpointing"):
                 raise ValueError(
@@ -60,8 +62,11 @@ class TimmBackbone(Backbone):
     def _create(self, *, pretrained: bool) -> Any:
         timm = _timm()
         if not timm.is_model(self._model.split(".")[0]):
-            near = timm.list_models(f"*{self._model.split('_')[0].split('.')[0]}*")[:5]
-            raise ValueError(f"model.backbone=timm:{self._model} is unknown to timm; near: {near}: correct the name")
+            near = ", ".join(difflib.get_close_matches(self._model, timm.list_models(), n=4)) or "nothing"
+            raise ValueError(
+                f"model.backbone=timm:{self._model} is unknown to timm {timm.__version__}, near it is {near}: "
+                "correct the name"
+            )
         try:
             return timm.create_model(
                 self._model, features_only=True, output_stride=self.output_stride, pretrained=pretrained
@@ -74,11 +79,12 @@ class TimmBackbone(Backbone):
 
     def stem(self) -> list[nn.Module]:
         """Return the modules whose parameters all lie before the first feature map."""
-        image = torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE)
-        training = self.net.training
+        return self._stem
+
+    def _find_stem(self) -> list[nn.Module]:
         self.net.eval()  # the probe must not touch BatchNorm's statistics
-        first = self.net(image)[0].sum()
-        self.net.train(training)
+        first = self.net(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))[0].sum()
+        self.net.train()
         names, parameters = zip(*self.net.named_parameters(), strict=True)
         gradients = torch.autograd.grad(first, parameters, allow_unused=True)
         early = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
