@@ -25,8 +25,8 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A network from normalised images (B, 3, H, W) to `Features`, conv6 at 1 / output_stride of their size.
 
-    Sizes are rounded up (some networks of timm round down). Subclasses set `name`, `channels` of conv4, conv5, conv6, and, where they differ, `mean` and `std` (of pixel
-    values in 0..1), and return the modules that `model.freeze_stem` freezes from `stem`.
+    Sizes are rounded up (some networks of timm round down). Subclasses set `name`, `channels` of conv4, conv5, conv6
+    and, where they differ from ImageNet's, `mean` and `std` (of pixel values in 0..1), and say what the stem is.
     """
 
     name: str
