@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -31,10 +32,9 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "check_deepspeed_config",
+    "deepspeed_ready",
     "init_world",
     "interface_to",
-    "prepare_deepspeed",
-    "set_timeouts",
     "shutdown",
 ]
 
@@ -87,7 +87,7 @@ def init_world(cfg: Config) -> World:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=local_size, device=device)
-    set_timeouts(cfg.run.timeout_s)
+    _set_timeouts(cfg.run.timeout_s)
     return world
 
 
@@ -140,35 +140,34 @@ def shutdown(world: World) -> None:
         dist.destroy_process_group()
 
 
-def set_timeouts(timeout_s: float) -> None:
-    """Give every process group that exists `timeout_s` seconds for a collective.
+@contextmanager
+def deepspeed_ready(world: World, timeout_s: float) -> Iterator[None]:
+    """Prepare the process for deepspeed.initialize in the body, and give the groups that it makes their timeout.
 
-    Call it again after deepspeed.initialize, which makes groups of its own with its own 30 minutes.
-    """
-    for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
-
-
-def prepare_deepspeed() -> None:
-    """Make deepspeed.comm ready on the process group that init_world made.
-
-    DeepSpeed would compile its shared-memory collective for CPUs here, 25-97 s at first use and once more whenever the
+    DeepSpeed would compile its shared-memory collective for CPUs, 25-97 s at first use and once more whenever the
     environment differs. It serves tensor-parallel inference only, so it is left out and nothing is compiled.
     """
     import deepspeed
 
-    # By name: the attribute `deepspeed.comm.torch` is torch itself.
-    backend: Any = importlib.import_module("deepspeed.comm.torch")
-    if deepspeed.comm.is_initialized():
-        return
-    build = backend.build_shm_op
-    backend.build_shm_op = lambda: None
-    try:
-        deepspeed.init_distributed(
-            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=None
-        )
-    finally:
-        backend.build_shm_op = build
+    if not deepspeed.comm.is_initialized():
+        # By name: the attribute `deepspeed.comm.torch` is torch itself.
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        build = backend.build_shm_op
+        backend.build_shm_op = lambda: None
+        try:
+            deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        finally:
+            backend.build_shm_op = build
+    # DeepSpeed reads it from the environment also in a process without a launcher, at stage 3 in every step.
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    yield
+    _set_timeouts(timeout_s)
+
+
+def _set_timeouts(timeout_s: float) -> None:
+    """Give every process group that exists `timeout_s` seconds for a collective; DeepSpeed makes its own with 1800."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 def interface_to(address: str, port: int, *, crosses_hosts: bool) -> str | None:
@@ -201,13 +200,13 @@ class _Place:
 
 def _place(env: Mapping[str, str]) -> _Place:
     """Read the launcher's variables; a process without them is the only rank."""
-    if not any(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+    if "RANK" not in env and "WORLD_SIZE" not in env:
         return _Place(0, 1, 0, 1)
     missing = [name for name in _LAUNCH_VARIABLES if name not in env]
     if missing:
         raise ValueError(
             f"{', '.join(missing)} not set while other variables of a launcher are: start with the deepspeed launcher "
-            "or torchrun, or unset RANK, WORLD_SIZE and LOCAL_RANK for a single process"
+            "or torchrun, or unset RANK and WORLD_SIZE for a single process"
         )
     numbers = {}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):

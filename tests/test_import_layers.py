@@ -12,7 +12,7 @@ LAYERS: list[set[str]] = [
     {"seam_kernels"},
     {"config", "settings", "files", "distributed", "deepspeed_settings"},
     {"data", "models", "cam", "losses", "metrics"},
-    {"artifacts", "engine", "checkpoint", "logger"},
+    {"artifacts", "checkpoint", "engine", "logger", "step_overhead", "supervision", "train_module", "zero_state"},
     {"stages", "report"},
     {"cli", "launcher"},
 ]

@@ -1,0 +1,309 @@
+"""Checkpoints that survive kills and fit any number of ranks: safetensors and JSON under a checksum manifest.
+
+    checkpoints/step-00000200/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
+    checkpoints/latest        text: the name of the newest folder
+
+Two phases: a checkpoint is written to a hidden folder and flushed to disk with the checksums of its files; then it is
+renamed to its place, and only then `latest` is replaced. A process killed at any point leaves the previous checkpoint
+and `latest` as they were, or both new. Nothing in a checkpoint is executable, and it is verified before it is loaded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from seam_dist.artifacts import versions
+from seam_dist.distributed import World, broadcast_object
+from seam_dist.files import atomic_write, fsync_dir, read_json, sha256_file, write_json
+
+SCHEMA = 1
+_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_FILES = (_MODEL, _OPTIMIZER, _STATE)
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_TEMPORARY = ".saving-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or must not be loaded; the message says why and what to do."""
+
+
+@dataclass
+class TrainState:
+    """All that training depends on, in host memory and independent of ranks and ZeRO stage.
+
+    `samples` counts the samples taken from the canonical order. `weights` holds parameters and buffers by name,
+    `momentum` the optimizer's memory of the trained parameters; both are filled on the main rank only when gathered.
+    """
+
+    step: int
+    samples: int
+    seed: int
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder.
+
+    Args:
+        folder: where they lie; made at the first save.
+        architecture: JSON facts that the weights belong to (backbone, classes, ...); a checkpoint with others is
+            refused, even if all shapes agree.
+        config: the resolved settings, kept for the reader.
+        keep: how many are kept, newest first.
+    """
+
+    def __init__(
+        self, folder: Path, world: World, *, architecture: Mapping[str, Any], config: Mapping[str, Any], keep: int
+    ) -> None:
+        self.folder = folder
+        self.world = world
+        self.architecture = dict(architecture)
+        self.config = dict(config)
+        self.keep = keep
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint from the main rank's state; every rank must call it and returns when it is on disk.
+
+        Raises CheckpointError on every rank when a value is not finite or the disk refuses; what was there before
+        is then untouched.
+        """
+        path = self.folder / f"step-{state.step:08d}"
+        error: str | None = None
+        if self.world.is_main:
+            try:
+                _check_finite(state)
+                self._write(path, state)
+            except (OSError, SafetensorError, CheckpointError) as failure:
+                error = self._explain(path, failure)
+        error = broadcast_object(error, self.world)
+        if error is not None:
+            raise CheckpointError(error)
+        return path
+
+    def load(self, resume: str, model: nn.Module) -> TrainState | None:
+        """Return the state to resume from on every rank, or None to start anew.
+
+        `resume` is train.resume: "auto" takes the newest whole checkpoint of this folder, "never" removes what is
+        there, anything else is the folder of one checkpoint. Raises CheckpointError for a damaged checkpoint that was
+        named, and for one of another architecture.
+        """
+        choice: tuple[str | None, str | None] = (None, None)
+        if self.world.is_main:
+            try:
+                found = self._choose(resume)
+                if found is not None:
+                    check_architecture(found, self.architecture, model)
+                choice = (None if found is None else str(found), None)
+            except CheckpointError as failure:
+                choice = (None, str(failure))
+        path, error = broadcast_object(choice, self.world)
+        if error is not None:
+            raise CheckpointError(error)
+        return None if path is None else read_state(Path(path))
+
+    def _choose(self, resume: str) -> Path | None:
+        if resume == "never":
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+        if resume == "auto":
+            return find_newest(self.folder)
+        verify(Path(resume))
+        return Path(resume)
+
+    def _write(self, path: Path, state: TrainState) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        needed = sum(t.numel() * t.element_size() for part in (state.weights, state.momentum) for t in part.values())
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise CheckpointError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB free")
+        temporary = self.folder / f"{_TEMPORARY}{path.name}"
+        temporary.mkdir()
+        try:
+            save_file(state.weights, temporary / _MODEL, metadata={"format": "pt"})
+            save_file(state.momentum, temporary / _OPTIMIZER, metadata={"format": "pt"})
+            write_json(
+                temporary / _STATE,
+                {
+                    "schema": SCHEMA,
+                    "step": state.step,
+                    "samples": state.samples,
+                    "seed": state.seed,
+                    "world_size": self.world.size,
+                    "architecture": self.architecture,
+                    "config": self.config,
+                    "versions": versions(),
+                },
+            )
+            files = {}
+            for name in _FILES:
+                _fsync(temporary / name)
+                files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
+            write_json(temporary / _MANIFEST, {"schema": SCHEMA, "files": files})
+            if path.exists():
+                # Left by a run that went back to an older checkpoint; `latest` does not name it.
+                path.rename(self.folder / f"{_TEMPORARY}old-{path.name}")
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_dir(self.folder)
+        atomic_write(self.folder / "latest", path.name + "\n")
+        self._remove_old(state.step)
+
+    def _remove_old(self, step: int) -> None:
+        """Keep the newest checkpoints up to `step`; later ones belong to a course of training that was given up."""
+        folders = step_folders(self.folder)
+        kept = [number for number in sorted(folders) if number <= step][-self.keep :]
+        doomed = [folder for number, folder in folders.items() if number not in kept]
+        for folder in [*doomed, *self.folder.glob(f"{_TEMPORARY}*")]:
+            shutil.rmtree(folder)
+
+    def _explain(self, path: Path, failure: Exception) -> str:
+        reason = failure.strerror if isinstance(failure, OSError) and failure.strerror else str(failure)
+        previous = find_newest(self.folder, quiet=True)
+        rest = f"the previous one, {previous.name}, is intact" if previous else "there is no earlier one"
+        return f"checkpoint {path} could not be written: {reason}; {rest}: free space or mend the cause, then resume"
+
+
+def find_newest(folder: Path, *, quiet: bool = False) -> Path | None:
+    """Return the newest whole checkpoint in `folder`: the one that `latest` names, else the highest step that verifies.
+
+    Damaged ones are passed over with a line on stderr that says why, unless `quiet`.
+    """
+    folders = step_folders(folder)
+    order = [folders[number] for number in sorted(folders, reverse=True)]
+    try:
+        named = folder / (folder / "latest").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        named = None
+    if named in order:
+        order.remove(named)
+        order.insert(0, named)
+    for path in order:
+        try:
+            verify(path)
+        except CheckpointError as error:
+            if not quiet:
+                print(f"seam-dist: {error}; looking for an older one", file=sys.stderr)
+            continue
+        return path
+    return None
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """Return the checkpoint folders in `folder` by step, whole or not."""
+    if not folder.is_dir():
+        return {}
+    matches = {path: _STEP_FOLDER.fullmatch(path.name) for path in folder.iterdir()}
+    return {int(match[1]): path for path, match in matches.items() if match and path.is_dir()}
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest; raise CheckpointError with the first thing wrong."""
+    if not (path / _MANIFEST).is_file():
+        raise CheckpointError(f"{path} is not a checkpoint, it has no {_MANIFEST}: give the folder of one, step-...")
+    try:
+        manifest = read_json(path / _MANIFEST)
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read ({error})") from None
+    if manifest.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}: use another one"
+        )
+    if set(expected) != set(_FILES):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its manifest lists {sorted(expected)}, not {list(_FILES)}"
+        )
+    for name, (size, digest) in expected.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing")
+        if file.stat().st_size != size:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes instead of {size}"
+            )
+        if sha256_file(file) != digest:
+            raise CheckpointError(f"checkpoint {path} is damaged: the checksum of {name} differs")
+
+
+def check_architecture(path: Path, architecture: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse a checkpoint that was trained with another architecture or another set of classes."""
+    stored = read_json(path / _STATE)["architecture"]
+    differences = [
+        f"{key} is {stored.get(key, 'unset')} there and {architecture.get(key, 'unset')} here"
+        for key in sorted(stored.keys() | architecture.keys())
+        if stored.get(key) != architecture.get(key)
+    ]
+    with safe_open(path / _MODEL, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(shapes.keys() | own.keys()):
+        if shapes.get(name) != own.get(name):
+            differences.append(f"{name} is {shapes.get(name, 'missing')} there and {own.get(name, 'missing')} here")
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise CheckpointError(
+            f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}: use the settings "
+            "it was trained with, another run.name, or train.resume=never"
+        )
+
+
+def read_state(path: Path) -> TrainState:
+    """Return the state in a checkpoint that was verified before."""
+    facts = read_json(path / _STATE)
+    return TrainState(
+        step=int(facts["step"]),
+        samples=int(facts["samples"]),
+        seed=int(facts["seed"]),
+        weights=load_file(path / _MODEL),
+        momentum=load_file(path / _OPTIMIZER),
+    )
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold `folder` for this process until the returned file is closed or the process ends, however it ends.
+
+    Raises CheckpointError when another process holds it, for example a training whose launcher was killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise CheckpointError(
+            f"another process is training in {folder}: end it, or give this run another name"
+        ) from None
+    return file
+
+
+def _check_finite(state: TrainState) -> None:
+    for kind, tensors in (("parameter", state.weights), ("momentum of", state.momentum)):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{kind} {name} holds NaN or infinity at step {state.step}")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

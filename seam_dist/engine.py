@@ -1,0 +1,283 @@
+"""Training: one loop of load, step, log, checkpoint around a DeepSpeed engine.
+
+bf16 is torch's autocast around the network: parameters, gradients and optimizer state stay float32 at every ZeRO
+stage, so one form of checkpoint serves all of them and the losses never see a rounded weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seam_dist.checkpoint import Checkpoints, TrainState
+from seam_dist.config import Config, TrainConfig
+from seam_dist.deepspeed_settings import deepspeed_settings
+from seam_dist.distributed import World, all_gather_object, all_reduce_sum, deepspeed_ready
+from seam_dist.logger import TrainLogger
+from seam_dist.supervision import StopRequest, Watchdog
+from seam_dist.zero_state import gather_momentum, gather_weights, make_momentum, set_momentum
+
+Batch = Mapping[str, Any]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+@dataclass
+class Training:
+    """A DeepSpeed engine, where it stands in its schedule, and how a step is cut into micro batches."""
+
+    engine: Any
+    model: nn.Module
+    cfg: Config
+    world: World
+    max_steps: int
+    micro_batch_size: int
+    accumulation: int
+    step: int = 0
+    stop_signal: int = 0
+    lr: float = 0.0
+    _base_lr: list[float] = field(default_factory=list)
+    _batch: Batch | None = None
+
+    def train_step(self, batches: Iterator[Batch], stop: StopRequest | None = None) -> dict[str, float]:
+        """Take one optimizer step; return the losses of the global batch by name.
+
+        Sets `stop_signal` when any rank was asked to stop. Raises TrainingError on every rank, before the weights
+        change, when the loss of any of them is NaN or infinite.
+        """
+        self._seed()
+        self._set_lr()
+        factor = warmup_factor(self.step, self.cfg.loss.warmup_steps)
+        parts: list[dict[str, Tensor]] = []
+        keys: list[str] = []
+        for micro in range(self.accumulation):
+            batch = next(batches)
+            self._batch = to_device(batch, self.world.device)
+            losses = self.engine(self._batch, factor)
+            self.engine.backward(losses["loss"])
+            parts.append({name: value.detach() for name, value in losses.items()})
+            keys += batch["key"]
+            if micro + 1 < self.accumulation:
+                self.engine.step()
+        terms = self._reduce_losses(parts, stop)
+        if not all(math.isfinite(value) for value in terms.values()):
+            raise TrainingError(self._describe_bad_step(parts, keys))
+        self.engine.step()
+        if self.engine.zero_optimization_stage() and not self.engine.was_step_applied():
+            raise TrainingError(
+                f"the gradient at step {self.step} is NaN or infinite although the loss is finite ({_format(terms)}): "
+                "lower train.lr or set train.gradient_clip, and resume from the last checkpoint"
+            )
+        self.step += 1
+        return terms
+
+    def state(self) -> TrainState:
+        """Return the portable state of the training; tensors on the main rank only. Every rank must call it."""
+        return TrainState(
+            step=self.step,
+            samples=self.step * self.cfg.train.global_batch_size,
+            seed=self.cfg.run.seed,
+            weights=gather_weights(self.engine, self.model, self.world),
+            momentum=gather_momentum(self.engine, self.model, self.world),
+        )
+
+    def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it."""
+        assert self._batch is not None, "pictures follow a step"
+        module = self.engine.module
+        self.engine.eval()
+        with torch.no_grad():
+            images, cam, cam_refined = module.pictures(self._batch)
+        self.engine.train()
+        return images, cam, cam_refined, self._batch["label"]
+
+    def _reduce_losses(self, parts: list[dict[str, Tensor]], stop: StopRequest | None) -> dict[str, float]:
+        """Average the losses over micro batches and ranks; the request to stop travels along."""
+        names = list(parts[0])
+        signum = stop.signum if stop is not None else 0
+        local = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in names])
+        asked = torch.tensor([signum > 0, signum], dtype=local.dtype, device=local.device)
+        total: list[float] = all_reduce_sum(torch.cat([local, asked]), self.world).tolist()
+        if total[-2] > 0:
+            # Ranks may have got different signals; any of them will do.
+            self.stop_signal = round(total[-1] / total[-2])
+        return {name: value / self.world.size for name, value in zip(names, total, strict=False)}
+
+    def _describe_bad_step(self, parts: list[dict[str, Tensor]], keys: list[str]) -> str:
+        size = self.micro_batch_size
+        bad = [
+            f"rank {self.world.rank}: {_format({name: float(value) for name, value in part.items()})} "
+            f"from samples {', '.join(keys[index * size : (index + 1) * size])}"
+            for index, part in enumerate(parts)
+            if not all(bool(torch.isfinite(value)) for value in part.values())
+        ]
+        found = [line for lines in all_gather_object(bad, self.world) for line in lines]
+        return (
+            f"the loss at step {self.step} is NaN or infinite; {'; '.join(found)}: the weights are as they were before "
+            "this step; look at these samples, lower train.lr or set train.gradient_clip, and resume"
+        )
+
+    def _seed(self) -> None:
+        """Key torch's random numbers by (seed, step, rank), so that a resumed run draws what it would have drawn."""
+        text = f"{self.cfg.run.seed}/{self.step}/{self.world.rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+
+    def _set_lr(self) -> None:
+        factor = lr_factor(self.step, self.max_steps, self.cfg.train)
+        self.lr = self.cfg.train.lr * factor
+        for group, base in zip(self.engine.optimizer.param_groups, self._base_lr, strict=True):
+            group["lr"] = base * factor
+
+
+def start_training(
+    module: nn.Module,
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    cfg: Config,
+    world: World,
+    *,
+    max_steps: int,
+    resume: TrainState | None = None,
+) -> Training:
+    """Return a training at step 0, or where `resume` left off, on any number of ranks and at any ZeRO stage.
+
+    `module` maps (batch, warm-up factor) to named losses; `model` is the part of it whose weights are kept; `groups`
+    are SGD's parameter groups with a learning rate each. `resume` was loaded from a checkpoint that fits the model.
+    """
+    micro, accumulation = micro_batches(cfg.train, world.size)
+    if resume is not None:
+        model.load_state_dict(resume.weights, strict=True)
+    _quiet_deepspeed()
+    import deepspeed
+
+    settings = deepspeed_settings(
+        cfg.deepspeed,
+        global_batch_size=cfg.train.global_batch_size,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        gradient_clip=cfg.train.gradient_clip,
+    )
+    optimizer = torch.optim.SGD(groups, lr=cfg.train.lr, momentum=cfg.train.momentum)
+    # DeepSpeed sends and flattens parameters as bytes in C order; from stage 1 on they are parts of flat buffers.
+    module.to(memory_format=torch.contiguous_format)
+    with deepspeed_ready(world, cfg.run.timeout_s):
+        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)[0]
+    if cfg.model.channels_last and engine.zero_optimization_stage() == 0:
+        module.to(memory_format=torch.channels_last)
+    engine.train()
+    make_momentum(engine)
+    training = Training(engine, model, cfg, world, max_steps, micro, accumulation)
+    training._base_lr = [float(group["lr"]) for group in engine.optimizer.param_groups]
+    if resume is not None:
+        set_momentum(engine, model, world, resume.momentum.__getitem__)
+        training.step = resume.step
+    return training
+
+
+def fit(
+    training: Training,
+    batches: Iterator[Batch],
+    checkpoints: Checkpoints,
+    logger: TrainLogger,
+    stop: StopRequest,
+) -> int:
+    """Train to the end of the schedule; return 0, or the number of the signal that ended it after a checkpoint.
+
+    Raises TrainingError when a loss stops being finite and CheckpointError when a checkpoint cannot be written.
+    """
+    cfg = training.cfg.train
+    with Watchdog(training.cfg.run.timeout_s) as watchdog:
+        while training.step < training.max_steps:
+            losses = training.train_step(batches, stop)
+            watchdog.feed()
+            done = training.step == training.max_steps
+            logger.log(training.step, losses, lr=training.lr)
+            if done or (cfg.images_every and training.step % cfg.images_every == 0):
+                logger.pictures(training.step, *training.pictures())
+            if done or training.stop_signal or training.step % cfg.checkpoint_every == 0:
+                checkpoints.save(training.state())
+                watchdog.feed()
+            if training.stop_signal and not done:
+                return training.stop_signal
+    return 0
+
+
+def micro_batches(cfg: TrainConfig, world_size: int) -> tuple[int, int]:
+    """Return images a forward pass and forward passes a step, for each rank.
+
+    Raises ValueError when the global batch cannot be dealt out evenly.
+    """
+    total = cfg.global_batch_size
+    micro = cfg.micro_batch_size
+    if micro is None:
+        if total % world_size:
+            raise ValueError(
+                f"train.global_batch_size={total} is not a multiple of the {world_size} ranks: change one of them"
+            )
+        return total // world_size, 1
+    if total % (micro * world_size):
+        raise ValueError(
+            f"train.global_batch_size={total} is not a multiple of train.micro_batch_size={micro} times {world_size} "
+            "ranks: change one of them"
+        )
+    return micro, total // (micro * world_size)
+
+
+def num_steps(cfg: TrainConfig, num_samples: int) -> int:
+    """Return the optimizer steps of the schedule: train.max_steps, else epochs of floor(samples / batch) steps."""
+    if cfg.max_steps is not None:
+        return cfg.max_steps
+    if num_samples < cfg.global_batch_size:
+        raise ValueError(
+            f"the training split has {num_samples} samples, fewer than train.global_batch_size="
+            f"{cfg.global_batch_size}: lower it, or set train.max_steps"
+        )
+    return max(1, int(num_samples // cfg.global_batch_size * cfg.epochs))
+
+
+def lr_factor(step: int, max_steps: int, cfg: TrainConfig) -> float:
+    """Return the factor on every learning rate at `step`, counted from 0: poly decay, times a linear warm-up."""
+    poly: float = (1 - step / max_steps) ** cfg.poly_power
+    return poly * min(1.0, (step + 1) / cfg.lr_warmup_steps) if cfg.lr_warmup_steps else poly
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Return the factor on the consistency losses at `step`: from 0 linearly to 1 at `warmup_steps`."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the batch with its tensors on `device`; copies from pinned memory overlap with computation."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _quiet_deepspeed() -> None:
+    """Let only DeepSpeed's warnings and errors through; that SGD is "untested" with ZeRO is not news here."""
+    log = logging.getLogger("DeepSpeed")
+    log.setLevel(logging.WARNING)
+    if not any(isinstance(entry, _UntestedOptimizer) for entry in log.filters):
+        log.addFilter(_UntestedOptimizer())
+    # torch's advice to DeepSpeed, once a collective.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+. is deprecated", category=FutureWarning)
+
+
+class _UntestedOptimizer(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "untested optimizer" not in record.getMessage()
+
+
+def _format(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in losses.items())
