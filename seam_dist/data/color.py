@@ -78,8 +78,7 @@ def _blend(image: Pixels, operation: int, factor: float, grey_mean: float) -> Pi
         matrix[:, 3] += (1 - factor) * grey_mean
     elif operation == SATURATION:
         matrix[:, :3] += (1 - factor) * np.array(_GREY, np.float32)
-    blended: Pixels = cv2.transform(image, matrix)
-    return blended
+    return np.asarray(cv2.transform(image, matrix), np.uint8)
 
 
 def _turn_hue(image: Pixels, shift: float) -> Pixels:
@@ -88,8 +87,7 @@ def _turn_hue(image: Pixels, shift: float) -> Pixels:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     hsv[..., 0] += np.uint8(steps)  # wraps around, as the circle does
-    turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
-    return turned
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
 def jitter_device(image: Tensor, color: Tensor) -> Tensor:
@@ -126,23 +124,23 @@ def _blend_turn(image: Tensor, color: Tensor, chosen: Tensor, active: Tensor) ->
 
 def _grey(image: Tensor) -> Tensor:
     """Return (B, 1, H, W) grey in whole numbers."""
-    red, green, blue = image.split(1, dim=1)
-    return torch.floor(red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + 0.5)
+    red, green, blue = image.unbind(1)
+    return torch.floor(red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + 0.5)[:, None]
 
 
 def _turn_hue_device(image: Tensor, shift: Tensor) -> Tensor:
-    red, green, blue = image.split(1, dim=1)
-    value = image.amax(1, keepdim=True)
-    chroma = value - image.amin(1, keepdim=True)
+    red, green, blue = image.unbind(1)
+    value = image.amax(1)
+    chroma = value - image.amin(1)
     inverse = 1 / chroma.clamp(min=1)  # chroma is a whole number; where it is 0 the hue does not matter
     sector = torch.where(
         value == red,
         (green - blue) * inverse,
         torch.where(value == green, (blue - red) * inverse + 2, (red - green) * inverse + 4),
     )
-    sector = sector + 6 * _spread(shift)
+    sector = sector + 6 * shift[:, None, None]
     channels = []
     for start in (5, 3, 1):
         k = torch.remainder(sector + start, 6)
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.floor(torch.cat(channels, dim=1) + 0.5)
+    return torch.floor(torch.stack(channels, dim=1) + 0.5)

@@ -21,19 +21,9 @@ import numpy as np
 
 import seam_dist
 from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
-from seam_dist.data.shards import (
-    IGNORED,
-    MANIFEST,
-    Manifest,
-    RawSample,
-    SampleInfo,
-    Shard,
-    ShardError,
-    Split,
-    load_manifest,
-    write_shard,
-)
+from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
 from seam_dist.data.processes import single_thread
+from seam_dist.data.shards import IGNORED, RawSample, SampleInfo, write_shard
 from seam_dist.data.sources.base import Record, Source, SourceError
 from seam_dist.files import atomic_file, read_json, sha256_file, write_json
 
@@ -53,7 +43,7 @@ class _Task:
 
 
 def count_shards(num_samples: int, *, samples_per_shard: int, streams: int) -> int:
-    """Return the number of shards of a split: enough for samples_per_shard, a multiple of streams where that is possible."""
+    """Return the shards of a split: enough for samples_per_shard, a multiple of streams where that is possible."""
     least = -(-num_samples // samples_per_shard)
     return min(num_samples, -(-least // streams) * streams)
 
@@ -153,8 +143,8 @@ def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int
     wrong = [int(value) for value in np.unique(mask) if num_classes < value < IGNORED]
     if wrong:
         raise BadImageError(
-            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORED} (ignored): "
-            "correct the mask or add the class"
+            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORED} "
+            "(ignored): correct the mask or add the class"
         )
 
 
@@ -203,7 +193,7 @@ def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
     if problems:
         more = f"\n... and {len(problems) - _MAX_REPORTED} more" if len(problems) > _MAX_REPORTED else ""
         raise SourceError(
-            f"{len(problems)} images cannot be converted; correct or remove them and run again (whole shards are kept):\n"
+            f"{len(problems)} images cannot be converted; correct or remove them and run again (whole shards stay):\n"
             + "\n".join(problems[:_MAX_REPORTED])
             + more
         )
@@ -235,8 +225,8 @@ def _write(task: _Task) -> list[str]:
         return problems
     except OSError as error:
         raise ShardError(
-            f"shard {task.file} cannot be written to {task.folder} ({error.strerror or error}): make room there or choose "
-            "another data.shards, then run again; whole shards are kept"
+            f"shard {task.file} cannot be written to {task.folder} ({error.strerror or error}): make room there or "
+            "choose another data.shards, then run again; whole shards are kept"
         ) from None
     return []
 
@@ -252,7 +242,7 @@ def _finish(
     classes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write the manifest from the notes of all ranks, then remove the notes and shards of an earlier, different plan."""
+    """Write the manifest from the notes of all ranks; then remove the notes, and shards of an earlier plan."""
     splits = {}
     for name, tasks in plans.items():
         missing = [task.file for task in tasks if not _is_done(task)]

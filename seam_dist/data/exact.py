@@ -1,4 +1,4 @@
-"""The published augmentation in its published order, by Pillow alone: slow, the yardstick of `seam_dist.data.transforms`.
+"""The published augmentation in its published order, by Pillow alone: slow, the yardstick of the fast one.
 
 Resize the whole image, flip, jitter its colour, normalise, crop with zero padding (PARITY.md section 2).
 """

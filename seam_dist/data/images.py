@@ -97,8 +97,8 @@ def decode_mask(data: bytes, *, max_pixels: int) -> Pixels:
     with _open(data, max_pixels, ("PNG",)) as image:
         if image.mode not in ("L", "P"):
             raise BadImageError(
-                f"a mask holds class indices in 8-bit grey or palette mode, found mode {image.mode}: convert colours to "
-                "indices"
+                f"a mask holds class indices in 8-bit grey or palette mode, found mode {image.mode}: convert "
+                "colours to indices"
             )
         return np.array(_load(image), dtype=np.uint8)
 

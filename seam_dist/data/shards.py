@@ -1,4 +1,4 @@
-"""webdataset tar shards and their manifest: the format, its checks, writing one shard and reading one.
+"""webdataset tar shards: the format, its checks, writing one shard and reading one.
 
 A sample is `<key>.jpg` (or .webp, .image.png: the image's original bytes), `<key>.json` ({"classes", "size",
 "source_id", "orientation"}) and, where there is one, `<key>.png` (class indices, 255 ignored). Bi-temporal samples
@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -24,87 +24,46 @@ from numpy.typing import NDArray
 from webdataset.tariterators import tar_file_iterator
 
 from seam_dist.data.images import BadImageError, decode_image, decode_mask
-from seam_dist.files import read_json, sha256_file
+from seam_dist.data.manifest import (
+    MAX_CLASSES,
+    REMEDY,
+    Manifest,
+    Shard,
+    ShardError,
+    Split,
+    check_size,
+    load_manifest,
+    verify_shards,
+)
 
-SCHEMA = 1
+__all__ = [
+    "BadSampleError",
+    "Manifest",
+    "RawSample",
+    "Sample",
+    "SampleInfo",
+    "Shard",
+    "ShardError",
+    "Split",
+    "decode_sample",
+    "image_extension",
+    "load_manifest",
+    "parse_info",
+    "read_raw",
+    "read_shard",
+    "verify_shards",
+    "write_shard",
+]
+
 IGNORED = 255
-MANIFEST = "manifest.json"
 IMAGE_EXTENSIONS = ("jpg", "webp", "image.png")
 
 _BLOCK = 512
 _MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|png|jpg|webp|image\.png|[ab]\.(?:jpg|webp|image\.png))")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.tar")
-
-
-class ShardError(ValueError):
-    """A shard or manifest that is missing, damaged or not allowed; the message names the file and the remedy."""
 
 
 class BadSampleError(ValueError):
     """One sample that cannot be used; the message names the key and the shard."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar file of a split, as the manifest lists it."""
-
-    file: str
-    num_samples: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """The shards of a split and what its samples have."""
-
-    name: str
-    num_samples: int
-    has_masks: bool
-    has_labels: bool
-    shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds; `classes` are the foreground names in index order, the first has id 1."""
-
-    classes: tuple[str, ...]
-    splits: Mapping[str, Split]
-    source: Mapping[str, Any]
-    created_by: str
-
-    @property
-    def num_classes(self) -> int:
-        """Return the number of foreground classes."""
-        return len(self.classes)
-
-    def split(self, name: str) -> Split:
-        """Return a split; raise ShardError with the names there are."""
-        if name not in self.splits:
-            raise ShardError(
-                f"split {name!r} is not in the shards, which have {', '.join(self.splits)}: use one of them"
-            )
-        return self.splits[name]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the manifest as JSON values."""
-        splits = {
-            name: {
-                "num_samples": split.num_samples,
-                "has_masks": split.has_masks,
-                "has_labels": split.has_labels,
-                "shards": [vars(shard) for shard in split.shards],
-            }
-            for name, split in self.splits.items()
-        }
-        return {
-            "schema": SCHEMA,
-            "source": dict(self.source),
-            "classes": list(self.classes),
-            "splits": splits,
-            "created_by": self.created_by,
-        }
 
 
 @dataclass(frozen=True)
@@ -129,81 +88,8 @@ class RawSample:
     members: Mapping[str, bytes]
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read and check manifest.json of a folder of shards; raise ShardError when it is missing or not as it should be."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise ShardError(f"{path} is missing: run `--stage shard` to the end, or set data.shards to a finished folder")
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        raise ShardError(f"{path} has schema {found!r}, expected {SCHEMA}: convert the data set with this version")
-    try:
-        splits = {
-            str(name): Split(
-                name=str(name),
-                num_samples=int(split["num_samples"]),
-                has_masks=bool(split["has_masks"]),
-                has_labels=bool(split["has_labels"]),
-                shards=tuple(
-                    Shard(str(s["file"]), int(s["num_samples"]), int(s["num_bytes"]), str(s["sha256"]))
-                    for s in split["shards"]
-                ),
-            )
-            for name, split in value["splits"].items()
-        }
-        classes = tuple(str(name) for name in value["classes"])
-        manifest = Manifest(classes, splits, dict(value["source"]), str(value["created_by"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ShardError(f"{path} is not a complete manifest ({error!r}): convert the data set again") from None
-    _check_manifest(path, manifest)
-    return manifest
-
-
-def _check_manifest(path: Path, manifest: Manifest) -> None:
-    if not 1 <= manifest.num_classes <= IGNORED - 1:
-        raise ShardError(f"{path} has {manifest.num_classes} classes, expected 1 to 254: convert the data set again")
-    for name, split in manifest.splits.items():
-        for shard in split.shards:
-            if not _SHARD_NAME.fullmatch(shard.file):
-                raise ShardError(
-                    f"{path}: shard name {shard.file!r} is not a plain file name: do not use this data set"
-                )
-        total = sum(shard.num_samples for shard in split.shards)
-        if split.num_samples < 1 or total != split.num_samples or min(s.num_samples for s in split.shards) < 1:
-            raise ShardError(
-                f"{path}: split {name!r} says {split.num_samples} samples but its shards hold {total}, or one of them "
-                "is empty: convert the data set again"
-            )
-
-
-def verify_shards(folder: Path, manifest: Manifest, split: str, mode: Literal["size", "checksum"] = "size") -> None:
-    """Check every shard of a split by its size or its checksum; raise ShardError naming the first that is not right."""
-    check_shards(folder, manifest.split(split).shards, mode)
-
-
-def check_shards(folder: Path, shards: Iterable[Shard], mode: Literal["size", "checksum"]) -> None:
-    """Check some shards of a folder as `verify_shards` does."""
-    for shard in shards:
-        path = Path(folder) / shard.file
-        _check_size(path, shard)
-        if mode == "checksum" and sha256_file(path) != shard.sha256:
-            raise ShardError(f"{path} does not have the checksum of the manifest, so it is damaged: {_REMEDY}")
-
-
-_REMEDY = "copy it again, or remove it together with manifest.json and run `--stage shard`"
-
-
-def _check_size(path: Path, shard: Shard) -> None:
-    if not path.is_file():
-        raise ShardError(f"{path} is missing: {_REMEDY}")
-    size = path.stat().st_size
-    if size != shard.num_bytes:
-        raise ShardError(f"{path} has {size} bytes, expected {shard.num_bytes}, so it is cut or damaged: {_REMEDY}")
-
-
 def write_shard(file: io.BufferedIOBase, samples: Iterable[RawSample]) -> None:
-    """Write samples as a tar; the same samples give the same bytes, since names and times of the writer are left out."""
+    """Write samples as a tar; the same samples give the same bytes: no time and no user name goes in."""
     with webdataset.TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0) as tar:
         for sample in samples:
             for extension in sample.members:
@@ -222,7 +108,7 @@ def read_raw(path: Path, expected: Shard | None = None) -> Iterator[RawSample]:
     """
     path = Path(path)
     if expected is not None:
-        _check_size(path, expected)
+        check_size(path, expected)
     names = _walk(path)
     groups: list[tuple[str, int]] = []
     for key, _ in names:
@@ -231,15 +117,15 @@ def read_raw(path: Path, expected: Shard | None = None) -> Iterator[RawSample]:
         else:
             groups.append((key, 1))
     if len({key for key, _ in groups}) != len(groups) or len(set(names)) != len(names):
-        raise ShardError(f"{path} holds a key twice: {_REMEDY}")
+        raise ShardError(f"{path} holds a key twice: {REMEDY}")
     if expected is not None and len(groups) != expected.num_samples:
-        raise ShardError(f"{path} holds {len(groups)} samples, expected {expected.num_samples}: {_REMEDY}")
+        raise ShardError(f"{path} holds {len(groups)} samples, expected {expected.num_samples}: {REMEDY}")
     with open(path, "rb") as file:
         members = tar_file_iterator(file, skip_meta=None)
         for key, count in groups:
             parts = {member["fname"][len(key) + 1 :]: member["data"] for member in _take(members, count, path)}
             if "json" not in parts or not any(name.endswith(("jpg", "webp", "image.png")) for name in parts):
-                raise ShardError(f"{path}: sample {key} lacks its image or its .json: {_REMEDY}")
+                raise ShardError(f"{path}: sample {key} lacks its image or its .json: {REMEDY}")
             yield RawSample(key, parts)
 
 
@@ -248,7 +134,7 @@ def _take(members: Iterator[dict[str, Any]], count: int, path: Path) -> Iterator
         try:
             yield next(members)
         except (StopIteration, tarfile.TarError, OSError, AttributeError) as error:
-            raise ShardError(f"{path} changed or cannot be read ({error!r}): {_REMEDY}") from None
+            raise ShardError(f"{path} changed or cannot be read ({error!r}): {REMEDY}") from None
 
 
 def _walk(path: Path) -> list[tuple[str, str]]:
@@ -266,7 +152,7 @@ def _walk(path: Path) -> list[tuple[str, str]]:
                 block = file.read(_BLOCK)
                 if len(block) < _BLOCK:
                     raise ShardError(
-                        f"{path} ends after {size} bytes without the end mark of a tar, so it is cut: {_REMEDY}"
+                        f"{path} ends after {size} bytes without the end mark of a tar, so it is cut: {REMEDY}"
                     )
                 if block == bytes(_BLOCK):
                     break
@@ -280,15 +166,15 @@ def _walk(path: Path) -> list[tuple[str, str]]:
                 position += _BLOCK + -(-header.size // _BLOCK) * _BLOCK
                 if header.size < 0 or position > size:
                     raise ShardError(
-                        f"{path}: member {header.name!r} reaches past the end, so the shard is cut: {_REMEDY}"
+                        f"{path}: member {header.name!r} reaches past the end, so the shard is cut: {REMEDY}"
                     )
                 names.append((match[1], match[2]))
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise ShardError(f"{path}: the tar header at byte {position} is damaged ({error}): {_REMEDY}") from None
+        raise ShardError(f"{path}: the tar header at byte {position} is damaged ({error}): {REMEDY}") from None
     except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from None
+        raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
     if not names:
-        raise ShardError(f"{path} is an empty tar: {_REMEDY}")
+        raise ShardError(f"{path} is an empty tar: {REMEDY}")
     return names
 
 
@@ -311,7 +197,7 @@ class SampleInfo:
         return json.dumps(value, sort_keys=True).encode()
 
 
-def parse_info(data: bytes, num_classes: int = IGNORED - 1) -> SampleInfo:
+def parse_info(data: bytes, num_classes: int = MAX_CLASSES) -> SampleInfo:
     """Read a .json member; raise BadSampleError when it is not what the conversion writes."""
     try:
         value = json.loads(data)
@@ -327,7 +213,7 @@ def parse_info(data: bytes, num_classes: int = IGNORED - 1) -> SampleInfo:
     return info
 
 
-def decode_sample(raw: RawSample, *, masks: bool, max_pixels: int, num_classes: int = IGNORED - 1) -> Sample:
+def decode_sample(raw: RawSample, *, masks: bool, max_pixels: int, num_classes: int = MAX_CLASSES) -> Sample:
     """Decode a single-image sample; raise BadSampleError when it cannot be used."""
     info = parse_info(raw.members["json"], num_classes)
     extension = image_extension(raw)

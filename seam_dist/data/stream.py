@@ -25,19 +25,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from seam_dist.config import AugmentConfig, Config
 from seam_dist.data.images import BadImageError
+from seam_dist.data.manifest import Manifest, ShardError, Split, check_shards
 from seam_dist.data.order import Group, Order, sample_generator
 from seam_dist.data.processes import single_thread
-from seam_dist.data.shards import (
-    BadSampleError,
-    Manifest,
-    RawSample,
-    ShardError,
-    Split,
-    check_shards,
-    image_extension,
-    parse_info,
-    read_raw,
-)
+from seam_dist.data.shards import BadSampleError, RawSample, image_extension, parse_info, read_raw
 from seam_dist.data.transforms import augment, draw
 
 _log = logging.getLogger(__name__)
@@ -136,9 +127,8 @@ class TrainStream(IterableDataset[Item]):
                 self._report(group.stream, raw.key, shard, error)
                 continue
             return Item(torch.from_numpy(image), valid, color, info.classes, raw.key, number, attempt > 0)
-        raise ShardError(
-            f"none of the {len(samples)} samples of shards {list(group.shards)} can be used: convert again"
-        )
+        names = ", ".join(self._split.shards[index].file for index in group.shards)
+        raise ShardError(f"none of the {len(samples)} samples of {names} can be used: convert the data set again")
 
     def _load(self, group: Group) -> _Loaded:
         loaded = self._groups.get(group.stream)

@@ -54,7 +54,7 @@ class Placement:
 
 
 def draw(rng: np.random.Generator, cfg: AugmentConfig) -> Draw:
-    """Draw the augmentation of one image; always the same number of draws, so that settings do not shift one another."""
+    """Draw the augmentation of one image; always as many draws, so that one setting does not shift another."""
     long_side = int(rng.integers(cfg.resize_long[0], cfg.resize_long[1] + 1))
     flip, y, x, *factors = rng.random(7)
     order = _ORDERS[int(rng.integers(len(_ORDERS)))]
@@ -101,7 +101,7 @@ def augment(
         region = jitter_host(region, color)
         color = np.array(IDENTITY, np.float32)
     if choice.flip:
-        region = cv2.flip(region, 1)
+        region = np.asarray(cv2.flip(region, 1), np.uint8)
     top, left = where.offset
     shape = (3, cfg.crop_size, cfg.crop_size)
     crop = np.empty(shape, np.uint8) if where.size == shape[1:] else np.zeros(shape, np.uint8)
@@ -125,7 +125,7 @@ def resize_region(image: Pixels, resized: tuple[int, int], start: tuple[int, int
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     # With the scale given instead of a size, OpenCV keeps it exact: pixel centres stay where the whole image has them.
     part = cv2.resize(image[y0:y1, x0:x1], None, fx=scale_x, fy=scale_y, interpolation=method)
-    return part[skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
+    return np.asarray(part, np.uint8)[skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
 
 
 @lru_cache(maxsize=4096)

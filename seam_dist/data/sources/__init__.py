@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from seam_dist.config import SourceConfig
 from seam_dist.data.sources.base import Record, Source, SourceError
+from seam_dist.data.sources.folder import FolderSource
+from seam_dist.data.sources.procedural import ProceduralSource
+from seam_dist.data.sources.voc import VOCSource
 
-__all__ = ["Record", "Source", "SourceError", "open_source"]
+__all__ = ["Record", "Source", "SourceError", "listing_fingerprint", "open_source"]
 
 
 def open_source(cfg: SourceConfig) -> Source:
     """Return the reader of the configured data set; raise SourceError when it needs a folder and has none."""
     if cfg.kind == "procedural":
-        from seam_dist.data.sources.procedural import ProceduralSource
-
         return ProceduralSource(cfg.splits, cfg.num_images, cfg.num_classes, cfg.image_size, cfg.seed)
     if cfg.root is None:
         raise SourceError(f"source.root is not set, but source.kind={cfg.kind} reads a folder: set source.root=FOLDER")
+    return VOCSource(cfg.root) if cfg.kind == "voc" else FolderSource(cfg.root)
+
+
+def listing_fingerprint(cfg: SourceConfig) -> str | None:
+    """Return the SHA-256 of the lists and labels of a data set on disk, None when it is not there (or is procedural).
+
+    A changed list shows without opening an image; a changed image does not.
+    """
+    if cfg.kind == "procedural" or cfg.root is None or not cfg.root.is_dir():
+        return None
     if cfg.kind == "voc":
-        from seam_dist.data.sources.voc import VOCSource
-
-        return VOCSource(cfg.root)
-    from seam_dist.data.sources.folder import FolderSource
-
-    return FolderSource(cfg.root)
+        paths = [VOCSource(cfg.root).list_file(split) for split in cfg.splits]
+    else:
+        paths = [cfg.root / "classes.txt", cfg.root / "labels.csv"]
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+        digest.update(b"\0")
+    return digest.hexdigest()

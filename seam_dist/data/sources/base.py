@@ -76,7 +76,7 @@ def file_bytes(path: Path) -> Callable[[], bytes]:
 
 
 def class_ids(names: Iterable[str], classes: Sequence[str], *, where: str) -> tuple[int, ...]:
-    """Return the ascending ids of class names, each once; raise SourceError with the nearest name for an unknown one."""
+    """Return the ascending ids of class names, each once; raise SourceError with the nearest name if one is unknown."""
     ids = {name: index for index, name in enumerate(classes, start=1)}
     found = set()
     for name in names:

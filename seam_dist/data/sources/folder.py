@@ -77,6 +77,8 @@ class FolderSource:
         remedy = f"put the images of split {split!r} there or change source.splits"
         folder = require_folder(self.root / "images" / split, what="image folder", remedy=remedy)
         images = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        if not images:
+            return require_split(split, [], where=str(folder))
         for path in images:
             if not labels.get(path.name):
                 raise SourceError(
@@ -106,7 +108,9 @@ class FolderSource:
 def _mask(mask: Path, image: Path) -> Path:
     """Return `mask` when it exists: a split has all its masks or no folder of masks."""
     if not mask.is_file():
-        raise SourceError(f"{image} has no mask {mask}: add it, or remove the folder {mask.parent} if masks are not used")
+        raise SourceError(
+            f"{image} has no mask {mask}: add it, or remove the folder {mask.parent} if masks are not used"
+        )
     return mask
 
 

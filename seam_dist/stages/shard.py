@@ -1,0 +1,99 @@
+"""Stage shard: convert the configured data set to webdataset shards and a manifest, once.
+
+Shards whose manifest was made from the same source settings are taken as they are, also where the data set itself is no
+longer at hand. Its folder need not be: a changed list or label file shows only where it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from seam_dist.artifacts import open_stage
+from seam_dist.config import Config
+from seam_dist.data.convert import convert
+from seam_dist.data.manifest import MANIFEST, Manifest, load_manifest, verify_shards
+from seam_dist.data.sources import listing_fingerprint, open_source
+from seam_dist.distributed import barrier, init_world
+
+_PROCEDURAL = ("num_images", "num_classes", "image_size", "seed")
+
+
+def run(cfg: Config) -> None:
+    """Make cfg.shards_dir from cfg.source; rank r of R writes every R-th shard. Print one line a split."""
+    world = init_world(cfg)
+    folder = cfg.shards_dir
+    settings = source_settings(cfg)
+    manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
+    done = manifest is not None and matches(manifest, settings, cfg.data.streams)
+    barrier(world)  # every rank has decided before the first one changes the folder
+    if not done:
+        source = open_source(cfg.source)
+        open_stage(
+            cfg,
+            "shard",
+            settings=("source", "data.samples_per_shard"),
+            ignore=("source.root", *(() if cfg.source.kind == "procedural" else (f"source.{k}" for k in _PROCEDURAL))),
+            inputs={"listing": settings.get("listing") or ""},
+            is_main=world.is_main,
+            precious=cfg.data.shards is not None,
+            directory=folder,
+        )
+        barrier(world)
+        manifest = convert(
+            source,
+            cfg.source.splits,
+            folder,
+            settings=settings,
+            samples_per_shard=cfg.data.samples_per_shard,
+            streams=cfg.data.streams,
+            max_pixels=cfg.data.max_pixels,
+            rank=world.rank,
+            world_size=world.size,
+            num_processes=max(1, len(os.sched_getaffinity(0)) // world.local_size),
+            barrier=lambda: barrier(world),
+        )
+    assert manifest is not None
+    if world.is_main:
+        for name in cfg.source.splits:
+            verify_shards(folder, manifest, name, cfg.data.verify)
+            print(describe(manifest, name), "there already" if done else "written", f"in {folder}", flush=True)
+    barrier(world)
+
+
+def source_settings(cfg: Config) -> dict[str, Any]:
+    """Return what the shards depend on, as it is kept in their manifest."""
+    source = cfg.source
+    settings: dict[str, Any] = {
+        "kind": source.kind,
+        "splits": list(source.splits),
+        "samples_per_shard": cfg.data.samples_per_shard,
+    }
+    if source.kind == "procedural":
+        values = {key: getattr(source, key) for key in _PROCEDURAL}
+        return settings | {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return settings | {"root": str(source.root), "listing": listing_fingerprint(source)}
+
+
+def matches(manifest: Manifest, settings: Mapping[str, Any], streams: int) -> bool:
+    """Tell whether shards were made from these settings and feed that many streams.
+
+    The folder of the data set may have moved, and may be gone: then its lists cannot be compared.
+    """
+    ignored = {"root"} if settings.get("listing") or settings["kind"] == "procedural" else {"root", "listing"}
+    old = {key: value for key, value in manifest.source.items() if key not in ignored}
+    new = {key: value for key, value in settings.items() if key not in ignored}
+    enough = all(len(s.shards) >= min(streams, s.num_samples) for s in manifest.splits.values())
+    return old == new and enough
+
+
+def describe(manifest: Manifest, name: str) -> str:
+    """Return one line on a split: images, classes, masks, shards and size."""
+    split = manifest.split(name)
+    size = sum(shard.num_bytes for shard in split.shards) / 2**20
+    masks = "with masks" if split.has_masks else "without masks"
+    return (
+        f"{name}: {split.num_samples} images {masks}, {manifest.num_classes} classes, "
+        f"{len(split.shards)} shards, {size:.1f} MiB,"
+    )
