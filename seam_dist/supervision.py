@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
 import sys
 from types import FrameType
@@ -15,13 +14,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Takes SIGINT and SIGTERM while it is entered, and only notes them: the loop stops after the step in progress.
 
-    A second SIGINT interrupts at once. Enter it before the loader starts its worker processes: they inherit the
-    handlers, ignore a Ctrl-C meant for the job and still end at SIGTERM.
+    A second SIGINT interrupts at once.
     """
 
     def __init__(self) -> None:
         self.signum = 0
-        self._owner = os.getpid()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -34,11 +31,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
         if self.signum == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = self.signum or number
