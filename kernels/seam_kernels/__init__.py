@@ -1,7 +1,17 @@
 """Operations of SEAM as differentiable torch.library ops; needs only torch (and triton on a GPU)."""
 
 from seam_kernels.dispatch import Impl
+from seam_kernels.edges import edge_affinity
 from seam_kernels.pcm import pcm_attention
-from seam_kernels.reference import pcm_attention_reference
+from seam_kernels.reference import edge_affinity_reference, pcm_attention_reference
+from seam_kernels.stencil import half_plane_offsets, shrunk_radius
 
-__all__ = ["Impl", "pcm_attention", "pcm_attention_reference"]
+__all__ = [
+    "Impl",
+    "edge_affinity",
+    "edge_affinity_reference",
+    "half_plane_offsets",
+    "pcm_attention",
+    "pcm_attention_reference",
+    "shrunk_radius",
+]

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Impl = Literal["auto", "triton", "torch", "reference"]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def choose_impl(op: str, impl: str, *, has_triton: bool) -> str:
-    """Return "triton", "torch" or "reference" for a wish; "auto" takes the fastest one that `op` has here.
+def triton_refusal(tensor: Tensor) -> str | None:
+    """Return why no Triton kernel can take `tensor`, or None: it needs a GPU or TRITON_INTERPRET=1, and 32 bits."""
+    if tensor.dtype == torch.float64:
+        return 'Triton kernels take float16, bfloat16 and float32, not float64: convert the inputs or use impl="torch"'
+    if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f'Triton kernels run on a GPU and the input is on {tensor.device}: move it there or use impl="torch"'
+    if not HAS_TRITON:
+        return 'the package triton is not installed: install it or use impl="torch"'
+    return None
 
-    Raises ValueError for an unknown name, and for "triton" where `op` has no Triton kernel.
+
+def choose_impl(op: str, impl: str, tensor: Tensor, *, has_triton: bool = True) -> str:
+    """Return "triton", "torch" or "reference" for a wish; "auto" takes the fastest one for `tensor` on its device.
+
+    Raises ValueError for an unknown name, and for "triton" where `op` has no kernel or `tensor` cannot go to one.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl={impl!r} is unknown to {op}: use one of {', '.join(get_args(Impl))}")
-    if impl == "triton" and not has_triton:
-        raise ValueError(f'impl="triton": this version of {op} has no Triton kernel: use impl="auto" or impl="torch"')
     if impl == "auto":
-        return "triton" if has_triton else "torch"
+        # The interpreter is for tests: on a CPU it runs only when it is asked for by name.
+        return "triton" if has_triton and tensor.is_cuda and triton_refusal(tensor) is None else "torch"
+    if impl == "triton":
+        if not has_triton:
+            raise ValueError(
+                f'impl="triton": this version of {op} has no Triton kernel: use impl="auto" or impl="torch"'
+            )
+        refusal = triton_refusal(tensor)
+        if refusal:
+            raise ValueError(f'impl="triton" of {op}: {refusal}')
     return impl
+
+
+def working(tensor: Tensor) -> Tensor:
+    """Return the tensor in the dtype of accumulation: float32, or float64 when it is that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def check_tensor(name: str, tensor: Tensor, axes: str) -> None:

@@ -168,7 +168,7 @@ def pcm_attention(cam: Tensor, feature: Tensor, *, eps: float = 1e-5, impl: str 
     check_same("cam", cam, "feature", feature, {0: "B", 2: "N"})
     if eps < 0:
         raise ValueError(f"eps={eps} is negative, expected at least 0: it keeps the divisions of zero features finite")
-    if choose_impl("pcm_attention", impl, has_triton=False) == "reference":
+    if choose_impl("pcm_attention", impl, feature, has_triton=False) == "reference":
         return pcm_attention_reference(cam, feature, eps=eps)
     out: Tensor = _pcm_forward(cam, feature, float(eps))[0]
     return out

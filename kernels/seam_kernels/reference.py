@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seam_kernels.stencil import from_window, half_plane_offsets
+
 
 def pcm_attention_reference(cam: Tensor, feature: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Return `cam` propagated along the cosine similarity of `feature`, from a dense N x N matrix.
@@ -20,3 +22,49 @@ def pcm_attention_reference(cam: Tensor, feature: Tensor, *, eps: float = 1e-5) 
     unit = feature / (norm + eps)
     similarity = torch.relu(unit.transpose(1, 2) @ unit)  # [B, N, N]
     return (cam @ similarity) / (similarity.sum(dim=1, keepdim=True) + eps)
+
+
+def edge_affinity_reference(feature: Tensor, *, radius: int = 5, border: str = "paper") -> Tensor:
+    """Return exp(-mean over D of abs(f(y, x) - f(y + dy, x + dx))) for each half-plane offset (dy, dx).
+
+    feature (B, D, H, W) -> (B, K, H, W), zero where the border rule has no pair. Source: PARITY.md section 5.
+    """
+    height, width = feature.shape[2:]
+    planes = []
+    for dy, dx in half_plane_offsets(radius):
+        plane = feature.new_zeros(feature.shape[0], height, width)
+        y0, y1, x0, x1 = from_window((dy, dx), height, width, radius, border)
+        if y0 < y1 and x0 < x1:
+            near = feature[:, :, y0:y1, x0:x1]
+            far = feature[:, :, y0 + dy : y1 + dy, x0 + dx : x1 + dx]
+            plane[:, y0:y1, x0:x1] = torch.exp(-(near - far).abs().mean(dim=1))
+        planes.append(plane)
+    return torch.stack(planes, dim=1) if planes else feature.new_zeros(feature.shape[0], 0, height, width)
+
+
+def edge_matrix(affinity: Tensor, radius: int) -> Tensor:
+    """Return the symmetric (B, N, N) matrix of `affinity` (B, K, H, W), zero on its diagonal and between strangers."""
+    batch, _, height, width = affinity.shape
+    matrix = affinity.new_zeros(batch, height * width, height * width)
+    pixel = torch.arange(height * width, device=affinity.device).view(height, width)
+    for plane, (dy, dx) in zip(affinity.unbind(1), half_plane_offsets(radius), strict=True):
+        y0, y1, x0, x1 = from_window((dy, dx), height, width, radius, "full")
+        if y0 < y1 and x0 < x1:
+            near = pixel[y0:y1, x0:x1].flatten()
+            far = pixel[y0 + dy : y1 + dy, x0 + dx : x1 + dx].flatten()
+            matrix[:, near, far] = plane[:, y0:y1, x0:x1].flatten(1)
+    symmetric: Tensor = matrix + matrix.transpose(1, 2)
+    return symmetric
+
+
+def random_walk_reference(
+    cam: Tensor, affinity: Tensor, *, radius: int = 5, beta: float = 8.0, num_steps: int = 64
+) -> Tensor:
+    """Return cam times the num_steps-th power of the column-normalised (affinity^beta + I), all dense.
+
+    cam (B, C, H, W), affinity (B, K, H, W) -> (B, C, H, W). Source: PARITY.md section 6.
+    """
+    pixels = cam.shape[2] * cam.shape[3]
+    weights = edge_matrix(affinity**beta, radius) + torch.eye(pixels, dtype=cam.dtype, device=cam.device)
+    transition = weights / weights.sum(dim=1, keepdim=True)
+    return (cam.flatten(2) @ torch.linalg.matrix_power(transition, num_steps)).view(cam.shape)
