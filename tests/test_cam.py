@@ -1,0 +1,162 @@
+"""CAM inference after the network: accumulation against the published order, normalisation, the stored form."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from seam_dist import cam as cams
+
+SIZE = (37, 50)
+SCALES = (0.5, 1.0, 1.5, 2.0)
+
+
+def grid_maps(seed, size=SIZE, scales=SCALES, num_classes=2, stride=8):
+    """(map, map of the mirrored image, scaled size) at each scale, as a network with that stride gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for scale in scales:
+        scaled = cams.scaled_size(size, scale)
+        shape = (num_classes, *(-(-side // stride) for side in scaled))
+        found.append((*(torch.randn(shape, generator=generator) for _ in range(2)), scaled))
+    return found
+
+
+def published_normalised(parts, size):
+    """Sum and normalisation in the published order: every map to full size first, mirrored ones turned there."""
+    total = 0
+    for plain, mirrored, scaled in parts:
+        for grid, flip in ((plain, False), (mirrored, True)):
+            at_scale = interpolate(grid[None].double(), scaled, mode="bilinear", align_corners=True)
+            full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0].numpy()
+            total = total + (np.flip(full, axis=-1) if flip else full)
+    total[total < 0] = 0
+    high, low = total.max((1, 2), keepdims=True), total.min((1, 2), keepdims=True)
+    total[total < low + 1e-5] = 0
+    return (total - low - 1e-5) / (high - low + 1e-5)
+
+
+def full_size(parts, size=SIZE):
+    folded = [(cams.fold_mirrored(plain, mirrored), scaled) for plain, mirrored, scaled in parts]
+    return cams.normalize_cam(cams.sum_scales(folded, size))
+
+
+def test_accumulation_matches_the_published_order():
+    parts = grid_maps(0)
+    np.testing.assert_allclose(full_size(parts).numpy(), published_normalised(parts, SIZE), rtol=0, atol=2e-6)
+
+
+def test_scaled_size_rounds_half_to_even():
+    assert cams.scaled_size((375, 501), 0.5) == (188, 250)
+    assert cams.scaled_size((1, 1), 0.25) == (1, 1)
+
+
+def test_normalisation_matches_hand_calculation():
+    out = cams.normalize_cam(torch.tensor([[[-1.0, 0.0, 1.0, 3.0]]], dtype=torch.float64))
+    expected = torch.tensor([[[-1e-5, -1e-5, 1 - 1e-5, 3 - 1e-5]]], dtype=torch.float64) / (3 + 1e-5)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=0)
+
+
+def test_normalisation_zeroes_the_minimum_and_leaves_its_input():
+    total = torch.tensor([[[2.0, 2.000001, 3.0]]], dtype=torch.float64)
+    before = total.clone()
+    out = cams.normalize_cam(total)
+    expected = torch.tensor([[[-2 - 1e-5, -2 - 1e-5, 1 - 1e-5]]], dtype=torch.float64) / (1 + 1e-5)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=0)
+    assert torch.equal(total, before)
+
+
+def test_a_class_without_any_score_is_background():
+    assert (cams.normalize_cam(torch.full((1, 2, 2), -3.0)) < 0).all()
+
+
+def test_no_scale_is_refused():
+    with pytest.raises(ValueError, match=r"grids is empty, expected a map for at least one scale: set infer\.scales"):
+        cams.sum_scales([], SIZE)
+
+
+def realistic(seed, size=(375, 500)):
+    """A full-size map of two classes with details of about 32 pixels and noise of its own at every scale."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(1, 2, size[0] // 32 + 2, size[1] // 32 + 2, generator=generator)
+    parts = []
+    for scale in SCALES:
+        scaled = cams.scaled_size(size, scale)
+        grid = [-(-side // 8) for side in scaled]
+        smooth = interpolate(base, grid, mode="bicubic", align_corners=True)[0]
+        parts.append((smooth + 0.15 * torch.randn(smooth.shape, generator=generator), scaled))
+    return cams.normalize_cam(cams.sum_scales(parts, size))
+
+
+@pytest.mark.parametrize(("stride", "mean", "largest", "labels"), [(8, 0.010, 0.18, 0.02), (4, 0.003, 0.09, 0.005)])
+def test_stored_map_stays_near_the_full_size_map(stride, mean, largest, labels):
+    errors, wrong = [], []
+    for seed in range(3):
+        full = realistic(seed)
+        back = cams.upsample_cam(cams.store_cam(full, stride), (375, 500))
+        errors.append((full.clamp_min(0) - back).abs())
+        wrong.append((cams.predict_labels(full, [1, 2], 0.26) != cams.predict_labels(back, [1, 2], 0.26)).mean())
+    error = torch.stack(errors)
+    assert error.mean() < mean
+    assert error.max() < largest
+    assert np.mean(wrong) < labels
+
+
+def test_a_map_that_is_linear_between_the_points_is_stored_without_loss():
+    points = torch.rand(3, 5, 7)
+    full = cams.upsample_cam(points, (37, 50))
+    stored = cams.store_cam(full, 8)
+    assert stored.dtype == np.float16
+    np.testing.assert_allclose(stored.astype(np.float32), points, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 8), (9, 17)])
+def test_stored_form_of_small_images(size):
+    stored = cams.store_cam(torch.full((1, *size), 0.5), 8)
+    assert stored.shape == (1, -(-size[0] // 8), -(-size[1] // 8))
+    torch.testing.assert_close(cams.upsample_cam(stored, size), torch.full((1, *size), 0.5), atol=1e-3, rtol=0)
+
+
+def test_an_image_without_classes_has_an_empty_map():
+    stored = cams.store_cam(torch.zeros(0, 20, 30), 8)
+    assert stored.shape == (0, 3, 4)
+    back = cams.upsample_cam(cams.decode_cam(cams.encode_cam(stored)), (20, 30))
+    assert back.shape == (0, 20, 30)
+    assert not cams.predict_labels(back, [], 0.5).any()
+
+
+def test_labels_follow_the_first_largest_score_above_the_threshold():
+    cam = torch.tensor([[[0.25, 0.5, 0.9]], [[0.1, 0.5, 0.95]]])
+    assert cams.predict_labels(cam, [3, 7], 0.25).tolist() == [[0, 3, 7]]
+
+
+def test_stored_map_survives_its_bytes():
+    stored = cams.store_cam(torch.rand(2, 37, 50), 8)
+    assert np.array_equal(cams.decode_cam(cams.encode_cam(stored)), stored)
+
+
+def npy(array, allow_pickle=False):
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the bytes are no .npy array"),
+        (b"\x93NUMPY\x01\x00 nothing of the kind", "the bytes are no .npy array"),
+        (npy(np.zeros((1, 4, 4), np.float16))[:-3], "the bytes are no .npy array"),
+        (npy(np.array({0: 1}, dtype=object), allow_pickle=True), "the bytes are no .npy array"),
+        (npy(np.zeros((1, 4, 4), np.float32)), r"the array is float32 \(1, 4, 4\), expected float16"),
+        (npy(np.zeros((4, 4), np.float16)), r"the array is float16 \(4, 4\), expected float16 \(K, h, w\)"),
+        (npy(np.full((1, 4, 4), np.nan, np.float16)), "the array holds NaN or infinity"),
+    ],
+)
+def test_bytes_that_are_no_stored_map_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        cams.decode_cam(data)
