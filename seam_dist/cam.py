@@ -15,8 +15,13 @@ threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,11 +29,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from seam_dist.files import atomic_file
+
 EPS = 1e-5
+_MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|npy|plain\.npy)")
 
 
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return (height, width) times `scale`, rounded half to even as Python and the published code do, at least 1."""
+def scaled_size(size: tuple[int, int], scale: float, *, align: int | None = None) -> tuple[int, int]:
+    """Return (height, width) times `scale`, rounded half to even as Python and the published code do, at least 1.
+
+    `align` rounds to the nearest k * align + 1, k >= 1, instead: there the cells of a grid of that stride lie on the
+    pixels where align_corners=True looks for them.
+    """
+    if align is not None:
+        height, width = (max(1, round((side * scale - 1) / align)) * align + 1 for side in size)
+        return height, width
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -41,6 +56,8 @@ def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int,
     """Return the sum at `size` (height, width) of maps given as (grid map (K, h, w), size of the scaled image)."""
     total: Tensor | None = None
     for grid, scaled in grids:
+        if len(grid) == 0:  # an image without classes; interpolate refuses it
+            return grid.new_zeros((0, *size))
         at_scale = interpolate(grid[None], scaled, mode="bilinear", align_corners=True)
         full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
         total = full if total is None else total.add_(full)
@@ -124,3 +141,64 @@ def decode_cam(data: bytes) -> NDArray[np.float16]:
     if not np.isfinite(cam).all():
         raise ValueError("the array holds NaN or infinity: make the CAMs again from finite weights")
     return cam
+
+
+@dataclass(frozen=True)
+class StoredCam:
+    """The stored maps of one image: `cam` (K, h, w) float16 of its classes (ids from 1), and its size in pixels.
+
+    `cam` is the map of infer.cam; `plain` is the classifier's, where `cam` is the refined one.
+    """
+
+    key: str
+    classes: tuple[int, ...]
+    size: tuple[int, int]
+    cam: NDArray[np.float16]
+    plain: NDArray[np.float16] | None = None
+
+
+def write_cams(path: Path, cams: Iterable[StoredCam]) -> None:
+    """Write a tar of <key>.npy, <key>.plain.npy and <key>.json members, whole or not at all."""
+    with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for stored in cams:
+            members = {"npy": encode_cam(stored.cam)}
+            if stored.plain is not None:
+                members["plain.npy"] = encode_cam(stored.plain)
+            info = {"classes": list(stored.classes), "size": list(stored.size)}
+            members["json"] = json.dumps(info).encode()  # last: it completes the image
+            for extension, data in members.items():
+                member = tarfile.TarInfo(f"{stored.key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def read_cams(path: Path) -> Iterator[StoredCam]:
+    """Yield the images of a tar of CAMs in stored order; ValueError, naming the file, for anything that is not one."""
+    key, parts = "", dict[str, bytes]()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                match = _MEMBER.fullmatch(member.name)
+                file = tar.extractfile(member) if match is not None and member.isreg() else None
+                if match is None or file is None or (parts and match[1] != key):
+                    raise ValueError(f"member {member.name!r} is not expected there")
+                key = match[1]
+                parts[match[2]] = file.read()
+                if match[2] == "json":
+                    yield _stored_cam(key, parts)
+                    parts = {}
+        if parts:
+            raise ValueError("it ends within an image")
+    except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        remedy = "remove it and run `--stage infer_cam`"
+        raise ValueError(f"{path} is not a whole tar of CAMs ({error}): {remedy}") from None
+
+
+def _stored_cam(key: str, parts: dict[str, bytes]) -> StoredCam:
+    info = json.loads(parts["json"])
+    classes, (height, width) = tuple(int(c) for c in info["classes"]), (int(side) for side in info["size"])
+    cam = decode_cam(parts["npy"])
+    plain = decode_cam(parts["plain.npy"]) if "plain.npy" in parts else None
+    if len(cam) != len(classes) or (plain is not None and plain.shape != cam.shape):
+        raise ValueError(f"{key} has maps {cam.shape} for {len(classes)} classes")
+    return StoredCam(key, classes, (height, width), cam, plain)

@@ -12,11 +12,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "deepspeed_ready",
     "init_world",
     "interface_to",
+    "on_main",
     "shutdown",
 ]
 
@@ -125,6 +126,21 @@ def broadcast_object(obj: T, world: World, src: int = 0) -> T:
     dist.broadcast_object_list(carrier, src=src, device=world.device)
     found: T = carrier[0]
     return found
+
+
+def on_main(function: Callable[[], T], world: World) -> T:
+    """Run `function` on the main rank alone and return its result on every rank; its ValueError is raised on all."""
+    result: T | None = None
+    error: ValueError | None = None
+    if world.is_main:
+        try:
+            result = function()
+        except ValueError as failure:
+            error = failure
+    result, error = broadcast_object((result, error), world)
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def shutdown(world: World) -> None:
