@@ -174,6 +174,9 @@ def start_training(
         engine = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)[0]
     if cfg.model.channels_last and engine.zero_optimization_stage() == 0:
         module.to(memory_format=torch.channels_last)
+    if world.size == 1 and engine.zero_optimization_stage() == 0:
+        # DeepSpeed would copy all gradients into one buffer and back, to reduce them with nobody.
+        engine.enable_backward_allreduce = False
     engine.train()
     make_momentum(engine)
     training = Training(engine, model, cfg, world, max_steps, micro, accumulation)

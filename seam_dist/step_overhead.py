@@ -1,0 +1,131 @@
+"""How much a step of the trainer costs beyond a bare PyTorch loop over the same model, on one rank.
+
+    python -m seam_dist.step_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15] [--clock cpu]
+
+Both train SEAM on ResNet38d, full losses, with the same SGD groups. The bare loop is forward, backward, step and a
+read of the loss. Steps alternate between the two, so that a busy machine slows both alike; the median of the ratios of
+neighbours counts. `--clock cpu` counts the processor's time instead, for a machine that others use, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seam_dist.config import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
+from seam_dist.data.color import IDENTITY
+from seam_dist.distributed import init_world, shutdown
+from seam_dist.engine import start_training
+from seam_dist.logger import TrainLogger
+from seam_dist.models import build_seam, parameter_groups
+from seam_dist.supervision import StopRequest, Watchdog
+from seam_dist.train_module import TrainModule
+
+_CLASSES = 4
+
+
+def measure(
+    batch_size: int, crop_size: int, width: float, rounds: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of each step of the bare loop and of the trainer, in pairs."""
+    cfg = Config(
+        run=RunConfig(threads=1),
+        augment=AugmentConfig(crop_size=crop_size),
+        model=ModelConfig(width=width),
+        loss=LossConfig(second_view_scale=0.5),
+        # Noise teaches nothing: a small rate keeps the weights finite.
+        train=TrainConfig(global_batch_size=batch_size, max_steps=10**6, lr=1e-6),
+    )
+    world = init_world(cfg)
+    torch.manual_seed(0)
+    batch = random_batch(batch_size, crop_size)
+    bare = bare_step(cfg, batch)
+    model, _ = build_seam(cfg, _CLASSES)
+    module = TrainModule(model, cfg)
+    groups = parameter_groups(model, cfg.train)
+    training = start_training(module, model, groups, cfg, world, max_steps=10**6)
+    batches: Iterator[dict[str, Any]] = repeat(batch)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        StopRequest() as stop,
+        Watchdog(cfg.run.timeout_s) as watchdog,
+        TrainLogger(Path(folder), world, max_steps=10**6, batch_size=batch_size) as logger,
+    ):
+
+        def trainer() -> None:
+            losses = training.train_step(batches, stop)
+            watchdog.feed()
+            logger.log(training.step, losses, lr=training.lr)
+
+        steps: tuple[Callable[[], None], Callable[[], None]] = (bare, trainer)
+        for index in range(rounds + 2):
+            for which in (0, 1) if index % 2 else (1, 0):
+                start = clock()
+                steps[which]()
+                if index >= 2:
+                    seconds[which].append(clock() - start)
+    shutdown(world)
+    return seconds
+
+
+def bare_step(cfg: Config, batch: dict[str, Any]) -> Callable[[], None]:
+    """Return a plain PyTorch training step on a fixed batch."""
+    model, _ = build_seam(cfg, _CLASSES)
+    module = TrainModule(model, cfg)
+    module.train()
+    optimizer = torch.optim.SGD(parameter_groups(model, cfg.train), lr=cfg.train.lr, momentum=cfg.train.momentum)
+
+    def step() -> None:
+        losses = module(batch, 1.0)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(losses["loss"].detach())
+
+    return step
+
+
+def random_batch(batch_size: int, crop_size: int) -> dict[str, Any]:
+    """Return a batch of noise in the form that the loader gives."""
+    generator = torch.Generator().manual_seed(0)
+    color: Tensor = torch.tensor(IDENTITY).repeat(batch_size, 1)
+    return {
+        "image": torch.randint(0, 256, (batch_size, 3, crop_size, crop_size), generator=generator, dtype=torch.uint8),
+        "valid": torch.tensor([[0, 0, crop_size, crop_size]], dtype=torch.int32).repeat(batch_size, 1),
+        "color": color,
+        "label": (torch.rand(batch_size, _CLASSES, generator=generator) < 0.5).float(),
+        "key": [f"noise-{index}" for index in range(batch_size)],
+        "sample_number": torch.arange(batch_size),
+    }
+
+
+def main() -> None:
+    """Print both medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--crop-size", type=int, default=64)
+    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    arguments = parser.parse_args()
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    bare, trainer = measure(arguments.batch_size, arguments.crop_size, arguments.width, arguments.rounds, clock)
+    ratio = statistics.median(b / a for a, b in zip(bare, trainer, strict=True))
+    print(
+        f"bare loop {statistics.median(bare) * 1e3:.1f} ms, trainer {statistics.median(trainer) * 1e3:.1f} ms, "
+        f"median of paired ratios {ratio:.3f} ({arguments.rounds} rounds, {arguments.clock} time)"
+    )
+
+
+if __name__ == "__main__":
+    main()
