@@ -1,0 +1,77 @@
+"""Pictures for the report: class colours, heat maps and their encoding as data URIs."""
+
+from __future__ import annotations
+
+import base64
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+IGNORED = 255
+_IGNORED_COLOUR = (224, 224, 192)  # the VOC palette's own colour of index 255
+
+
+def class_colours() -> Image:
+    """Return the PASCAL VOC palette, (256, 3) uint8 RGB: the bits of the index, spread over the channels."""
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    colours[IGNORED] = _IGNORED_COLOUR
+    return colours
+
+
+def heat_map(image: Image, score: NDArray[np.float32]) -> Image:
+    """Return a score (H, W) in 0..1 in the colours of viridis over the image (H, W, 3), which shows through as grey."""
+    heat = cv2.cvtColor(cv2.applyColorMap(_to_bytes(score), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    return _blend(image, np.asarray(heat, np.uint8), 0.7)
+
+
+def label_map(image: Image, mask: Image) -> Image:
+    """Return a class index map (H, W) over the image as grey: class colours with a white rim, background darkened."""
+    coloured = class_colours()[mask]
+    painted = np.where((mask == 0)[..., None], _blend(image, np.zeros_like(image), 0.55), _blend(image, coloured, 0.75))
+    # The palette's first colours are dark: without the rim they would sink into a dark image.
+    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    painted[edge & (mask > 0)] = 255
+    return np.asarray(painted, np.uint8)
+
+
+def shrink(image: Image, longest: int = 320) -> Image:
+    """Return the image with its long side at most `longest` pixels."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def data_uri(image: Image, *, quality: int = 88) -> str:
+    """Return an RGB image as a JPEG data URI, its long side at most 320 pixels."""
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(shrink(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    assert done
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+
+
+def heat_scale_uri() -> str:
+    """Return the colours of heat_map from 0 to 1, left to right, as a PNG data URI."""
+    ramp = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
+    done, encoded = cv2.imencode(".png", cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS))
+    assert done
+    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
+
+
+def _to_bytes(score: NDArray[np.float32]) -> Image:
+    return (np.clip(np.nan_to_num(score), 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _blend(image: Image, colour: Image, weight: float) -> Image:
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(colour, weight, grey, 1 - weight, 0), np.uint8)

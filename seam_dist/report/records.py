@@ -1,0 +1,175 @@
+"""What a run left on disk, read for the report: settings, metrics, evaluations and the manifests of its stages.
+
+Nothing has to be there: a report of half a run shows that half and says how the rest is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seam_dist.artifacts import StageError
+from seam_dist.config import STAGES
+from seam_dist.files import read_json
+
+METHODS = {"cam": "CAM only", "er": "CAM + ER", "pcm": "CAM + ER + PCM", "ecr": "CAM + PCM + ECR", "full": "SEAM"}
+WITHOUT_PCM = ("cam", "er")
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """The scores of one kind of map on one split: a curve over background thresholds and points on it."""
+
+    thresholds: Sequence[float]
+    miou: Sequence[float | None]
+    best: Mapping[str, Any]
+    chosen: Mapping[str, Any] | None
+    default: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as far as it got."""
+
+    dir: Path
+    settings: Mapping[str, Any]
+    """Settings as nested mappings, from the newest config.yaml of a stage; empty when there is none."""
+    metrics: Sequence[Mapping[str, Any]]
+    """Lines of the training's metrics.jsonl, by step."""
+    evaluations: Mapping[str, Mapping[str, Any]]
+    """Split -> its evaluation."""
+    manifests: Mapping[str, Mapping[str, Any]]
+    """Stage -> the manifest of a finished stage."""
+    damaged: Sequence[str] = field(default_factory=tuple)
+    """Files that could not be read, with the reason."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.dir.name
+
+    @property
+    def ablation(self) -> str:
+        """loss.ablation of the run; `full` when no settings are left."""
+        return str(self.setting("loss.ablation") or "full")
+
+    @property
+    def method(self) -> str:
+        """What was trained, in words."""
+        return METHODS.get(self.ablation, self.ablation)
+
+    @property
+    def primary(self) -> str:
+        """`refined` or `plain`: the map that the run's CAMs and scores are first of all."""
+        plain = self.ablation in WITHOUT_PCM or self.setting("infer.cam") == "plain"
+        return "plain" if plain else "refined"
+
+    def setting(self, key: str) -> Any:
+        """Return the value of a dotted key, or None."""
+        value: Any = self.settings
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return None
+            value = value[part]
+        return value
+
+    def scores(self, split: str) -> dict[str, MapScores]:
+        """Return the scores on a split by map (`refined`, `plain`), the primary map first; empty without evaluation."""
+        evaluation = self.evaluations.get(split)
+        if evaluation is None:
+            return {}
+        found = {self.primary: evaluation}
+        if isinstance(evaluation.get("plain"), Mapping) and self.primary != "plain":
+            found["plain"] = evaluation["plain"]
+        return {
+            kind: MapScores(
+                thresholds=part.get("thresholds") or evaluation["thresholds"],
+                miou=part["miou"],
+                best=part["best"],
+                chosen=part.get("chosen"),
+                default=part.get("default"),
+            )
+            for kind, part in found.items()
+        }
+
+    def missing(self, stages: Sequence[str] = STAGES[:-1]) -> list[str]:
+        """Return the stages that are not finished in this run's folder, in their order."""
+        return [stage for stage in stages if stage not in self.manifests]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read what is left of a run; damaged files are listed, not raised. StageError when the folder does not exist."""
+    if not folder.is_dir():
+        raise StageError(f"run folder {folder} does not exist: correct report.compare or run.dir and run.name")
+    damaged: list[str] = []
+
+    def tolerant(path: Path) -> Any:
+        try:
+            return read_json(path)
+        except (ValueError, OSError) as error:
+            damaged.append(str(error))
+            return None
+
+    manifests: dict[str, Mapping[str, Any]] = {}
+    for stage in STAGES:
+        path = folder / stage / "manifest.json"
+        if path.is_file() and isinstance(manifest := tolerant(path), dict):
+            manifests[stage] = manifest
+    settings: Mapping[str, Any] = {}
+    for stage in reversed(STAGES[:-1]):
+        path = folder / stage / "config.yaml"
+        if path.is_file():
+            try:
+                loaded = yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                damaged.append(f"{path}: {error}")
+                continue
+            if isinstance(loaded, dict):
+                settings = loaded
+                break
+    evaluations = {}
+    for path in sorted((folder / "evaluate").glob("*.json")):
+        if path.name in ("manifest.json", "stage.json"):
+            continue
+        evaluation = tolerant(path)
+        if isinstance(evaluation, dict):
+            lacking = [key for key in ("thresholds", "miou", "best") if key not in evaluation]
+            if lacking:
+                damaged.append(f"{path} has no {', '.join(lacking)}: run `--stage evaluate` again")
+            else:
+                evaluations[path.stem] = evaluation
+    metrics = _read_metrics(folder / "train_seam" / "metrics.jsonl", damaged)
+    return RunRecord(folder, settings, metrics, evaluations, manifests, damaged)
+
+
+def _read_metrics(path: Path, damaged: list[str]) -> list[Mapping[str, Any]]:
+    """Return the lines by step; of a step that a resumed training wrote twice the last one counts."""
+    by_step: dict[int, Mapping[str, Any]] = {}
+    if not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            by_step[int(values["step"])] = values
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):  # the last line may have been cut by a kill
+                damaged.append(f"{path}:{number} is not a line of metrics and was left out")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of one metric where it is a finite number."""
+    steps, values = [], []
+    for line in metrics:
+        value = line.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            steps.append(float(line["step"]))
+            values.append(float(value))
+    return steps, values
