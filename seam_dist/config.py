@@ -137,6 +137,11 @@ class ModelConfig:
     """Channels that f8_3 and f8_4 reduce the two feature maps to."""
     pcm_center: bool = False
     """Subtract each feature's spatial mean before the cosine of PCM; published: no."""
+    pcm_grid: Literal["output", "conv4"] = "output"
+    """Grid on which PCM works: the CAM's (published), or that of the finer feature map conv4."""
+    align_grid: bool = False
+    """Give the second view and the images of inference sizes of k * output_stride + 1, at which the cells of the CAM
+    and the pixels of align_corners=True coincide; published: no."""
     pcm_impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of PCM's attention."""
     activation_checkpointing: bool = False
@@ -299,6 +304,12 @@ class Config:
                 f"loss.second_view_scale={self.loss.second_view_scale} leaves a grid of {view:.1f} cells at "
                 f"augment.crop_size={self.augment.crop_size} and model.output_stride={self.model.output_stride}, "
                 "expected at least 2: enlarge the crop or the scale"
+            )
+        if self.model.align_grid and self.augment.crop_size % self.model.output_stride != 1:
+            near = self.augment.crop_size // self.model.output_stride * self.model.output_stride + 1
+            raise ValueError(
+                f"augment.crop_size={self.augment.crop_size} is not k * model.output_stride + 1, as model.align_grid asks "
+                f"for: set it to {near}, or model.align_grid=false"
             )
         source = self.source
         if source.kind == "procedural" and len(source.num_images) != len(source.splits):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from seam_dist.cam import scaled_size
 from seam_dist.config import Config
 from seam_dist.data.transforms import normalize_images
 from seam_dist.losses import seam_losses
@@ -74,6 +75,14 @@ def key_dropout(model: nn.Module, keys: DropoutKeys) -> None:
                 layer += 1
 
 
+def second_view_size(side: int, cfg: Config) -> int:
+    """Return the side of the second view in pixels: rounded down as published, or aligned (model.align_grid)."""
+    scale = cfg.loss.second_view_scale
+    if cfg.model.align_grid:
+        return scaled_size((side, side), scale, align=cfg.model.output_stride)[0]
+    return max(1, int(side * scale))
+
+
 class TrainModule(nn.Module):
     """What deepspeed.initialize gets: batch in, named losses out."""
 
@@ -99,7 +108,7 @@ class TrainModule(nn.Module):
         first = self._cams(image)
         second = None
         if self.cfg.loss.ablation != "cam":
-            size = max(1, int(image.shape[2] * self.cfg.loss.second_view_scale))
+            size = second_view_size(image.shape[2], self.cfg)
             second = self._cams(interpolate(image, (size, size), mode="bilinear", align_corners=True))
         with torch.autocast(image.device.type, enabled=False):
             losses = seam_losses(first, second, batch["label"], self.cfg.loss, warmup)

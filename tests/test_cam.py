@@ -55,6 +55,13 @@ def test_scaled_size_rounds_half_to_even():
     assert cams.scaled_size((1, 1), 0.25) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"), [((240, 320), 1.0, (241, 321)), ((193, 193), 0.5, (97, 97)), ((9, 20), 0.3, (17, 17))]
+)
+def test_aligned_size_is_the_nearest_multiple_of_the_stride_plus_one(size, scale, expected):
+    assert cams.scaled_size(size, scale, align=16) == expected
+
+
 def test_normalisation_matches_hand_calculation():
     out = cams.normalize_cam(torch.tensor([[[-1.0, 0.0, 1.0, 3.0]]], dtype=torch.float64))
     expected = torch.tensor([[[-1e-5, -1e-5, 1 - 1e-5, 3 - 1e-5]]], dtype=torch.float64) / (3 + 1e-5)

@@ -55,6 +55,7 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
         ("augment.resize_long=[300,200]", r"augment.resize_long=\[300, 200\] is not a range"),
         ("train.micro_batch_size=3", r"train.global_batch_size=8 is not a multiple of train.micro_batch_size=3"),
         ("loss.second_view_scale=0.02", r"leaves a grid of 1.1 cells"),
+        ("model.align_grid=true", r"augment.crop_size=448 is not k \* model.output_stride \+ 1.*set it to 449"),
         ("run.name=../elsewhere", r"run.name"),
         ("train.lr=.inf", r"train.lr='.inf'"),
         ("lr=1", r"not of the form section.key=value"),

@@ -59,6 +59,7 @@ def build_seam(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tup
         pcm=cfg.loss.ablation not in ("cam", "er"),
         pcm_channels=cfg.model.pcm_channels,
         pcm_center=cfg.model.pcm_center,
+        pcm_grid=cfg.model.pcm_grid,
         pcm_impl=cfg.model.pcm_impl,
     )
     if cfg.model.channels_last:

@@ -7,7 +7,7 @@ code is followed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from seam_kernels import Impl, pcm_attention
@@ -75,7 +75,8 @@ class SEAM(nn.Module):
 
     num_classes counts foreground classes; fc8 has num_classes + 1 rows, as published. `pcm_channels` are the widths
     of f8_3 and f8_4; f9 has their sum. `pcm_center` subtracts each feature's spatial mean before PCM's cosine
-    (published: no). `pretrained_names` holds the backbone parameters that came from weights; see parameter_groups.
+    (published: no); `pcm_grid` "conv4" runs PCM at the resolution of that feature map, which may be finer than the
+    CAM's (published: "output", the CAM's). `pretrained_names` holds the backbone parameters that came from weights; see parameter_groups.
 
     The PCM branch sees conv4 and conv5 detached and the CAM without gradient: losses on cam_refined train only the
     branch itself.
@@ -89,6 +90,7 @@ class SEAM(nn.Module):
         pcm: bool = True,
         pcm_channels: tuple[int, int] = (64, 128),
         pcm_center: bool = False,
+        pcm_grid: Literal["output", "conv4"] = "output",
         pcm_impl: Impl = "auto",
         dropout: float = 0.5,
     ) -> None:
@@ -101,6 +103,7 @@ class SEAM(nn.Module):
         self.num_classes = num_classes
         self.pcm = pcm
         self.pcm_center = pcm_center
+        self.pcm_grid = pcm_grid
         self.pcm_impl: Impl = pcm_impl
         self.pretrained_names: set[str] = set()
         conv4, conv5, conv6 = backbone.channels
@@ -122,7 +125,7 @@ class SEAM(nn.Module):
         return SEAMOutput(resize(cam, size), None if refined is None else resize(refined, size))
 
     def forward_grid(self, image: Tensor) -> SEAMOutput:
-        """Return both CAMs at the grid of the backbone's conv6."""
+        """Return both CAMs at the grid of the backbone's conv6; with pcm_grid "conv4" the refined one at conv4's."""
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
@@ -135,6 +138,8 @@ class SEAM(nn.Module):
             return SEAMOutput(cam, self._refine(cam, features, image.float()) if self.pcm else None)
 
     def _refine(self, cam: Tensor, features: Features, image: Tensor) -> Tensor:
+        if self.pcm_grid == "conv4":
+            cam = resize(cam, (features.conv4.shape[2], features.conv4.shape[3]))
         size = (cam.shape[2], cam.shape[3])
         conv4 = resize(features.conv4.detach().float(), size)
         conv5 = resize(features.conv5.detach().float(), size)

@@ -291,3 +291,27 @@ def test_impossible_sizes_are_refused() -> None:
         SEAM(Probe(), 0)
     with pytest.raises(ValueError, match=r"pcm_channels=\[0, 4\]"):
         SEAM(Probe(), 1, pcm_channels=(0, 4))
+
+
+def test_pcm_on_the_grid_of_conv4_spreads_the_resized_cam() -> None:
+    torch.manual_seed(0)
+    coarse = SEAM(Probe(), 3, pcm_channels=(4, 8)).eval()
+    fine = SEAM(Probe(), 3, pcm_channels=(4, 8), pcm_grid="conv4").eval()
+    with torch.no_grad():
+        coarse.backbone.first.bias.add_(10)  # conv4 is positive everywhere: no pixel is without a feature
+    fine.load_state_dict(coarse.state_dict())
+    image = torch.randn(2, 3, 33, 49)
+    cam, refined = fine.forward_grid(image)
+    assert torch.equal(cam, coarse.forward_grid(image).cam)
+    assert refined is not None
+    assert refined.shape == (2, 4, 5, 7)  # conv4's grid, twice as fine as the CAM's 3 x 4
+    # With features that tell no two pixels apart, PCM gives every pixel the mean of the map that it spreads.
+    with torch.no_grad():
+        fine.f9.weight.zero_()
+        fine.f9.weight[:, 3] = 1.0
+        fine.f8_3.weight.zero_()
+        fine.f8_3.weight[0] = 1.0
+    spread = pcm_input_cam(torch.nn.functional.interpolate(cam, (5, 7), mode="bilinear", align_corners=True))
+    flat = fine.forward_grid(image).cam_refined
+    assert flat is not None
+    torch.testing.assert_close(flat, spread.mean(dim=(2, 3), keepdim=True).expand_as(flat), rtol=1e-3, atol=1e-4)
