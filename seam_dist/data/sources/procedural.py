@@ -136,7 +136,7 @@ def _plan(index: int, split: str, seed: int, num_classes: int) -> list[int]:
     rng = random.Random(f"{seed}/{split}/{index}")
     # The first class goes round, so that even a small split holds all of them.
     classes = [(index + stream + seed) % num_classes + 1]
-    for _ in range(rng.choices((0, 1, 2), (0.45, 0.35, 0.2))[0]):
+    for _ in range(rng.choices((0, 1, 2), (0.5, 0.35, 0.15))[0]):
         classes.append(classes[0] if rng.random() < 0.25 else rng.randrange(num_classes) + 1)
     return classes
 
@@ -154,13 +154,13 @@ def draw_scene(
     image = draw_background(rng, height, width)
     light = rng.uniform(0, 2 * math.pi)
     short_side = min(height, width)
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(0, 3))):
         _place_body(rng, image, short_side * rng.uniform(0.12, 0.45), light)
 
     mask = np.zeros((height, width), np.uint8)
     objects: list[_Object] = []
     for class_id in _plan(index, split, seed, num_classes):
-        smallest = 0.15 if objects else 0.32
+        smallest = 0.15 if objects else 0.3
         size = short_side * (smallest + (0.7 - smallest) * rng.random() ** 0.8)
         place = None
         while place is None:  # ends: a small object hides no more than is allowed at nearly every place

@@ -241,11 +241,11 @@ def _texture(rng: np.random.Generator, u: Float, v: Float) -> Float:
 def draw_object(
     rng: np.random.Generator, size: float, limit: tuple[int, int], class_id: int, light: float, colour: Float
 ) -> Layer:
-    """Draw one object with a body `size` pixels long, or less to stay within `limit` (H, W); class_id 0: no head."""
+    """Draw one object of `size` squared pixels in area, or less to stay within `limit` (H, W); class_id 0: no head."""
     parts = _outline(rng)
     parts = parts
     turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    share = rng.uniform(0.11, 0.2)
+    share = rng.uniform(0.13, 0.2)
     area = sum(cv2.contourArea(part) for part in parts)
     radius = float(np.sqrt(share / (1 - share) * area / np.pi))
     centre = np.array([0.95 + 0.25 * radius, parts[0][np.argmax(parts[0][:, 0]), 1]])
@@ -257,7 +257,7 @@ def draw_object(
         rotation = np.diag([-1, 1]) @ rotation
     points = np.concatenate([*parts, head] if class_id else parts) @ rotation.T
     room = (np.array(limit[::-1]) - 2 * _MARGIN - 1) / np.ptp(points, axis=0)
-    half = min(size / 2, float(room.min()))
+    half = min(size / math.sqrt(area / (1 - share)), float(room.min()))
     origin = points.min(0) * half - _MARGIN
     width, height = (int(v) for v in np.ceil(np.ptp(points, axis=0) * half + 2 * _MARGIN))
 
@@ -278,10 +278,11 @@ def draw_object(
 
     head_alpha = _fill([head @ rotation.T * half - origin], height, width)
     inside = head_alpha >= 128
-    ink = _hsv((class_id - 1) * 0.618 % 1, 0.9, 0.35 if colour.mean() > 0.5 else 0.95)
+    ink = _hsv((class_id - 1) * 0.618 % 1, 0.95, 0.95)
+    paper = 0.5 * colour + (0.5 if class_id % 2 else 0.0)
     p, q = (u - np.float32(centre[0])) / radius, (v - np.float32(centre[1])) / radius
     drawn = _pattern((class_id - 1) % len(PATTERNS), p, q)
-    face = cv2.merge([colour[c] + drawn * (ink[c] - colour[c]) for c in range(3)])
+    face = cv2.merge([paper[c] + drawn * (ink[c] - paper[c]) for c in range(3)])
     shading, distance = _relief(inside.astype(np.uint8), light)
     face *= repeat_rgb(shading * np.where(distance < edge, np.float32(0.5), np.float32(1)))
     picture += repeat_rgb(head_alpha / np.float32(255)) * (face - picture)
