@@ -67,4 +67,5 @@ def random_walk_reference(
     pixels = cam.shape[2] * cam.shape[3]
     weights = edge_matrix(affinity**beta, radius) + torch.eye(pixels, dtype=cam.dtype, device=cam.device)
     transition = weights / weights.sum(dim=1, keepdim=True)
-    return (cam.flatten(2) @ torch.linalg.matrix_power(transition, num_steps)).view(cam.shape)
+    walked: Tensor = cam.flatten(2) @ torch.linalg.matrix_power(transition, num_steps)
+    return walked.view(cam.shape)

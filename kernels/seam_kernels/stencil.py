@@ -1,8 +1,8 @@
 """The neighbourhood that edge_affinity and random_walk share: half-plane offsets, borders, shifts of flat images.
 
 An image of H rows and W columns is used flat, as N = H W numbers: the neighbour (dy, dx) of pixel p is p + dy W + dx,
-so one shifted slice serves a whole plane. Slices that run over the end of a row pair pixels that are no neighbours; their
-weight is zero (`pair_mask`).
+so one shifted slice serves a whole plane. Slices that run over the end of a row pair pixels that are no neighbours;
+their weight is zero (`pair_mask`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 Border = Literal["paper", "full"]
 
 
-@lru_cache
 def half_plane_offsets(radius: int) -> tuple[tuple[int, int], ...]:
     """Return the offsets (dy, dx) that meet every pair of pixels closer than `radius` once; 34 for radius 5.
 
