@@ -76,7 +76,8 @@ class SEAM(nn.Module):
     num_classes counts foreground classes; fc8 has num_classes + 1 rows, as published. `pcm_channels` are the widths
     of f8_3 and f8_4; f9 has their sum. `pcm_center` subtracts each feature's spatial mean before PCM's cosine
     (published: no); `pcm_grid` "conv4" runs PCM at the resolution of that feature map, which may be finer than the
-    CAM's (published: "output", the CAM's). `pretrained_names` holds the backbone parameters that came from weights; see parameter_groups.
+    CAM's (published: "output", the CAM's). `pretrained_names` holds the backbone parameters that came from weights;
+    see parameter_groups.
 
     The PCM branch sees conv4 and conv5 detached and the CAM without gradient: losses on cam_refined train only the
     branch itself.
