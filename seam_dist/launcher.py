@@ -48,6 +48,9 @@ def launch(ranks: int, words: Sequence[str]) -> int:
             *("--module", "seam_dist.cli", *words),
         ]
         environment = {**os.environ, DONE_FILE_VARIABLE: str(done)}
+        if not _has_gpu():
+            # DeepSpeed looks for an accelerator when it is imported and warns, in every process, that it found none.
+            environment.setdefault("DS_ACCELERATOR", "cpu")
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         received: list[int] = []
 
