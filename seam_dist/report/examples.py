@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
-import tarfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
+from torch import Tensor
 
+from seam_dist.cam import StoredCam, predict_labels, read_cams, upsample_cam
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import decode_sample, read_raw
 
@@ -71,25 +68,26 @@ def load_examples(
     ranks = {key: (rank, miou) for rank, key, miou in wanted}
     found: dict[str, Example] = {}
     for shard in manifest.split(split).shards:
-        stored = _read_cams(cams_dir / shard.file, ranks.keys(), primary)
-        if not stored:
+        cams = _stored_cams(cams_dir / shard.file, ranks.keys())
+        if not cams:
             continue
         for raw in read_raw(shards_dir / shard.file, shard):
-            if raw.key not in stored:
+            stored = cams.get(raw.key)
+            if stored is None:
                 continue
             sample = decode_sample(raw, masks="png" in raw.members, max_pixels=max_pixels)
-            classes, maps = stored[raw.key]
-            size = sample.image.shape[:2]
-            full = {kind: enlarge(values, (size[0], size[1])) for kind, values in maps.items()}
+            maps = {primary: upsample_cam(stored.cam, stored.size)}
+            if stored.plain is not None:
+                maps["plain"] = upsample_cam(stored.plain, stored.size)
             rank, miou = ranks[raw.key]
             found[raw.key] = Example(
                 key=raw.key,
                 rank=rank,
                 miou=miou,
-                classes=classes,
+                classes=stored.classes,
                 image=sample.image,
-                cams={kind: _largest(values, (size[0], size[1])) for kind, values in full.items()},
-                prediction=predict(full[primary], classes, threshold),
+                cams={kind: _largest(values) for kind, values in maps.items()},
+                prediction=predict_labels(maps[primary], stored.classes, threshold),
                 truth=sample.mask,
             )
     return [found[key] for _, key, _ in wanted if key in found]
@@ -99,53 +97,22 @@ def first_keys(cams_dir: Path, manifest: Manifest, split: str, num_images: int) 
     """Return the keys of the first images of a split that have a CAM."""
     keys: list[str] = []
     for shard in manifest.split(split).shards:
-        path = cams_dir / shard.file
-        if len(keys) < num_images and path.is_file():
-            with tarfile.open(path, "r:") as tar:
-                keys += [name.removesuffix(".json") for name in tar.getnames() if name.endswith(".json")]
+        if len(keys) >= num_images:
+            break
+        if (cams_dir / shard.file).is_file():
+            keys += [stored.key for stored in read_cams(cams_dir / shard.file)]
     return keys[:num_images]
 
 
-def enlarge(cam: Float, size: tuple[int, int]) -> Float:
-    """Return the map (K, h, w) at image size, bilinear, align_corners=False (PARITY.md section 3)."""
-    if cam.shape[0] == 0:
-        return np.zeros((0, *size), np.float32)
-    grown = interpolate(torch.from_numpy(cam)[None], size, mode="bilinear", align_corners=False)[0]
-    return np.asarray(grown.numpy(), np.float32)
+def _largest(cam: Tensor) -> Float:
+    """Return the largest score of each pixel over the classes of a map (K, H, W); 0 without classes."""
+    if len(cam) == 0:
+        return np.zeros(tuple(cam.shape[1:]), np.float32)
+    return np.asarray(cam.amax(dim=0).numpy(), np.float32)
 
 
-def predict(cam: Float, classes: Sequence[int], threshold: float) -> Bytes:
-    """Return class ids (H, W): the class of the largest map where it is above the background threshold, else 0."""
-    if not classes:
-        return np.zeros(cam.shape[1:], np.uint8)
-    ids = np.array(classes, np.uint8)[cam.argmax(axis=0)]
-    return np.where(cam.max(axis=0) > threshold, ids, 0).astype(np.uint8)
-
-
-def _largest(cam: Float, size: tuple[int, int]) -> Float:
-    return cam.max(axis=0) if len(cam) else np.zeros(size, np.float32)
-
-
-def _read_cams(path: Path, keys: Collection[str], primary: str) -> dict[str, tuple[tuple[int, ...], dict[str, Float]]]:
-    """Return key -> (classes, kind -> map) of the wanted keys in a tar of CAMs; empty when there is no such file."""
+def _stored_cams(path: Path, keys: Collection[str]) -> dict[str, StoredCam]:
+    """Return the wanted maps of a tar of CAMs by key; empty when there is no such file."""
     if not path.is_file():
         return {}
-    parts: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            file = tar.extractfile(member) if key in keys else None
-            if file is not None:
-                parts.setdefault(key, {})[extension] = file.read()
-    found = {}
-    for key, members in parts.items():
-        classes = tuple(int(c) for c in json.loads(members["json"])["classes"])
-        maps = {primary: _array(members["npy"])}
-        if "plain.npy" in members:
-            maps["plain"] = _array(members["plain.npy"])
-        found[key] = (classes, maps)
-    return found
-
-
-def _array(data: bytes) -> Float:
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+    return {stored.key: stored for stored in read_cams(path) if stored.key in keys}

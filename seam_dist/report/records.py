@@ -67,6 +67,10 @@ class RunRecord:
     @property
     def primary(self) -> str:
         """`refined` or `plain`: the map that the run's CAMs and scores are first of all."""
+        told = [evaluation.get("map") for evaluation in self.evaluations.values()]
+        told.append(self.manifests.get("infer_cam", {}).get("cam"))
+        if known := [str(kind) for kind in told if kind in ("refined", "plain")]:
+            return known[0]
         plain = self.ablation in WITHOUT_PCM or self.setting("infer.cam") == "plain"
         return "plain" if plain else "refined"
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from seam_dist.report.examples import enlarge, predict, rank_keys
+from seam_dist.report.examples import rank_keys
 
 
 def _write(path: Path, scores: list[str]) -> Path:
@@ -37,19 +36,3 @@ def test_no_image_is_shown_twice(tmp_path: Path, count: int) -> None:
 def test_images_without_a_score_and_files_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     assert [key for _, key, _ in rank_keys(_write(tmp_path / "s.csv", ["nan", "0.5", ""]), 3)] == ["k1"]
     assert rank_keys(tmp_path / "missing.csv", 3) == []
-
-
-def test_prediction_is_background_up_to_the_threshold() -> None:
-    cam = np.array([[[0.26, 0.27, 0.9, 0.1]], [[0.1, 0.2, 0.95, 0.2]]], np.float32)
-    np.testing.assert_array_equal(predict(cam, (3, 7), 0.26), [[0, 3, 7, 0]])
-
-
-def test_an_image_without_classes_is_background() -> None:
-    none = enlarge(np.zeros((0, 2, 3), np.float32), (4, 6))
-    assert none.shape == (0, 4, 6)
-    np.testing.assert_array_equal(predict(none, (), 0.0), np.zeros((4, 6)))
-
-
-def test_maps_are_enlarged_about_cell_centres() -> None:
-    grown = enlarge(np.array([[[0.0, 1.0]]], np.float32), (1, 4))
-    np.testing.assert_allclose(grown[0, 0], [0, 0.25, 0.75, 1])

@@ -7,15 +7,16 @@ import math
 import re
 import shutil
 import tarfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from seam_dist.artifacts import StageError, open_stage
+from seam_dist.cam import StoredCam, upsample_cam, write_cams
 from seam_dist.config import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
@@ -54,12 +55,6 @@ def _write_training(cfg: Config) -> None:
     stage.finish([stage.dir / "metrics.jsonl"], device="CPU", world_size=2)
 
 
-def _array(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values.astype(np.float16), allow_pickle=False)
-    return file.getvalue()
-
-
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
@@ -74,8 +69,25 @@ def _scores(histogram: ThresholdHistogram, index: int) -> dict[str, object]:
     return point
 
 
+def _maps(
+    mask: np.ndarray, classes: tuple[int, ...], kinds: list[str], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    height, width = mask.shape
+    maps: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for index in classes:
+        inside = (mask == index).astype(np.float32)
+        part = inside.copy()
+        part[int(np.median(np.nonzero(inside)[0])) :] *= 0.2
+        noise = 0.2 * rng.random((height // 4, width // 4))
+        for kind in kinds:
+            source = cv2.GaussianBlur(inside if kind == "refined" else part, (0, 0), 2)
+            small = cv2.resize(source, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+            maps[kind].append(np.clip(0.8 * small + noise, 0, 1))
+    return {kind: np.stack(values).astype(np.float16) for kind, values in maps.items()}
+
+
 def _write_cams_and_evaluation(cfg: Config, splits: tuple[str, ...] = ("train", "val")) -> None:
-    """Maps made from the masks: the plain one shows the top left part of each object, the refined one all of it."""
+    """Maps made from the masks: the plain one shows the upper part of each object, the refined one all of it."""
     rng = np.random.default_rng(3)
     manifest = load_manifest(cfg.shards_dir)
     infer = open_stage(cfg, "infer_cam", settings=("infer",))
@@ -88,33 +100,20 @@ def _write_cams_and_evaluation(cfg: Config, splits: tuple[str, ...] = ("train", 
         rows = []
         for part in manifest.split(split).shards:
             path = infer.dir / "cams" / part.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(path, "w") as tar:
-                for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
-                    assert sample.mask is not None
-                    height, width = sample.mask.shape
-                    maps: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
-                    for index in sample.classes:
-                        inside = (sample.mask == index).astype(np.float32)
-                        ys = np.nonzero(inside)[0]
-                        part_only = inside.copy()
-                        part_only[int(np.median(ys)) :] *= 0.2
-                        noise = 0.2 * rng.random((height // 4, width // 4))
-                        for kind in kinds:
-                            source = cv2.GaussianBlur(inside if kind == "refined" else part_only, (0, 0), 2)
-                            small = cv2.resize(source, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
-                            maps[kind].append(np.clip(0.8 * small + noise, 0, 1))
-                    _add(tar, f"{sample.key}.npy", _array(np.stack(maps[kinds[0]])))
-                    if len(kinds) == 2:
-                        _add(tar, f"{sample.key}.plain.npy", _array(np.stack(maps["plain"])))
-                    info = {"classes": list(sample.classes), "size": [height, width]}
-                    _add(tar, f"{sample.key}.json", json.dumps(info).encode())
-                    for kind in kinds:
-                        cam = torch.from_numpy(np.stack(maps[kind])).float()[None]
-                        full = torch.nn.functional.interpolate(cam, (height, width), mode="bilinear")[0]
-                        miou = histograms[kind].update(full, sample.classes, sample.mask)
-                        if kind == kinds[0]:
-                            rows.append((sample.key, float(miou[8])))
+            stored = []
+            for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
+                assert sample.mask is not None
+                maps = _maps(sample.mask, sample.classes, kinds, rng)
+                size = (sample.mask.shape[0], sample.mask.shape[1])
+                stored.append(StoredCam(sample.key, sample.classes, size, maps[kinds[0]], maps.get("plain")))
+                if len(kinds) == 1:
+                    stored[-1] = replace(stored[-1], plain=None)
+                for kind in kinds:
+                    cam = upsample_cam(maps[kind], size)
+                    miou = histograms[kind].update(cam, sample.classes, sample.mask)
+                    if kind == kinds[0]:
+                        rows.append((sample.key, float(miou[8])))
+            write_cams(path, stored)
             outputs["infer"].append(path)
         values: dict[str, dict[str, object]] = {}
         for kind, histogram in histograms.items():
@@ -122,12 +121,13 @@ def _write_cams_and_evaluation(cfg: Config, splits: tuple[str, ...] = ("train", 
             best = int(miou.argmax())
             chosen.setdefault(kind, best)
             values[kind] = {
+                "thresholds": THRESHOLDS,
                 "miou": miou.tolist(),
                 "best": _scores(histogram, best),
-                "chosen": {**_scores(histogram, int(chosen[kind])), "from": "train"},
+                "chosen": None if split == "train" else {**_scores(histogram, int(chosen[kind])), "from": "train"},
                 "default": _scores(histogram, THRESHOLDS.index(0.26)),
             }
-        record: dict[str, object] = {"split": split, "num_images": len(rows), "thresholds": THRESHOLDS}
+        record: dict[str, object] = {"split": split, "map": kinds[0], "num_images": len(rows)}
         record |= values[kinds[0]]
         if len(kinds) == 2:
             record["plain"] = values["plain"]
@@ -135,7 +135,7 @@ def _write_cams_and_evaluation(cfg: Config, splits: tuple[str, ...] = ("train", 
         with open(evaluate.dir / f"{split}-images.csv", "w", newline="") as file:
             csv.writer(file).writerows([("key", "miou"), *rows])
         outputs["evaluate"] += [evaluate.dir / f"{split}.json", evaluate.dir / f"{split}-images.csv"]
-    infer.finish(outputs["infer"])
+    infer.finish(outputs["infer"], cam=kinds[0])
     evaluate.finish(outputs["evaluate"])
 
 
