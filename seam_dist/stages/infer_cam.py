@@ -71,6 +71,8 @@ def run(cfg: Config) -> None:
             print(f"infer_cam: done already, see {stage.dir}", flush=True)
         return
     model = load_model(cfg, manifest, checkpoint).to(world.device).eval()
+    aligned = cfg.model.align_grid if checkpoint.architecture is None else checkpoint.architecture["align_grid"]
+    align = model.backbone.output_stride if aligned else None
     bad: list[str] = []
     own = todo[world.rank :: world.size]
     start = time.perf_counter()
@@ -85,7 +87,7 @@ def run(cfg: Config) -> None:
                 on_bad=lambda _, error: bad.append(str(error)),
             )
             interop = stage.dir / "interop" if cfg.infer.interop else None
-            cams = infer_samples(model, samples, cfg.infer, interop=interop, advance=bar.update)
+            cams = infer_samples(model, samples, cfg.infer, align=align, interop=interop, advance=bar.update)
             write_cams(stage.dir / "cams" / shard.file, cams)
     _wait_for(stage.dir / "cams", [shard.file for shard in todo])
     took = time.perf_counter() - start
@@ -155,7 +157,7 @@ def load_model(cfg: Config, manifest: Manifest, checkpoint: Checkpoint) -> SEAM:
                 f"shards in {cfg.shards_dir} have {manifest.num_classes} {_shown(manifest.classes)}: use the data set "
                 "that it was trained on"
             )
-        names = ("backbone", "width", "output_stride", "pcm_center")
+        names = ("backbone", "width", "output_stride", "pcm_center", "pcm_grid", "align_grid")
         model_config = replace(
             model_config,
             **{name: facts[name] for name in names},
@@ -168,6 +170,7 @@ def load_model(cfg: Config, manifest: Manifest, checkpoint: Checkpoint) -> SEAM:
         pcm=pcm,
         pcm_channels=model_config.pcm_channels,
         pcm_center=model_config.pcm_center,
+        pcm_grid=model_config.pcm_grid,
         pcm_impl=model_config.pcm_impl,
     )
     load_weights(model, checkpoint.weights, require_heads=True)
@@ -212,16 +215,19 @@ def infer_samples(
     samples: Iterable[Sample],
     cfg: InferConfig,
     *,
+    align: int | None = None,
     interop: Path | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[StoredCam]:
     """Return the stored maps of samples, in their order; `advance` is told how many are finished.
 
-    Images of one size go through the network together. The authors' files go to the folder `interop`, if given.
+    Images of one size go through the network together, at sizes that fit grids of stride `align` (model.align_grid).
+    The authors' files go to the folder `interop`, if given.
     """
     found: dict[int, StoredCam] = {}
     prepared = (
-        (batch, scaled_images([s.image for _, s in batch], cfg.scales)) for batch in by_size(samples, cfg.batch_size)
+        (batch, scaled_images([s.image for _, s in batch], cfg.scales, align=align))
+        for batch in by_size(samples, cfg.batch_size)
     )
     for batch, images in _one_ahead(prepared):
         size = batch[0][1].image.shape[:2]
@@ -255,11 +261,11 @@ def by_size(samples: Iterable[Sample], batch_size: int) -> Iterator[list[tuple[i
     yield from groups.values()
 
 
-def scaled_images(images: Sequence[Pixels], scales: Sequence[float]) -> list[Tensor]:
+def scaled_images(images: Sequence[Pixels], scales: Sequence[float], *, align: int | None = None) -> list[Tensor]:
     """Return for each scale the images of one size resized together, uint8 (B, 3, h, w); bicubic as published."""
     result = []
     for scale in scales:
-        height, width = scaled_size((images[0].shape[0], images[0].shape[1]), scale)
+        height, width = scaled_size((images[0].shape[0], images[0].shape[1]), scale, align=align)
         # Pillow's kernel is the published one; OpenCV's differs by up to 30 grey levels at edges when shrinking.
         resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
         result.append(torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2))

@@ -103,6 +103,8 @@ def architecture(cfg: Config, manifest: Manifest) -> dict[str, Any]:
         "output_stride": cfg.model.output_stride,
         "pcm_channels": list(cfg.model.pcm_channels),
         "pcm_center": cfg.model.pcm_center,
+        "pcm_grid": cfg.model.pcm_grid,
+        "align_grid": cfg.model.align_grid,
         "pcm": cfg.loss.ablation not in ("cam", "er"),
         "classes": list(manifest.classes),
     }
