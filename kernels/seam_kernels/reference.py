@@ -69,3 +69,40 @@ def random_walk_reference(
     transition = weights / weights.sum(dim=1, keepdim=True)
     walked: Tensor = cam.flatten(2) @ torch.linalg.matrix_power(transition, num_steps)
     return walked.view(cam.shape)
+
+
+def dense_crf_reference(
+    prob: Tensor,
+    image: Tensor,
+    num_iters: int = 10,
+    gaussian: tuple[float, float] = (3.0, 3.0),
+    bilateral: tuple[float, float, float] = (80.0, 13.0, 10.0),
+    source_stride: int = 1,
+) -> Tensor:
+    """Return mean-field probabilities from dense N x N kernels.
+
+    gaussian is (sxy, compat), bilateral (sxy, srgb, compat).
+
+    prob (B, C, H, W), image (B, 3, H, W) in 0..255 -> (B, C, H, W). Only every source_stride-th pixel in both
+    directions sends bilateral messages. Source: PARITY.md section 4.
+    """
+    height, width = prob.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([x, y], dim=-1).view(1, -1, 2).to(prob)
+    colour = image.to(prob.dtype).flatten(2).transpose(1, 2)
+    sends = ((y % source_stride == 0) & (x % source_stride == 0)).flatten().to(prob)
+    kernels = []
+    apart = (place[:, :, None] - place[:, None]).square().sum(-1)  # [1, N, N]
+    kernels.append((gaussian[1], torch.exp(-apart / (2 * gaussian[0] ** 2))))
+    shade = (colour[:, :, None] - colour[:, None]).square().sum(-1)
+    both = torch.exp(-apart / (2 * bilateral[0] ** 2) - shade / (2 * bilateral[1] ** 2))
+    kernels.append((bilateral[2], both * sends))
+    log_prob = prob.clamp(1e-5, 1).log().flatten(2)
+    q = log_prob.softmax(dim=1)
+    for _ in range(num_iters):
+        energy = log_prob
+        for compat, kernel in kernels:
+            norm = (kernel.sum(dim=2) + 1e-20).rsqrt().unsqueeze(1)  # [B, 1, N]
+            energy = energy + compat * norm * ((norm * q) @ kernel.transpose(1, 2))
+        q = energy.softmax(dim=1)
+    return q.view(prob.shape)
