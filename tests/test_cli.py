@@ -1,0 +1,103 @@
+"""The command line: what it prints, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seam_dist import cli
+from seam_dist.launcher import count_ranks
+
+CONFIG = "run: {name: tiny}\ntrain: {lr: 0.125}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def test_help_names_the_stages_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "shard -> train_seam -> infer_cam -> evaluate -> report" in text
+    assert "--config configs/demo.yaml" in text
+    assert "local_rank" not in text
+
+
+def test_help_config_explains_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help-config"]) == 0
+    text = capsys.readouterr().out
+    assert "train.lr  (float, default 0.01)" in text
+    assert "Learning rate of pretrained weights at step 0." in text
+    for section in ("run:", "source:", "data:", "augment:", "model:", "loss:", "infer:", "evaluate:", "report:"):
+        assert f"\n{section}" in f"\n{text}"
+
+
+def test_print_config_shows_values_with_their_origin(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--config", config, "--print-config", "train.momentum=0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("lr: 0.125" in line and line.endswith("tiny.yaml:2") for line in lines)
+    assert any("momentum: 0.5" in line and line.endswith("command line") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.lrr=1"], "unknown key train.lrr (did you mean train.lr?)"),
+        (["deepspeed.zero_optimizaton.stage=2"], "zero_optimization"),
+        (["deepspeed.train_batch_size=2"], "train.global_batch_size"),
+        (["--ranks", "many"], "--ranks=many is not a number of ranks"),
+        (["--ranks", "0"], "--ranks=0 is not a number of ranks"),
+    ],
+)
+def test_wrong_settings_stop_with_one_line_and_code_2(
+    config: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--config", config, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("seam-dist: error: ")
+    assert error.count("\n") == 1
+
+
+def test_no_configuration_at_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "no --config was given" in capsys.readouterr().err
+
+
+def test_missing_data_set_stops_before_any_output(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--config",
+        config,
+        f"run.dir={tmp_path / 'runs'}",
+        f"source.root={tmp_path / 'nowhere'}",
+        "--stage",
+        "shard",
+    ]
+    assert cli.main(words) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.tar"))
+
+
+def test_stage_without_its_input_names_the_stage_to_run(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--config", config, f"run.dir={tmp_path / 'runs'}", "--stage", "infer_cam"]) == 2
+    assert "--stage" in capsys.readouterr().err
+
+
+def test_ranks_words_do_not_reach_the_ranks() -> None:
+    words = ["--ranks", "2", "--config", "a.yaml", "--ranks=3", "train.lr=1"]
+    assert cli._without_ranks(words) == ["--config", "a.yaml", "train.lr=1"]
+
+
+def test_number_of_ranks_is_read_or_found() -> None:
+    assert count_ranks("3") == 3
+    assert count_ranks("auto") >= 1
