@@ -32,7 +32,7 @@ IDENTITY: Final = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 2.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 _GREY = (0.299, 0.587, 0.114)
-_SUBSAMPLED_SIDE = 64  # pixels of the longer side that the mean grey is taken from
+_SUBSAMPLED_SIDE = 64  # of the longer side, pixels, that the mean grey is taken from
 _EPS = 2.0**-10  # keeps a sum that is a whole number from being cut to the one below by float rounding
 
 
@@ -45,8 +45,9 @@ def turns(color: Floats) -> list[int]:
 
 def with_grey_mean(color: Floats, image: Pixels) -> Floats:
     """Return the parameters with the mean grey of `image` (the whole one, uint8 RGB) filled in."""
-    step = max(1, max(image.shape[:2]) // _SUBSAMPLED_SIDE)
-    few = np.ascontiguousarray(image[::step, ::step])
+    scale = min(1.0, _SUBSAMPLED_SIDE / max(image.shape[:2]))
+    sides = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    few = np.asarray(cv2.resize(image, sides, interpolation=cv2.INTER_NEAREST), np.uint8)
     order = turns(color)
     few = _apply(few, color, order[: order.index(CONTRAST)])
     color = color.copy()

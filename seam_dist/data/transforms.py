@@ -8,8 +8,9 @@ have the published distribution; pixels differ a little (`seam_dist.data.exact` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
@@ -83,49 +84,70 @@ def place(height: int, width: int, choice: Draw, crop_size: int) -> Placement:
 
 
 def augment(
-    data: bytes, choice: Draw, cfg: AugmentConfig, *, size: tuple[int, int], orientation: int, max_pixels: int
-) -> tuple[Pixels, NDArray[np.int32], Floats]:
-    """Decode and augment one image of `size` (height, width in display order).
+    data: bytes,
+    choice: Draw,
+    cfg: AugmentConfig,
+    out: Pixels,
+    *,
+    size: tuple[int, int],
+    orientation: int,
+    max_pixels: int,
+) -> tuple[tuple[int, int, int, int], Floats]:
+    """Decode and augment one image of `size` (height, width in display order) into `out` (S, S, 3) uint8 RGB.
 
-    Returns the crop (3, S, S) uint8, zero outside the image; the image's box in it (y0, x0, y1, x1) int32; and its
-    colour jitter, identity when that was done here (`color_on=host`). Raises BadImageError for damaged data.
+    `out` is zero outside the image. Returns the image's box in it (y0, x0, y1, x1) and its colour jitter, identity
+    when that is off or was done here (`color_on=host`). Raises BadImageError for damaged data.
     """
     where = place(*size, choice, cfg.crop_size)
     image = decode_image(data, max_pixels=max_pixels, orientation=orientation, min_size=where.resized)
-    color = with_grey_mean(choice.color, image) if jitters(cfg) else np.array(IDENTITY, np.float32)
-    (y, x), (height, width) = where.start, where.size
+    color = np.array(IDENTITY, np.float32)
+    change: Callable[[Pixels], Pixels] | None = None
+    if any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):
+        full = with_grey_mean(choice.color, image)
+        if cfg.color_on == "host":
+            change = partial(jitter_host, color=full)
+        else:
+            color = full
+    (y, x), (height, width), (top, left) = where.start, where.size, where.offset
     # The published crop is taken from the flipped image: mirrored, it begins where it ended.
     x = where.resized[1] - x - width if choice.flip else x
-    region = resize_region(image, where.resized, (y, x), where.size)
-    if cfg.color_on == "host" and jitters(cfg):
-        region = jitter_host(region, color)
-        color = np.array(IDENTITY, np.float32)
+    region = resize_region(image, where.resized, (y, x), where.size, change)
+    box = top, left, top + height, left + width
+    if where.size != out.shape[:2]:
+        out.fill(0)
+    target = out[top : top + height, left : left + width]
     if choice.flip:
-        region = np.asarray(cv2.flip(region, 1), np.uint8)
-    top, left = where.offset
-    shape = (3, cfg.crop_size, cfg.crop_size)
-    crop = np.empty(shape, np.uint8) if where.size == shape[1:] else np.zeros(shape, np.uint8)
-    cv2.split(region, [plane[top : top + height, left : left + width] for plane in crop])
-    return crop, np.array([top, left, top + height, left + width], np.int32), color
+        cv2.flip(region, 1, dst=target)
+    else:
+        target[:] = region
+    return box, color
 
 
-def jitters(cfg: AugmentConfig) -> bool:
-    """Tell whether any colour jitter is on."""
-    return any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue))
+def resize_region(
+    image: Pixels,
+    resized: tuple[int, int],
+    start: tuple[int, int],
+    size: tuple[int, int],
+    change: Callable[[Pixels], Pixels] | None = None,
+) -> Pixels:
+    """Return `size` pixels from `start` of the image resized to `resized`, resizing little more than that region.
 
-
-def resize_region(image: Pixels, resized: tuple[int, int], start: tuple[int, int], size: tuple[int, int]) -> Pixels:
-    """Return `size` pixels from `start` of the image resized to `resized`, resizing little more than that region."""
-    windows = [
+    `change` alters pixels one by one; it sees the region before or after resizing, whichever is smaller.
+    """
+    (y0, y1, scale_y, skip_y), (x0, x1, scale_x, skip_x) = (
         _window(side, new, first, count)
         for side, new, first, count in zip(image.shape[:2], resized, start, size, strict=True)
-    ]
-    (y0, y1, scale_y, skip_y), (x0, x1, scale_x, skip_x) = windows
+    )
+    window = image[y0:y1, x0:x1]
+    first = change is not None and window.shape[0] * window.shape[1] < size[0] * size[1]
+    if change is not None and first:
+        window = change(window)
     shrinks = min(scale_y, scale_x) < _AREA_BELOW
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     # With the scale given instead of a size, OpenCV keeps it exact: pixel centres stay where the whole image has them.
-    part = cv2.resize(image[y0:y1, x0:x1], None, fx=scale_x, fy=scale_y, interpolation=method)
-    return np.asarray(part, np.uint8)[skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
+    part = np.asarray(cv2.resize(window, None, fx=scale_x, fy=scale_y, interpolation=method), np.uint8)
+    part = part[skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
+    return change(part) if change is not None and not first else part
 
 
 @lru_cache(maxsize=4096)

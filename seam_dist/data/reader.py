@@ -1,0 +1,122 @@
+"""One process's part of the training stream: any sample number, read from its group of shards and augmented.
+
+A sample that cannot be used is replaced by the next one of its group, so the order is still a function of (seed, n) and
+of the shards. It is reported once by name; a stream with more bad samples than data.max_bad_fraction allows stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seam_dist.config import AugmentConfig
+from seam_dist.data.images import BadImageError
+from seam_dist.data.manifest import ShardError, Split
+from seam_dist.data.order import Group, Order, sample_generator
+from seam_dist.data.shards import BadSampleError, RawSample, image_extension, parse_info, read_raw
+from seam_dist.data.transforms import augment, draw
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What belongs to one augmented image; `replaced` tells whether it stands in for a bad sample.
+
+    `valid` is y0, x0, y1, x1; `color` a row of `seam_dist.data.color`; `classes` are foreground ids from 1.
+    """
+
+    number: int
+    key: str
+    classes: tuple[int, ...]
+    valid: tuple[int, int, int, int]
+    color: NDArray[np.float32]
+    replaced: bool
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The compressed samples of a group in the group's order, each with the name of its shard."""
+
+    group: Group
+    samples: Sequence[tuple[RawSample, str]]
+
+
+class StreamReader:
+    """Augmented samples of a split by number; holds the compressed bytes of one group of shards a stream in use."""
+
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        order: Order,
+        augmentation: AugmentConfig,
+        *,
+        num_classes: int,
+        max_pixels: int,
+        max_bad_fraction: float,
+    ) -> None:
+        self.num_classes, self.crop_size = num_classes, augmentation.crop_size
+        self._folder, self._split, self._order, self._augmentation = Path(folder), split, order, augmentation
+        self._max_pixels, self._max_bad_fraction = max_pixels, max_bad_fraction
+        self._groups: dict[int, _Loaded] = {}
+        self._bad: dict[int, set[str]] = {}
+
+    def read(self, number: int, out: NDArray[np.uint8]) -> Item:
+        """Write the crop of sample `number`, or of its replacement when that one is bad, to `out` (S, S, 3)."""
+        group, place = self._order.locate(number)
+        samples = self._load(group).samples
+        choice = draw(sample_generator(self._order.seed, number), self._augmentation)
+        for attempt in range(len(samples)):
+            raw, shard = samples[(place + attempt) % len(samples)]
+            try:
+                info = parse_info(raw.members["json"], self.num_classes)
+                valid, color = augment(
+                    raw.members[image_extension(raw)],
+                    choice,
+                    self._augmentation,
+                    out,
+                    size=info.size,
+                    orientation=info.orientation,
+                    max_pixels=self._max_pixels,
+                )
+            except (BadSampleError, BadImageError) as error:
+                self._report(group.stream, raw.key, shard, error)
+                continue
+            return Item(number, raw.key, info.classes, valid, color, attempt > 0)
+        names = ", ".join(self._split.shards[index].file for index in group.shards)
+        raise ShardError(f"none of the {len(samples)} samples of {names} can be used: convert the data set again")
+
+    def _load(self, group: Group) -> _Loaded:
+        loaded = self._groups.get(group.stream)
+        if loaded is None or loaded.group != group:
+            self._groups.pop(group.stream, None)  # two groups of a stream never share the memory
+            stored = []
+            for index in group.shards:
+                shard = self._split.shards[index]
+                stored += [(raw, shard.file) for raw in read_raw(self._folder / shard.file, shard)]
+            loaded = _Loaded(group, [stored[index] for index in self._order.permutation(group)])
+            self._groups[group.stream] = loaded
+        return loaded
+
+    def _report(self, stream: int, key: str, shard: str, error: ValueError) -> None:
+        """Warn once of a bad sample; raise ShardError when the stream has more than the allowed share of them."""
+        bad = self._bad.setdefault(stream, set())
+        if key in bad:
+            return
+        bad.add(key)
+        _log.warning("bad sample %s in %s is left out: %s", key, self._folder / shard, error)
+        length = self._order.length(stream)
+        # By stream and rounded up: whether a job stops must not depend on how many ranks share its streams.
+        if len(bad) > math.ceil(self._max_bad_fraction * length):
+            raise ShardError(
+                f"{len(bad)} of the {length} samples of stream {stream} of split {self._split.name!r} are bad, the "
+                f"last is {key} in {self._folder / shard} ({error}): correct the data set, or raise "
+                f"data.max_bad_fraction={self._max_bad_fraction}"
+            )
