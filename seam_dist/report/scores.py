@@ -90,7 +90,7 @@ def _comparison_table(rows: Sequence[Row], others: Sequence[RunRecord]) -> str:
 
 
 def _who(row: Row, mark: str = "") -> str:
-    return f'{mark}<span class="who">{escape(row.label)}</span><br><span class="caption">{escape(row.run.name)}</span>'
+    return f'<span class="who">{mark}{escape(row.label)}</span><br><span class="caption">{escape(row.run.name)}</span>'
 
 
 def _chooser(rows: Sequence[Row], split: str) -> str:
@@ -185,7 +185,9 @@ def classes_section(own: RunRecord, others: Sequence[RunRecord], names: Sequence
     best = result.scores[split].best
     lists = {key: best.get(key) or [] for key in ("iou", "precision", "recall")}
     rest = [row for row in rows if row is not result]
-    head = ["Class", "IoU", "", "Precision", "Recall", *(f"IoU, {row.label} ({row.run.name})" for row in rest)]
+    labels = [row.label for row in rest]
+    others_head = [f"IoU, {row.label}" + (f" ({row.run.name})" if labels.count(row.label) > 1 else "") for row in rest]
+    head = ["Class", "IoU", "", "Precision", "Recall", *others_head]
     colours = class_colours()
     cells = []
     for index, iou in enumerate(lists["iou"]):

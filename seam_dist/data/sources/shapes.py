@@ -50,8 +50,8 @@ def _hsv(hue: float, saturation: float, value: float) -> Float:
 
 
 def random_colour(rng: np.random.Generator) -> Float:
-    """Return a colour that is neither black, white nor fully saturated."""
-    return _hsv(rng.random(), rng.uniform(0.15, 0.85), rng.uniform(0.25, 0.9))
+    """Return a muted colour that is neither black nor white; only the marks of the classes are vivid."""
+    return _hsv(rng.random(), rng.uniform(0.1, 0.55), rng.uniform(0.25, 0.9))
 
 
 def contrasting_colour(rng: np.random.Generator, image: Float) -> Float:
