@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_scaled_size_rounds_half_to_even():
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "expected"), [((240, 320), 1.0, (241, 321)), ((193, 193), 0.5, (97, 97)), ((9, 20), 0.3, (17, 17))]
+    ("size", "scale", "expected"),
+    [((240, 320), 1.0, (241, 321)), ((193, 193), 0.5, (97, 97)), ((9, 20), 0.3, (17, 17))],
 )
 def test_aligned_size_is_the_nearest_multiple_of_the_stride_plus_one(size, scale, expected):
     assert cams.scaled_size(size, scale, align=16) == expected
@@ -167,3 +169,74 @@ def npy(array, allow_pickle=False):
 def test_bytes_that_are_no_stored_map_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         cams.decode_cam(data)
+
+
+def image_cams(key, num_classes=2, plain=True):
+    rng = np.random.default_rng(num_classes)
+    maps = [rng.random((num_classes, 3, 4)).astype(np.float16) for _ in range(2)]
+    return cams.StoredCam(key, tuple(range(1, num_classes + 1)), (20, 30), maps[0], maps[1] if plain else None)
+
+
+def test_a_tar_of_cams_is_read_as_written(tmp_path):
+    written = [image_cams("a"), image_cams("b", 0), image_cams("c", 1, plain=False)]
+    cams.write_cams(tmp_path / "x.tar", written)
+    read = list(cams.read_cams(tmp_path / "x.tar"))
+    assert [(cam.key, cam.classes, cam.size) for cam in read] == [(cam.key, cam.classes, cam.size) for cam in written]
+    for one, other in zip(read, written, strict=True):
+        assert np.array_equal(one.cam, other.cam)
+        assert (one.plain is None) == (other.plain is None)
+        assert one.plain is None or np.array_equal(one.plain, other.plain)
+
+
+def test_the_same_cams_give_the_same_bytes(tmp_path):
+    for name in ("x.tar", "y.tar"):
+        cams.write_cams(tmp_path / name, [image_cams("a")])
+    assert (tmp_path / "x.tar").read_bytes() == (tmp_path / "y.tar").read_bytes()
+
+
+def test_a_failed_write_leaves_no_file(tmp_path):
+    def failing():
+        yield image_cams("a")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        cams.write_cams(tmp_path / "x.tar", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+CAM = npy(np.zeros((1, 3, 4), np.float16))
+INFO = b'{"classes": [1], "size": [20, 30]}'
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.npy", CAM), ("b.json", INFO)], "member 'b.json' is not expected there"),
+        ([("../a.npy", CAM), ("../a.json", INFO)], "member '../a.npy' is not expected there"),
+        ([("a.pkl", b"")], "member 'a.pkl' is not expected there"),
+        ([("a.npy", CAM)], "it ends within an image"),
+        ([("a.json", INFO)], "'npy'"),
+        ([("a.npy", CAM), ("a.json", b'{"classes": [1, 2], "size": [20, 30]}')], r"maps \(1, 3, 4\) for 2 classes"),
+        ([("a.npy", CAM), ("a.json", b"[")], "Expecting value"),
+    ],
+)
+def test_tars_that_are_none_of_cams_are_refused(tmp_path, members, message):
+    tar_of(tmp_path / "x.tar", members)
+    with pytest.raises(ValueError, match=rf"x\.tar is not a whole tar of CAMs \(.*{message}.*\): remove it and run"):
+        list(cams.read_cams(tmp_path / "x.tar"))
+
+
+def test_a_cut_tar_of_cams_is_refused(tmp_path):
+    cams.write_cams(tmp_path / "x.tar", [image_cams("a"), image_cams("b")])
+    data = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(data[:3000])
+    with pytest.raises(ValueError, match=r"x\.tar is not a whole tar of CAMs"):
+        list(cams.read_cams(tmp_path / "x.tar"))
