@@ -133,6 +133,8 @@ class ModelConfig:
     """Keep BatchNorm in eval mode without gradient, as published."""
     freeze_stem: bool = True
     """Give no gradient to the first layers (resnet38d: conv1a, b2, b2_1, b2_2)."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Probability of dropping a channel before the classifier; resnet38d's own dropout is fixed."""
     pcm_channels: tuple[int, int] = (64, 128)
     """Channels that f8_3 and f8_4 reduce the two feature maps to."""
     pcm_center: bool = False

@@ -61,6 +61,7 @@ def build_seam(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tup
         pcm_center=cfg.model.pcm_center,
         pcm_grid=cfg.model.pcm_grid,
         pcm_impl=cfg.model.pcm_impl,
+        dropout=cfg.model.dropout,
     )
     if cfg.model.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
