@@ -38,9 +38,9 @@ def test_another_seed_or_split_gives_other_images(split: str, seed: int) -> None
             assert not np.array_equal(mask, other_mask)
 
 
-@pytest.mark.parametrize("num_classes", [1, 4, 20])
-def test_labels_are_exactly_the_classes_in_the_mask(num_classes: int) -> None:
-    source = ProceduralSource(("train",), (40,), num_classes, (96, 72))
+@pytest.mark.parametrize(("num_classes", "size"), [(1, (96, 72)), (4, (33, 120)), (20, (32, 32)), (254, (96, 72))])
+def test_labels_are_exactly_the_classes_in_the_mask(num_classes: int, size: tuple[int, int]) -> None:
+    source = ProceduralSource(("train",), (40,), num_classes, size)
     for record in source.records("train"):
         assert record.mask is not None
         mask = cv2.imdecode(np.frombuffer(record.mask(), np.uint8), cv2.IMREAD_UNCHANGED)

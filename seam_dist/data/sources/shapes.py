@@ -243,7 +243,6 @@ def draw_object(
 ) -> Layer:
     """Draw one object of `size` squared pixels in area, or less to stay within `limit` (H, W); class_id 0: no head."""
     parts = _outline(rng)
-    parts = parts
     turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     share = rng.uniform(0.13, 0.2)
     area = sum(cv2.contourArea(part) for part in parts)
