@@ -11,6 +11,7 @@ and `latest` as they were, or both new. Nothing in a checkpoint is executable, a
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -34,6 +35,9 @@ _MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetens
 _FILES = (_MODEL, _OPTIMIZER, _STATE)
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".saving-"
+
+
+_versions = functools.cache(versions)
 
 
 class CheckpointError(ValueError):
@@ -126,8 +130,8 @@ class Checkpoints:
 
     def _write(self, path: Path, state: TrainState) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover)
+        for leftover in (*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(".latest.*")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         needed = sum(t.numel() * t.element_size() for part in (state.weights, state.momentum) for t in part.values())
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -147,7 +151,7 @@ class Checkpoints:
                     "world_size": self.world.size,
                     "architecture": self.architecture,
                     "config": self.config,
-                    "versions": versions(),
+                    "versions": _versions(),
                 },
             )
             files = {}
