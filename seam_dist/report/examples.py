@@ -40,12 +40,17 @@ class Example:
 def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
     """Return (rank, key, mIoU) of `num_images` images each from a <split>-images.csv, no image twice.
 
-    Images whose mIoU is not a number (all pixels ignored) are left out. Empty when the file does not exist.
+    Images whose mIoU is not a number (all pixels ignored) are left out. Empty when the file does not exist; ValueError
+    when it is something else.
     """
     if not path.is_file():
         return []
     with open(path, newline="") as file:
-        rows = [(row["key"], float(row["miou"])) for row in csv.DictReader(file) if row["miou"] not in ("", "nan")]
+        lines = list(csv.DictReader(file))
+    try:
+        rows = [(line["key"], float(line["miou"])) for line in lines if line["miou"] not in ("", "nan")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has no numbers in columns key and miou ({error!r}): evaluate again") from None
     rows.sort(key=lambda row: (-row[1], row[0]))
     count = min(num_images, -(-len(rows) // 3))
     middle = max(count, (len(rows) - count) // 2)

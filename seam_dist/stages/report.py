@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from seam_dist.artifacts import open_stage
 from seam_dist.config import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
-from seam_dist.distributed import barrier, init_world
+from seam_dist.distributed import init_world, on_main
 from seam_dist.files import atomic_write
 from seam_dist.report.comparison import comparison, console_table, number
 from seam_dist.report.examples import first_keys, load_examples, rank_keys
@@ -29,18 +30,20 @@ def run(cfg: Config) -> None:
     Raises StageError when the run's folder or one of report.compare does not exist.
     """
     world = init_world(cfg)
-    if world.is_main:
-        own = read_run(cfg.run_dir)
-        others = [read_run(folder) for folder in cfg.report.compare if folder.resolve() != cfg.run_dir.resolve()]
-        inputs = {stage: str(manifest.get("fingerprint", "")) for stage, manifest in own.manifests.items()}
-        inputs.pop("report", None)
-        stage = open_stage(cfg, "report", settings=("report",), inputs=inputs)
-        path = stage.dir / "report.html"
-        atomic_write(path, render(cfg, own, others))
-        stage.finish([path])
-        print(console_table(comparison(own, others)))
-        print(f"report: {path.resolve()}", flush=True)
-    barrier(world)
+    on_main(lambda: _write(cfg), world)
+
+
+def _write(cfg: Config) -> None:
+    own = read_run(cfg.run_dir)
+    others = [read_run(folder) for folder in cfg.report.compare if folder.resolve() != cfg.run_dir.resolve()]
+    done = [str(stage) for stage in STAGES[:-1] if stage in own.manifests]
+    inputs = {stage: str(own.manifests[stage].get("fingerprint", "")) for stage in done}
+    stage = open_stage(cfg, "report", settings=("report",), inputs=inputs)
+    path = stage.dir / "report.html"
+    atomic_write(path, render(cfg, own, others))
+    stage.finish([path])
+    print(console_table(comparison(own, others)))
+    print(f"report: {path.resolve()}", flush=True)
 
 
 def render(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str:
@@ -91,7 +94,14 @@ def _images(cfg: Config, own: RunRecord, manifest: Manifest | None, command: str
         return missing(
             f"Run {own.name} has no CAMs of split {split}, so there are no images.", f"{command} --stage infer_cam"
         )
-    count = cfg.report.num_images
+    try:
+        return _pictures(cfg, own, manifest, cams)
+    except ValueError as error:
+        return missing(f"The images cannot be shown: {error}", f"{command} --stage infer_cam --stage evaluate")
+
+
+def _pictures(cfg: Config, own: RunRecord, manifest: Manifest, cams: Path) -> str:
+    split, count = cfg.report.split, cfg.report.num_images
     wanted: list[tuple[str, str, float | None]] = [*rank_keys(own.dir / "evaluate" / f"{split}-images.csv", count)]
     ranked = bool(wanted)
     note = ""

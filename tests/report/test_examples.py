@@ -36,3 +36,9 @@ def test_no_image_is_shown_twice(tmp_path: Path, count: int) -> None:
 def test_images_without_a_score_and_files_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     assert [key for _, key, _ in rank_keys(_write(tmp_path / "s.csv", ["nan", "0.5", ""]), 3)] == ["k1"]
     assert rank_keys(tmp_path / "missing.csv", 3) == []
+
+
+def test_a_file_without_scores_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("key,score\nk0,0.5\n")
+    with pytest.raises(ValueError, match=r"s\.csv has no numbers in columns key and miou"):
+        rank_keys(tmp_path / "s.csv", 3)

@@ -312,6 +312,17 @@ def test_damaged_files_are_listed_and_the_rest_is_shown(runs: Path) -> None:
     assert "mIoU on train by threshold" in html
 
 
+def test_cams_that_cannot_be_read_cost_the_pictures_only(runs: Path) -> None:
+    cfg = _config(runs, "seam", "full")
+    for path in (cfg.stage_dir("infer_cam") / "cams").glob("val-*.tar"):
+        path.write_bytes(path.read_bytes()[:700])
+    html = _make(cfg)
+    _parse(html)
+    assert "The images cannot be shown" in html
+    assert "is not a whole tar of CAMs" in html
+    assert "mIoU on val by threshold" in html
+
+
 def test_text_from_outside_is_escaped(runs: Path) -> None:
     cfg = _config(runs, "seam", "full", deepspeed={"comment": "<script>alert(1)</script>"})
     manifest_path = cfg.shards_dir / "manifest.json"
