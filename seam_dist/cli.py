@@ -111,7 +111,8 @@ def _without_ranks(words: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    # Settings may stand between options, in any order.
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.help_config:
         print(format_settings_help(), end="")
         return 0

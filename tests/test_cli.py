@@ -65,6 +65,22 @@ def test_wrong_settings_stop_with_one_line_and_code_2(
     assert error.count("\n") == 1
 
 
+def test_settings_may_stand_anywhere_between_the_options(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "train.epochs=3",
+        "--config",
+        config,
+        "train.momentum=0.5",
+        "--stage",
+        "shard",
+        "run.seed=4",
+        "--print-config",
+    ]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("epochs: 3.0", "momentum: 0.5", "seed: 4"))
+
+
 def test_no_configuration_at_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "no --config was given" in capsys.readouterr().err
