@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from seam_dist.deepspeed_settings import deepspeed_settings, zero_stage
+from seam_dist.distributed import check_deepspeed_config
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        # DeepSpeed itself accepts this one and trains with stage 0.
+        (
+            {"zero_optimizaton": {"stage": 2}},
+            r"zero_optimizaton is unknown: did you mean zero_optimization\?",
+        ),
+        ({"zero_optimization": {"stag": 2}}, r"deepspeed\.zero_optimization\.stag is unknown: did you mean stage\?"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
+            r"deepspeed\.zero_optimization\.offload_optimizer\.devise is unknown: did you mean device\?",
+        ),
+        ({"zero_optimization": {"stage": "auto"}}, r'deepspeed\.zero_optimization\.stage="auto" is filled in by other'),
+        ({"zero_optimization": "auto"}, r'deepspeed\.zero_optimization="auto"'),
+        ({"zero_optimization": 2}, r"deepspeed\.zero_optimization=2 is not a section"),
+        ({"zero_optimization": {"stage": 4}}, r"deepspeed\.zero_optimization\.stage=4 was refused by DeepSpeed"),
+        ({"zero_optimization": {"offload_optimizer": True}}, r"offload_optimizer=True is not a section"),
+        ({"zero_optimization": {"zenflow": {}}}, "zenflow is not supported"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            "device=nvme is out of reach",
+        ),
+        ({"train_batch_size": 8}, r"deepspeed\.train_batch_size is set elsewhere .* use train\.global_batch_size"),
+        ({"train_micro_batch_size_per_gpu": 8}, "use train.micro_batch_size"),
+        ({"gradient_accumulation_steps": 2}, "use train.global_batch_size and train.micro_batch_size"),
+        ({"gradient_clipping": 1.0}, "use train.gradient_clip"),
+        ({"optimizer": {"type": "Adam"}}, "use train.lr, train.momentum and train.weight_decay"),
+        ({"scheduler": {}}, "use train.poly_power"),
+        ({"bf16": {"enabled": True}}, "use train.precision"),
+        ({"fp16": {"enabled": True}}, "use train.precision"),
+        ({"steps_per_print": 10}, "use train.log_every"),
+        ({"activation_checkpointing": {}}, "use model.activation_checkpointing"),
+        ({"wall_clock_breakdown": "yes"}, r"deepspeed\.wall_clock_breakdown='yes' is a str, expected a bool"),
+        ({"gradient_predivide_factor": True}, "expected a float"),
+        ({"flops_profiler": {"enable": True}}, r"flops_profiler\.enable is unknown: did you mean enabled\?"),
+        ({"qqq": 1}, r"deepspeed\.qqq is unknown: see DeepSpeed's documentation"),
+    ],
+)
+def test_bad_block_is_refused(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_deepspeed_config(block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False}},
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}}},
+        {"wall_clock_breakdown": False, "gradient_predivide_factor": 2, "comms_logger": {"enabled": True}},
+        {"flops_profiler": {"enabled": True, "profile_step": 5}},
+    ],
+)
+def test_good_block_passes(block: dict[str, Any]) -> None:
+    check_deepspeed_config(block)
+
+
+def test_block_is_passed_on_with_the_values_of_other_sections() -> None:
+    block = {"zero_optimization": {"stage": 2}}
+    found = deepspeed_settings(block, global_batch_size=8, micro_batch_size=2, accumulation=2, gradient_clip=1.0)
+    assert found["zero_optimization"] == {"stage": 2}
+    assert found["train_batch_size"] == 8
+    assert found["train_micro_batch_size_per_gpu"] == 2
+    assert found["gradient_accumulation_steps"] == 2
+    assert found["gradient_clipping"] == 1.0
+    assert block == {"zero_optimization": {"stage": 2}}
+    assert zero_stage(block) == 2
+    assert zero_stage({}) == 0
