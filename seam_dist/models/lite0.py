@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu6
+from torch.nn.functional import conv2d, pad, relu6
 
 from seam_dist.models.backbone import Backbone, Features
 
@@ -41,9 +41,32 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
+class DilatedDepthwiseConv2d(nn.Conv2d):
+    """A dilated depthwise convolution of stride 1 whose backward pass is quick on CPUs too.
+
+    The pixels of one phase (y mod dilation, x mod dilation) meet pixels of their own phase only, so every phase is an
+    image of its own under the undilated kernel. The result is the same to the bit. torch's CPU backward of dilated
+    depthwise kernels is slow: (8, 1152, 13, 13) with a 5x5 kernel takes a third of the time this way.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x (B, C, H, W)."""
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)
+        (batch, channels, height, width), step = x.shape, self.dilation[0]
+        x = pad(x, (0, -width % step, 0, -height % step))
+        rows, columns = x.shape[2] // step, x.shape[3] // step
+        x = x.permute(0, 2, 3, 1).reshape(batch, rows, step, columns, step, channels)
+        x = x.permute(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
+        y = conv2d(x, self.weight, padding=self.kernel_size[0] // 2, groups=channels)
+        y = y.permute(0, 2, 3, 1).reshape(step, step, batch, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
+        return y.reshape(batch, rows * step, columns * step, channels).permute(0, 3, 1, 2)[:, :, :height, :width]
+
+
 def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    kind = DilatedDepthwiseConv2d if dilation > 1 and groups > 1 else nn.Conv2d
     padding = kernel // 2 * dilation
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+    return kind(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
 
 
 class InvertedBottleneck(nn.Module):
