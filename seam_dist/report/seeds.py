@@ -1,4 +1,4 @@
-"""Several seeds of several ablations as one table: mean and spread of mIoU. `python -m seam_dist.report.seeds RUN ...`
+"""Mean and spread of mIoU over seeds, by ablation: `python -m seam_dist.report.seeds RUN ...`.
 
 Runs are grouped by loss.ablation; a row is a map of an ablation. mIoU is in percent at the best background threshold
 of each run and split, as the published CAM figures are; the spread is the sample standard deviation over seeds.
