@@ -15,25 +15,25 @@ from typing import Any
 import pytest
 import yaml
 
-WORKER = Path(__file__).parent / "train_many.py"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 class Ranks:
     """Processes that a test started; their output is in rank<r>.log."""
+
+    worker = Path(__file__).parent / "train_many.py"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
 
+    def free_port(self) -> int:
+        """Return a port that nobody listens on."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
     def start(self, num_ranks: int, *words: str) -> list[subprocess.Popen[str]]:
         """Run `python WORDS` as each rank of a job, in a session of its own."""
-        port = str(free_port())
+        port = str(self.free_port())
         ranks = []
         for rank in range(num_ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
@@ -60,7 +60,7 @@ class Ranks:
 
     def train(self, num_ranks: int, *configs: Path) -> None:
         """Run stage train_seam for each configuration in turn, and insist that all ranks exit with 0."""
-        codes = self.finish(self.start(num_ranks, str(WORKER), *map(str, configs)))
+        codes = self.finish(self.start(num_ranks, str(self.worker), *map(str, configs)))
         assert codes == [0] * num_ranks, self.logs()
 
     def logs(self) -> str:
