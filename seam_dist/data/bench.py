@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,18 +38,6 @@ from seam_dist.data.transforms import draw
 SIZE = (500, 375)
 _BATCH = 16
 _MAX_PIXELS = 10**7
-
-
-@dataclass(frozen=True)
-class _Images:
-    """A data set of one split that is in memory."""
-
-    jpegs: tuple[bytes, ...]
-    classes: tuple[str, ...] = ("thing",)
-
-    def records(self, split: str) -> list[Record]:
-        """Return all images."""
-        return [Record(f"{i:06d}", str(i), (1,), partial(bytes, jpeg)) for i, jpeg in enumerate(self.jpegs)]
 
 
 def synthetic_photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -119,7 +107,7 @@ def _load(folder: Path, manifest: Manifest, cfg: AugmentConfig, workers: int) ->
 
 
 def measure(images: Iterator[int], count: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Return images a second of wall time and of processor time, of `repeats` runs over at least `count` images each."""
+    """Return images a second of wall and of processor time for `repeats` runs over at least `count` images each."""
     next(images)  # opens the first shards
     wall, processor = [], []
     for _ in range(repeats):
@@ -137,9 +125,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of photographs instead of noise")
     parser.add_argument("--num-images", type=int, default=512, help="images a run (the slow row: an eighth)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--workers", type=int, default=0, help="loader processes, fast rows; their CPU is not seen"
-    )
+    parser.add_argument("--workers", type=int, default=0, help="loader processes, fast rows; their CPU is not seen")
     args = parser.parse_args()
     single_thread()
     jpegs = make_jpegs(args.num_images, args.photos)
@@ -150,8 +136,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = convert(
-            _Images(jpegs),
-            ["train"],
+            ["thing"],
+            {"train": [Record(f"{i:06d}", str(i), (1,), partial(bytes, jpeg)) for i, jpeg in enumerate(jpegs)]},
             folder,
             settings={"kind": "bench"},
             samples_per_shard=64,

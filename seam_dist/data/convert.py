@@ -24,7 +24,7 @@ from seam_dist.data.images import BadImageError, UnknownFormatError, decode_imag
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
 from seam_dist.data.processes import single_thread
 from seam_dist.data.shards import IGNORED, RawSample, SampleInfo, write_shard
-from seam_dist.data.sources.base import Record, Source, SourceError
+from seam_dist.data.sources.base import Record, SourceError
 from seam_dist.files import atomic_file, read_json, sha256_file, write_json
 
 _MAX_REPORTED = 5
@@ -49,8 +49,8 @@ def count_shards(num_samples: int, *, samples_per_shard: int, streams: int) -> i
 
 
 def convert(
-    source: Source,
-    splits: Sequence[str],
+    classes: Sequence[str],
+    splits: Mapping[str, Sequence[Record]],
     folder: Path,
     *,
     settings: Mapping[str, Any],
@@ -62,11 +62,12 @@ def convert(
     num_processes: int = 1,
     barrier: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Convert the splits of a data set to shards in `folder` and return their manifest, the same on every rank.
+    """Convert the records of each split to shards in `folder` and return their manifest, the same on every rank.
 
-    `settings` is what identifies the source; it is kept in the manifest. Rank r of R writes shards r, r + R, ...;
-    rank 0 writes the manifest after `barrier`. Raises SourceError with the names of images that cannot be used, and
-    ShardError when a shard cannot be written; whole shards stay and are not made again.
+    `classes` are the names of the foreground classes; `settings` identify the source and are kept in the manifest.
+    Rank r of R writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the
+    names of images that cannot be used, and ShardError when a shard cannot be written; whole shards stay and are not
+    made again.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,19 +75,18 @@ def convert(
         (folder / MANIFEST).unlink(missing_ok=True)  # shards that are about to change must not look finished
     plans: dict[str, list[_Task]] = {}
     facts: dict[str, tuple[int, bool, bool]] = {}
-    for split in splits:
-        records = source.records(split)
+    for split, records in splits.items():
         facts[split] = (len(records), _all_or_none(records, "mask", split), _all_or_none(records, "classes", split))
         count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
         plans[split] = [
-            _plan(folder, f"{split}-{i:05d}.tar", records[i::count], len(source.classes), max_pixels, settings)
+            _plan(folder, f"{split}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
             for i in range(count)
         ]
     tasks = [task for tasks in plans.values() for task in tasks][rank::world_size]
     _run_all([task for task in tasks if not _is_done(task)], num_processes)
     barrier()
     if rank == 0:
-        _finish(folder, plans, facts, source.classes, settings)
+        _finish(folder, plans, facts, classes, settings)
     barrier()
     return load_manifest(folder)
 

@@ -88,4 +88,4 @@ def sample_generator(seed: int, number: int) -> np.random.Generator:
 
 def _generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
     # Philox is keyed, not seeded: any (seed, purpose, place) gives its own sequence at no cost of searching for it.
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, *place]))
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, purpose], counter=[0, *place]))

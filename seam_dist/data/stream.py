@@ -191,4 +191,5 @@ def _start_worker(index: int) -> None:
     """
     single_thread(index)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))

@@ -193,4 +193,4 @@ def normalize_images(
     inside_x = (columns >= valid[:, 1:2]) & (columns < valid[:, 3:4])
     inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]
     pixels = torch.where(inside, pixels, torch.zeros((), device=device))
-    return pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels
+    return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

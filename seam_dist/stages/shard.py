@@ -30,6 +30,8 @@ def run(cfg: Config) -> None:
     barrier(world)  # every rank has decided before the first one changes the folder
     if not done:
         source = open_source(cfg.source)
+        # Listed before the folder is touched: a data set that is not there must not cost the shards of an earlier one.
+        records = {split: source.records(split) for split in cfg.source.splits}
         open_stage(
             cfg,
             "shard",
@@ -42,8 +44,8 @@ def run(cfg: Config) -> None:
         )
         barrier(world)
         manifest = convert(
-            source,
-            cfg.source.splits,
+            source.classes,
+            records,
             folder,
             settings=settings,
             samples_per_shard=cfg.data.samples_per_shard,

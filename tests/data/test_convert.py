@@ -1,0 +1,259 @@
+"""Conversion: the same bytes every time, resumed where it was cut, and bad images named instead of stored."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seam_dist.data.convert import convert, convert_record, count_shards
+from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
+from seam_dist.data.shards import RawSample, parse_info, read_raw, read_shard
+from seam_dist.data.sources.base import Record, SourceError
+
+MAX = 10**6
+
+
+def run(source: Any, folder: Path, *splits: str, **changes: Any) -> Manifest:
+    options: dict[str, Any] = {"settings": {}, "samples_per_shard": 3, "streams": 4, "max_pixels": MAX} | changes
+    records = {split: source.records(split) for split in splits or ("train",)}
+    return convert(source.classes, records, folder, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("samples", "per_shard", "streams", "expected"),
+    [(24, 3, 4, 8), (25, 3, 4, 12), (280, 256, 4, 4), (10_582, 256, 4, 44), (1, 256, 4, 1), (7, 1, 4, 7), (3, 9, 4, 3)],
+)
+def test_number_of_shards_is_a_multiple_of_streams_where_possible(
+    samples: int, per_shard: int, streams: int, expected: int
+) -> None:
+    assert count_shards(samples, samples_per_shard=per_shard, streams=streams) == expected
+
+
+def test_shard_and_stream_sizes_differ_by_at_most_one(tmp_path: Path, kit: SimpleNamespace) -> None:
+    manifest = run(kit.MemorySource(train=kit.records(30, masks=False)), tmp_path)
+    counts = [shard.num_samples for shard in manifest.split("train").shards]
+    assert len(counts) == 12
+    assert max(counts) - min(counts) <= 1
+    streams = [sum(counts[stream::4]) for stream in range(4)]
+    assert max(streams) - min(streams) <= 1
+
+
+def test_same_input_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Path, kit: SimpleNamespace) -> None:
+    source = kit.MemorySource(train=kit.records(13), val=kit.records(5, first=50))
+    run(source, tmp_path / "a", "train", "val")
+    run(source, tmp_path / "b", "train", "val", num_processes=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert set(contents(tmp_path / "a")) == {
+        "manifest.json",
+        *(f"train-{i:05d}.tar" for i in range(8)),
+        *(f"val-{i:05d}.tar" for i in range(4)),
+    }
+
+
+def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path, kit: SimpleNamespace) -> None:
+    barrier = threading.Barrier(2, timeout=60)
+    sources = [kit.MemorySource(train=kit.records(13)) for _ in range(2)]
+    found: dict[int, Manifest] = {}
+
+    def rank(index: int) -> None:
+        found[index] = run(
+            sources[index], tmp_path / "ranks", rank=index, world_size=2, barrier=lambda: barrier.wait() and None
+        )
+
+    threads = [threading.Thread(target=rank, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    calls = [[record.image.calls for record in source.splits["train"]] for source in sources]
+    assert [a + b for a, b in zip(*calls, strict=True)] == [1] * 13
+    assert all(sum(part) >= 6 for part in calls)
+    run(kit.MemorySource(train=kit.records(13)), tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "ranks")
+
+
+def test_conversion_that_was_cut_goes_on_with_the_missing_shards(tmp_path: Path, kit: SimpleNamespace) -> None:
+    def killed() -> bytes:
+        raise KeyboardInterrupt
+
+    records = kit.records(12)
+    cut = [*records[:6], replace(records[6], image=killed), *records[7:]]
+    with pytest.raises(KeyboardInterrupt):
+        run(kit.MemorySource(train=cut), tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").glob("*.tar")) == ["train-00000.tar", "train-00001.tar"]
+    assert not list((tmp_path / "a").glob(".*.tmp"))
+    (tmp_path / "a" / ".train-00002.tar.x.tmp").touch()  # of a process that could not clean up
+    for record in records:
+        record.image.calls = 0
+    run(kit.MemorySource(train=records), tmp_path / "a")
+    assert [record.image.calls for record in records] == [0, 0, 1, 1] * 3
+    run(kit.MemorySource(train=kit.records(12)), tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_shard_of_other_records_is_not_taken_over(tmp_path: Path, kit: SimpleNamespace) -> None:
+    records = kit.records(12)
+    with pytest.raises(SourceError):
+        run(kit.MemorySource(train=[*records[:11], replace(records[11], image=lambda: b"")]), tmp_path / "a")
+    assert len(list((tmp_path / "a").glob("*.tar"))) == 3
+    changed = [replace(record, classes=(3,)) for record in records]
+    run(kit.MemorySource(train=changed), tmp_path / "a")
+    for shard in load_manifest(tmp_path / "a").split("train").shards:
+        for raw in read_raw(tmp_path / "a" / shard.file):
+            assert parse_info(raw.members["json"]).classes == (3,)
+
+
+def test_shards_of_an_earlier_plan_are_removed(tmp_path: Path, kit: SimpleNamespace) -> None:
+    run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=1)
+    assert len(list(tmp_path.glob("*.tar"))) == 12
+    manifest = run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=3)
+    assert len(list(tmp_path.glob("*.tar"))) == 4
+    verify_shards(tmp_path, manifest, "train", "checksum")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let writes beyond `size` bytes fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_full_disk_is_reported_with_the_folder_and_leaves_nothing_half_written(
+    tmp_path: Path, kit: SimpleNamespace
+) -> None:
+    source = kit.MemorySource(train=kit.records(12))
+    folder = tmp_path / "shards"
+    with largest_file(4096), pytest.raises(ShardError, match=rf"train-00000\.tar cannot be written to {folder}.*room"):
+        run(source, folder)
+    assert list(folder.iterdir()) == []
+    verify_shards(folder, run(source, folder), "train", "checksum")
+
+
+def record(kit: SimpleNamespace, image: bytes, mask: bytes | None = None) -> Record:
+    return Record("k", "my image.jpg", (1,), kit.Bytes(image), kit.Bytes(mask) if mask is not None else None)
+
+
+def converted(kit: SimpleNamespace, image: bytes, mask: bytes | None = None) -> RawSample:
+    return convert_record(record(kit, image, mask), num_classes=3, max_pixels=MAX)
+
+
+def turned(image: np.ndarray, orientation: int, kit: SimpleNamespace) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return bytes(kit.encode(image, exif=tags))
+
+
+def test_jpeg_png_and_webp_keep_their_bytes_under_their_own_extension(kit: SimpleNamespace) -> None:
+    for format, extension in (("JPEG", "jpg"), ("PNG", "image.png"), ("WEBP", "webp")):
+        data = kit.encode(kit.pixels(0), format)
+        assert converted(kit, data).members[extension] == data
+
+
+def test_gif_is_stored_as_png_of_its_first_frame(kit: SimpleNamespace) -> None:
+    frames = [Image.fromarray(kit.pixels(seed)).quantize(64) for seed in range(2)]
+    raw = converted(kit, kit.encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert set(raw.members) == {"image.png", "json"}
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_mask_is_in_display_order_and_so_is_the_sample(tmp_path: Path, kit: SimpleNamespace, orientation: int) -> None:
+    height, width = (40, 30) if orientation >= 5 else (30, 40)
+    mask = kit.index_mask(0, height, width)
+    source = kit.MemorySource(train=[record(kit, turned(kit.pixels(0), orientation, kit), mask)])
+    manifest = run(source, tmp_path)
+    (sample,) = read_shard(tmp_path / manifest.split("train").shards[0].file, masks=True, max_pixels=MAX)
+    assert sample.image.shape[:2] == (height, width)
+    assert sample.mask is not None
+    assert sample.mask.shape == (height, width)
+
+
+def test_mask_of_a_turned_image_in_stored_order_is_refused(kit: SimpleNamespace) -> None:
+    with pytest.raises(SourceError, match=r"mask of image my image\.jpg: .*after the image's EXIF rotation"):
+        converted(kit, turned(kit.pixels(0), 6, kit), kit.index_mask(0))
+
+
+def test_mask_of_the_wrong_size_is_refused(kit: SimpleNamespace) -> None:
+    with pytest.raises(SourceError, match=r"it has \(29, 40\) pixels .*its image \(30, 40\): make them equal"):
+        converted(kit, kit.encode(kit.pixels(0)), kit.index_mask(0, 29, 40))
+
+
+def test_mask_with_an_unknown_index_is_refused(kit: SimpleNamespace) -> None:
+    mask = np.zeros((30, 40), np.uint8)
+    mask[3, 3] = 4
+    with pytest.raises(SourceError, match=r"holds the value 4, expected 0 \(background\), 1 to 3 \(classes\) or 255"):
+        converted(kit, kit.encode(kit.pixels(0)), kit.encode(mask, "PNG"))
+
+
+def test_grey_cmyk_and_one_pixel_images_are_accepted(kit: SimpleNamespace) -> None:
+    image = Image.fromarray(kit.pixels(0))
+    assert "jpg" in converted(kit, kit.encode(image.convert("L"))).members
+    assert "jpg" in converted(kit, kit.encode(image.convert("CMYK"))).members
+    assert parse_info(converted(kit, kit.encode(kit.pixels(0, 1, 1))).members["json"]).size == (1, 1)
+
+
+def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path, kit: SimpleNamespace) -> None:
+    records = kit.records(12)
+    jpeg = records[0].image()
+    records[0] = replace(records[0], image=kit.Bytes(jpeg[:-100]))
+    records[4] = replace(records[4], image=kit.Bytes(b"hello"))
+    records[5] = replace(records[5], image=kit.Bytes(kit.encode(np.zeros((1001, 1000), np.uint8), "PNG")))
+    with pytest.raises(SourceError) as caught:
+        run(kit.MemorySource(train=records), tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("3 images cannot be converted")
+    assert "image image 0: the JPEG is damaged (Premature end" in lines[1]
+    assert "image image 4: the 5 bytes are not an image" in lines[2]
+    assert "image image 5: the image has 1000 x 1001 pixels, more than data.max_pixels=1000000" in lines[3]
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["train-00002.tar", "train-00003.tar"]
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_image_that_is_gone_is_named(tmp_path: Path, kit: SimpleNamespace) -> None:
+    gone = replace(kit.records(1)[0], image=(tmp_path / "gone.jpg").read_bytes)
+    with pytest.raises(SourceError, match=r"image image 0 cannot be read: .*gone\.jpg"):
+        run(kit.MemorySource(train=[gone]), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["mask", "classes"])
+def test_split_where_only_some_have_masks_or_labels_is_refused(
+    tmp_path: Path, kit: SimpleNamespace, field: str
+) -> None:
+    records = kit.records(4)
+    records[2] = replace(records[2], **{field: None})
+    with pytest.raises(SourceError, match=rf"split 'train': image image 2 has no {field} \(1 of 4 images\)"):
+        run(kit.MemorySource(train=records), tmp_path)
+
+
+def test_split_without_labels_says_so(tmp_path: Path, kit: SimpleNamespace) -> None:
+    records = [replace(record, classes=None, mask=None) for record in kit.records(4)]
+    split = run(kit.MemorySource(test=records), tmp_path, "test").split("test")
+    assert (split.has_labels, split.has_masks) == (False, False)
+
+
+def test_pair_is_stored_as_two_images_and_must_match_in_size(tmp_path: Path, kit: SimpleNamespace) -> None:
+    pair = replace(kit.records(1)[0], image_b=kit.Bytes(kit.encode(kit.pixels(9), "PNG")))
+    run(kit.MemorySource(train=[pair]), tmp_path)
+    (raw,) = read_raw(tmp_path / "train-00000.tar")
+    assert set(raw.members) == {"a.jpg", "b.image.png", "json", "png"}
+    odd = replace(pair, image_b=kit.Bytes(kit.encode(kit.pixels(9, 31, 40))))
+    with pytest.raises(SourceError, match="the two images have"):
+        convert_record(odd, num_classes=3, max_pixels=MAX)

@@ -1,0 +1,151 @@
+"""Images of every kind become RGB in display order, or are refused before they cost memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
+
+MAX = 10**6
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_as_pillow_does(kit: SimpleNamespace, format: str, orientation: int) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    data = kit.encode(kit.pixels(0), format, exif=tags)
+    header = read_header(data, max_pixels=MAX)
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    found = decode_image(data, max_pixels=MAX, orientation=header.orientation)
+    assert header.size == found.shape[:2] == expected.shape[:2]
+    assert np.abs(found.astype(int) - expected).max() <= 3  # two JPEG decoders
+
+
+def test_grey_jpeg_is_repeated_to_rgb(kit: SimpleNamespace) -> None:
+    image = decode_image(kit.encode(Image.fromarray(kit.pixels(0)).convert("L")), max_pixels=MAX)
+    assert image.shape == (30, 40, 3)
+    assert (image[..., 0] == image[..., 1]).all()
+    assert (image[..., 0] == image[..., 2]).all()
+
+
+def test_cmyk_jpeg_is_converted_as_pillow_does(kit: SimpleNamespace) -> None:
+    data = kit.encode(Image.fromarray(kit.pixels(0)).convert("CMYK"))
+    expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode_image(data, max_pixels=MAX), expected)
+
+
+def test_16_bit_grey_png_keeps_its_range(kit: SimpleNamespace) -> None:
+    ramp = np.linspace(0, 65_535, 1200).reshape(30, 40).astype(np.uint16)
+    image = decode_image(kit.encode(Image.fromarray(ramp), "PNG"), max_pixels=MAX)
+    assert image.shape == (30, 40, 3)
+    assert np.abs(image[..., 0].astype(int) - ramp / 257).max() <= 1
+
+
+def test_alpha_is_dropped_and_palette_resolved(kit: SimpleNamespace) -> None:
+    rgb = Image.fromarray(kit.pixels(0))
+    with_alpha = rgb.copy()
+    with_alpha.putalpha(7)
+    assert np.array_equal(decode_image(kit.encode(with_alpha, "PNG"), max_pixels=MAX), np.array(rgb))
+    palette = rgb.quantize(32)
+    found = decode_image(kit.encode(palette, "PNG"), max_pixels=MAX)
+    assert np.array_equal(found, np.array(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_first_frame_of_an_animation_is_taken(kit: SimpleNamespace, format: str) -> None:
+    frames = [Image.fromarray(kit.pixels(seed)) for seed in range(3)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = kit.encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert np.array_equal(decode_image(data, max_pixels=MAX), np.array(frames[0]))
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "PPM"])
+def test_other_formats_are_stored_as_png_of_the_first_frame(kit: SimpleNamespace, format: str) -> None:
+    frames = [Image.fromarray(kit.pixels(seed)).quantize(64) for seed in range(2)]
+    first = frames[0] if format == "GIF" else frames[0].convert("RGB")
+    options = {"save_all": True, "append_images": frames[1:]} if format == "GIF" else {}
+    data = kit.encode(first, format, **options)
+    with pytest.raises(UnknownFormatError, match="not an image of format JPEG or PNG or WEBP"):
+        read_header(data, max_pixels=MAX)
+    found = decode_image(encode_png(data, max_pixels=MAX), max_pixels=MAX)
+    assert np.array_equal(found, np.array(first.convert("RGB")))
+
+
+def test_one_pixel_image_is_an_image(kit: SimpleNamespace) -> None:
+    for format in ("JPEG", "PNG"):
+        assert decode_image(kit.encode(kit.pixels(0, 1, 1), format), max_pixels=MAX).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.95])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_truncated_image_is_refused(kit: SimpleNamespace, format: str, keep: float) -> None:
+    data = kit.encode(kit.pixels(0, 100, 120), format)
+    with pytest.raises(BadImageError, match="damaged"):
+        decode_image(data[: int(len(data) * keep)], max_pixels=MAX)
+
+
+def test_bomb_is_refused_from_its_header(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object) -> None:
+        raise AssertionError("the pixels of a bomb were decoded")
+
+    jpeg = bytearray(kit.encode(kit.pixels(0)))
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = struct.pack(">HH", 60_000, 60_000)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", decoded)
+    for data in (bytes(jpeg), png_header(60_000, 60_000), png_header(1001, 1000), png_header(70_000, 1)):
+        with pytest.raises(BadImageError, match=r"data\.max_pixels=1000000"):
+            decode_image(data, max_pixels=MAX)
+        with pytest.raises(BadImageError, match=r"data\.max_pixels=1000000"):
+            read_header(data, max_pixels=MAX)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0garbage", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
+    with pytest.raises(BadImageError):
+        decode_image(data, max_pixels=MAX)
+    with pytest.raises(BadImageError):
+        read_header(data, max_pixels=MAX)
+
+
+def test_reduced_decoding_keeps_at_least_the_size_asked_for(kit: SimpleNamespace) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    data = kit.encode(kit.pixels(0, 400, 600), exif=tags)
+    assert decode_image(data, max_pixels=MAX, orientation=6, min_size=(150, 100)).shape == (150, 100, 3)
+    assert decode_image(data, max_pixels=MAX, orientation=6, min_size=(301, 200)).shape == (600, 400, 3)
+
+
+def test_mask_is_read_as_indices_of_grey_and_palette_images(kit: SimpleNamespace) -> None:
+    values = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
+    palette = Image.fromarray(values, "L").copy()
+    palette = Image.frombytes("P", palette.size, values.tobytes())
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    for image in (Image.fromarray(values), palette):
+        assert np.array_equal(decode_mask(kit.encode(image, "PNG"), max_pixels=MAX), values)
+
+
+def test_mask_of_colours_is_refused(kit: SimpleNamespace) -> None:
+    with pytest.raises(BadImageError, match="found mode RGB"):
+        decode_mask(kit.encode(kit.pixels(0), "PNG"), max_pixels=MAX)
+    with pytest.raises(BadImageError, match="not an image of format PNG"):
+        decode_mask(kit.encode(kit.pixels(0)), max_pixels=MAX)
