@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seam_dist.artifacts import versions
-from seam_dist.distributed import World, broadcast_object
+from seam_dist.distributed import World, on_main
 from seam_dist.files import atomic_write, fsync_dir, read_json, sha256_file, write_json
 
 SCHEMA = 1
@@ -86,16 +86,15 @@ class Checkpoints:
         is then untouched.
         """
         path = self.folder / f"step-{state.step:08d}"
-        error: str | None = None
-        if self.world.is_main:
+
+        def write() -> None:
             try:
                 _check_finite(state)
                 self._write(path, state)
             except (OSError, SafetensorError, CheckpointError) as failure:
-                error = self._explain(path, failure)
-        error = broadcast_object(error, self.world)
-        if error is not None:
-            raise CheckpointError(error)
+                raise CheckpointError(self._explain(path, failure)) from None
+
+        on_main(write, self.world)
         return path
 
     def load(self, resume: str, model: nn.Module) -> TrainState | None:
@@ -105,19 +104,15 @@ class Checkpoints:
         there, anything else is the folder of one checkpoint. Raises CheckpointError for a damaged checkpoint that was
         named, and for one of another architecture.
         """
-        choice: tuple[str | None, str | None] = (None, None)
-        if self.world.is_main:
-            try:
-                found = self._choose(resume)
-                if found is not None:
-                    check_architecture(found, self.architecture, model)
-                choice = (None if found is None else str(found), None)
-            except CheckpointError as failure:
-                choice = (None, str(failure))
-        path, error = broadcast_object(choice, self.world)
-        if error is not None:
-            raise CheckpointError(error)
-        return None if path is None else read_state(Path(path))
+
+        def choose() -> Path | None:
+            found = self._choose(resume)
+            if found is not None:
+                check_architecture(found, self.architecture, model)
+            return found
+
+        path = on_main(choose, self.world)
+        return None if path is None else read_state(path)
 
     def _choose(self, resume: str) -> Path | None:
         if resume == "never":

@@ -129,13 +129,16 @@ def broadcast_object(obj: T, world: World, src: int = 0) -> T:
 
 
 def on_main(function: Callable[[], T], world: World) -> T:
-    """Run `function` on the main rank alone and return its result on every rank; its ValueError is raised on all."""
+    """Run `function` on the main rank alone; return its result, or raise its error, on every rank.
+
+    An error that stayed on the main rank would leave the others waiting for it in their next collective.
+    """
     result: T | None = None
-    error: ValueError | None = None
+    error: Exception | None = None
     if world.is_main:
         try:
             result = function()
-        except ValueError as failure:
+        except Exception as failure:
             error = failure
     result, error = broadcast_object((result, error), world)
     if error is not None:

@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from seam_dist.config import Config, TrainConfig
 from seam_dist.deepspeed_settings import deepspeed_settings
 from seam_dist.distributed import World, all_gather_object, all_reduce_sum, deepspeed_ready
 from seam_dist.logger import TrainLogger
-from seam_dist.supervision import StopRequest, Watchdog
+from seam_dist.supervision import SIGNALS, StopRequest, Watchdog
 from seam_dist.zero_state import gather_momentum, gather_weights, make_momentum, set_momentum
 
 Batch = Mapping[str, Any]
@@ -43,10 +43,11 @@ class Training:
     max_steps: int
     micro_batch_size: int
     accumulation: int
+    base_lr: list[float]
     step: int = 0
+    samples: int = 0
     stop_signal: int = 0
     lr: float = 0.0
-    _base_lr: list[float] = field(default_factory=list)
     _batch: Batch | None = None
 
     def train_step(self, batches: Iterator[Batch], stop: StopRequest | None = None) -> dict[str, float]:
@@ -75,17 +76,18 @@ class Training:
         self.engine.step()
         if self.engine.zero_optimization_stage() and not self.engine.was_step_applied():
             raise TrainingError(
-                f"the gradient at step {self.step} is NaN or infinite although the loss is finite ({_format(terms)}): "
-                "lower train.lr or set train.gradient_clip, and resume from the last checkpoint"
+                f"the gradient at step {self.step + 1} is NaN or infinite although the loss is finite "
+                f"({_format(terms)}): lower train.lr or set train.gradient_clip, and resume from the last checkpoint"
             )
         self.step += 1
+        self.samples += self.cfg.train.global_batch_size
         return terms
 
     def state(self) -> TrainState:
         """Return the portable state of the training; tensors on the main rank only. Every rank must call it."""
         return TrainState(
             step=self.step,
-            samples=self.step * self.cfg.train.global_batch_size,
+            samples=self.samples,
             seed=self.cfg.run.seed,
             weights=gather_weights(self.engine, self.model, self.world),
             momentum=gather_momentum(self.engine, self.model, self.world),
@@ -104,13 +106,14 @@ class Training:
     def _reduce_losses(self, parts: list[dict[str, Tensor]], stop: StopRequest | None) -> dict[str, float]:
         """Average the losses over micro batches and ranks; the request to stop travels along."""
         names = list(parts[0])
-        signum = stop.signum if stop is not None else 0
         local = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in names])
-        asked = torch.tensor([signum > 0, signum], dtype=local.dtype, device=local.device)
+        asked = torch.tensor(
+            [stop is not None and stop.signum == number for number in SIGNALS], dtype=local.dtype, device=local.device
+        )
         total: list[float] = all_reduce_sum(torch.cat([local, asked]), self.world).tolist()
-        if total[-2] > 0:
-            # Ranks may have got different signals; any of them will do.
-            self.stop_signal = round(total[-1] / total[-2])
+        for number, count in zip(SIGNALS, total[len(names) :], strict=True):
+            if count:
+                self.stop_signal = int(number)
         return {name: value / self.world.size for name, value in zip(names, total, strict=False)}
 
     def _describe_bad_step(self, parts: list[dict[str, Tensor]], keys: list[str]) -> str:
@@ -123,8 +126,8 @@ class Training:
         ]
         found = [line for lines in all_gather_object(bad, self.world) for line in lines]
         return (
-            f"the loss at step {self.step} is NaN or infinite; {'; '.join(found)}: the weights are as they were before "
-            "this step; look at these samples, lower train.lr or set train.gradient_clip, and resume"
+            f"the loss at step {self.step + 1} is NaN or infinite; {'; '.join(found)}: the weights are as they were "
+            "before this step; look at these samples, lower train.lr or set train.gradient_clip, and resume"
         )
 
     def _seed(self) -> None:
@@ -135,7 +138,7 @@ class Training:
     def _set_lr(self) -> None:
         factor = lr_factor(self.step, self.max_steps, self.cfg.train)
         self.lr = self.cfg.train.lr * factor
-        for group, base in zip(self.engine.optimizer.param_groups, self._base_lr, strict=True):
+        for group, base in zip(self.engine.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
 
 
@@ -169,21 +172,21 @@ def start_training(
     )
     optimizer = torch.optim.SGD(groups, lr=cfg.train.lr, momentum=cfg.train.momentum)
     # DeepSpeed sends and flattens parameters as bytes in C order; from stage 1 on they are parts of flat buffers.
-    module.to(memory_format=torch.contiguous_format)
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with deepspeed_ready(world, cfg.run.timeout_s):
         engine = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)[0]
     if cfg.model.channels_last and engine.zero_optimization_stage() == 0:
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if world.size == 1 and engine.zero_optimization_stage() == 0:
         # DeepSpeed would copy all gradients into one buffer and back, to reduce them with nobody.
         engine.enable_backward_allreduce = False
     engine.train()
     make_momentum(engine)
-    training = Training(engine, model, cfg, world, max_steps, micro, accumulation)
-    training._base_lr = [float(group["lr"]) for group in engine.optimizer.param_groups]
+    base_lr = [float(group["lr"]) for group in engine.optimizer.param_groups]
+    training = Training(engine, model, cfg, world, max_steps, micro, accumulation, base_lr)
     if resume is not None:
         set_momentum(engine, model, world, resume.momentum.__getitem__)
-        training.step = resume.step
+        training.step, training.samples = resume.step, resume.samples
     return training
 
 

@@ -217,7 +217,7 @@ def test_nan_stops_before_the_weights_change_and_names_the_samples() -> None:
     with pytest.raises(TrainingError) as error:
         training.train_step(poisoned())
     text = str(error.value)
-    assert "step 1 is NaN or infinite" in text
+    assert "step 2 is NaN or infinite" in text
     assert "cls=nan" in text
     assert "image-6, image-7" in text
     assert "image-5" not in text
@@ -230,7 +230,7 @@ def test_infinite_gradient_stops_training_with_zero() -> None:
     training = begin(cfg)
     parameter = training.model.fc8.weight
     parameter.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[no-untyped-call]
-    with pytest.raises(TrainingError, match="the gradient at step 0 is NaN or infinite although the loss is finite"):
+    with pytest.raises(TrainingError, match="the gradient at step 1 is NaN or infinite although the loss is finite"):
         training.train_step(stream())
 
 

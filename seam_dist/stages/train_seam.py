@@ -17,7 +17,7 @@ from seam_dist.checkpoint import Checkpoints, TrainState, lock
 from seam_dist.config import Config
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.stream import make_loader
-from seam_dist.distributed import World, barrier, broadcast_object, init_world
+from seam_dist.distributed import World, init_world, on_main
 from seam_dist.engine import fit, num_steps, start_training
 from seam_dist.files import atomic_file, write_json
 from seam_dist.logger import TrainLogger
@@ -51,14 +51,12 @@ def run(cfg: Config) -> None:
     world = init_world(cfg)
     manifest = load_manifest(cfg.shards_dir)
     split = manifest.split(cfg.data.train_split)
-    stage, done = _open(cfg, world)
-    if done:
-        if world.is_main:
-            print(f"train_seam: done already, see {stage.dir}")
-        return
     with ExitStack() as stack:
-        if world.is_main:
-            stack.enter_context(lock(stage.dir))
+        stage, done = _open(cfg, world, stack)
+        if done:
+            if world.is_main:
+                print(f"train_seam: done already, see {stage.dir}")
+            return
         torch.manual_seed(cfg.run.seed)
         model, report = build_seam(cfg, manifest.num_classes)
         facts = architecture(cfg, manifest)
@@ -89,10 +87,12 @@ def run(cfg: Config) -> None:
         if signum:
             raise SystemExit(128 + signum)
         final = training.state()
-        if world.is_main:
+
+        def finish() -> None:
             outputs = write_model(stage.dir / "final", final, cfg, facts, str(report))
             stage.finish([*outputs, stage.dir / "metrics.jsonl"], step=training.step, world_size=world.size)
-        barrier(world)
+
+        on_main(finish, world)
 
 
 def architecture(cfg: Config, manifest: Manifest) -> dict[str, Any]:
@@ -130,22 +130,16 @@ def write_model(folder: Path, state: TrainState, cfg: Config, facts: dict[str, A
     return [weights, description]
 
 
-def _open(cfg: Config, world: World) -> tuple[StageRun, bool]:
-    """Open the stage on the main rank, then on the others; tell whether it is done. An error reaches every rank."""
-    error: ValueError | None = None
-    stage: StageRun | None = None
-    done = False
-    if world.is_main:
-        try:
-            inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
-            stage = open_stage(cfg, "train_seam", settings=_SETTINGS, ignore=_IGNORED, inputs=inputs, precious=True)
-            done = stage.is_done() and cfg.train.resume != "never"
-            if not done:
-                (stage.dir / "manifest.json").unlink(missing_ok=True)
-        except ValueError as failure:
-            error = failure
-    stage, done, error = broadcast_object((stage, done, error), world)
-    if error is not None:
-        raise error
-    assert stage is not None
-    return stage, done
+def _open(cfg: Config, world: World, stack: ExitStack) -> tuple[StageRun, bool]:
+    """Open and lock the stage on the main rank; tell whether it is done."""
+
+    def open_and_lock() -> tuple[StageRun, bool]:
+        inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
+        stage = open_stage(cfg, "train_seam", settings=_SETTINGS, ignore=_IGNORED, inputs=inputs, precious=True)
+        done = stage.is_done() and cfg.train.resume != "never"
+        if not done:
+            stack.enter_context(lock(stage.dir))
+            (stage.dir / "manifest.json").unlink(missing_ok=True)
+        return stage, done
+
+    return on_main(open_and_lock, world)
