@@ -310,8 +310,8 @@ class Config:
         if self.model.align_grid and self.augment.crop_size % self.model.output_stride != 1:
             near = self.augment.crop_size // self.model.output_stride * self.model.output_stride + 1
             raise ValueError(
-                f"augment.crop_size={self.augment.crop_size} is not k * model.output_stride + 1, as model.align_grid asks "
-                f"for: set it to {near}, or model.align_grid=false"
+                f"augment.crop_size={self.augment.crop_size} is not k * model.output_stride + 1, as model.align_grid "
+                f"asks for: set it to {near}, or model.align_grid=false"
             )
         source = self.source
         if source.kind == "procedural" and len(source.num_images) != len(source.splits):

@@ -55,7 +55,9 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             run("ip", "-n", name, "link", "set", device, "up")
             run("ip", "-n", name, "link", "set", "lo", "up")
             options = ("AuthorizedKeysFile", tmp_path / "authorized"), ("HostKey", key), ("PermitRootLogin", "yes")
-            words = [word for k, v in (*options, ("StrictModes", "no"), ("UsePAM", "no")) for word in ("-o", f"{k}={v}")]
+            words = [
+                word for k, v in (*options, ("StrictModes", "no"), ("UsePAM", "no")) for word in ("-o", f"{k}={v}")
+            ]
             command = ["ip", "netns", "exec", name, shutil.which("sshd", path=SEARCH_PATH) or "", "-D", "-e"]
             servers.append(subprocess.Popen([*command, "-f", "/dev/null", *words], stderr=subprocess.DEVNULL))
         ssh = f"-i {key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
