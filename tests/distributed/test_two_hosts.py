@@ -60,10 +60,17 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             ]
             command = ["ip", "netns", "exec", name, shutil.which("sshd", path=SEARCH_PATH) or "", "-D", "-e"]
             servers.append(subprocess.Popen([*command, "-f", "/dev/null", *words], stderr=subprocess.DEVNULL))
-        ssh = f"-i {key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-        monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", f"{ssh} -o ServerAliveInterval=5 -o ServerAliveCountMax=3")
+        # The launcher probes each host with plain `ssh`, and pdsh calls it too: this one knows the key.
+        wrapper = tmp_path / "bin" / "ssh"
+        wrapper.parent.mkdir()
+        options_of_ssh = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        alive = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o ConnectTimeout=2"
+        real = shutil.which("ssh", path=SEARCH_PATH)
+        wrapper.write_text(f'#!/bin/sh\nexec {real} -i {key} {options_of_ssh} {alive} "$@"\n')
+        wrapper.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{wrapper.parent}:{SEARCH_PATH}")
         deadline = time.monotonic() + 20
-        probe = ["ip", "netns", "exec", one, "ssh", *ssh.split(), "-o", "ConnectTimeout=2", ADDRESSES[two], "true"]
+        probe = ["ip", "netns", "exec", one, str(wrapper), ADDRESSES[two], "true"]
         while subprocess.run(probe, capture_output=True, timeout=30).returncode and time.monotonic() < deadline:
             pass
         hostfile = tmp_path / "hosts"
