@@ -130,7 +130,7 @@ class Checkpoints:
         needed = sum(t.numel() * t.element_size() for part in (state.weights, state.momentum) for t in part.values())
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise CheckpointError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB free")
+            raise CheckpointError(f"it needs {needed / 2**20:.1f} MiB and the disk has {free / 2**20:.1f} MiB free")
         temporary = self.folder / f"{_TEMPORARY}{path.name}"
         temporary.mkdir()
         try:

@@ -93,6 +93,10 @@ class Training:
             momentum=gather_momentum(self.engine, self.model, self.world),
         )
 
+    def close(self) -> None:
+        """Take the engine apart, so that its memory is free for what this process does next."""
+        self.engine.destroy()
+
     def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it."""
         assert self._batch is not None, "pictures follow a step"

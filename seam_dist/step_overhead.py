@@ -74,6 +74,7 @@ def measure(
                 steps[which]()
                 if index >= 2:
                     seconds[which].append(clock() - start)
+    training.close()
     shutdown(world)
     return seconds
 

@@ -209,7 +209,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: p
 def test_too_small_a_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"needs 0 MiB and the disk has 0 MiB free; there is no earlier one"):
+    with pytest.raises(CheckpointError, match=r"needs 0.0 MiB and the disk has 0.0 MiB free; there is no earlier one"):
         keeper(tmp_path).save(state_at(1))
 
 

@@ -70,6 +70,7 @@ def run(cfg: Config) -> None:
         module = TrainModule(model, cfg)
         groups = parameter_groups(model, cfg.train)
         training = start_training(module, model, groups, cfg, world, max_steps=max_steps, resume=state)
+        stack.callback(training.close)
         stop = stack.enter_context(StopRequest())
         start_sample = 0 if state is None else state.samples
         loader = make_loader(cfg, manifest, world.rank, world.size, start_sample, training.micro_batch_size)
