@@ -93,7 +93,7 @@ class TrainLogger:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         shown = {name.removeprefix("loss/"): f"{value:.3f}" for name, value in named.items()}
-        self._bar.set_postfix({"images/s": f"{images_per_s:.1f}", **shown})
+        self._bar.set_postfix({"images/s": f"{images_per_s:.1f}", **shown}, refresh=False)
         if self._writer is not None:
             for name, value in record.items():
                 if name != "step":

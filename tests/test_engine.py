@@ -104,6 +104,24 @@ def test_resumed_run_is_bit_equal(stage: int) -> None:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_random_numbers_depend_on_the_step_alone() -> None:
+    def drawing(start: int) -> Iterator[dict[str, Any]]:
+        for batch in stream(start=start):
+            drawn.append(float(torch.rand(1)))
+            yield batch
+
+    drawn: list[float] = []
+    training = begin(settings())
+    batches = drawing(0)
+    training.train_step(batches)
+    saved = copied(training.state())
+    training.train_step(batches)
+    torch.rand(7)
+    begin(settings(), saved).train_step(drawing(BATCH))
+    assert drawn[0] != drawn[1]
+    assert drawn[1] == drawn[2]
+
+
 def test_resume_needs_the_momentum() -> None:
     cfg = settings()
     whole = begin(cfg)

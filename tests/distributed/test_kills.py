@@ -21,7 +21,7 @@ from seam_dist.settings import load_config
 from seam_dist.stages import shard
 
 NUM_KILLS = 10
-STEPS = 40
+STEPS = 30
 
 
 def pause(process: subprocess.Popen[str], seconds: float) -> bool:
