@@ -10,11 +10,11 @@ TIMM = ["timm>=1.0"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
-    "ruff==0.14.5",
+    "ruff>=0.14",
     "mypy>=1.13",
     "types-PyYAML",
-    "types-tqdm",
 ]
 
 setup(
