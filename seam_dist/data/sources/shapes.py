@@ -51,20 +51,20 @@ def _hsv(hue: float, saturation: float, value: float) -> Float:
 
 def random_colour(rng: np.random.Generator) -> Float:
     """Return a muted colour that is neither black nor white; only the marks of the classes are vivid."""
-    return _hsv(rng.random(), rng.uniform(0.1, 0.55), rng.uniform(0.25, 0.9))
+    return _hsv(rng.random(), rng.uniform(0.1, 0.55), rng.uniform(0.2, 0.95))
 
 
 def contrasting_colour(rng: np.random.Generator, image: Float) -> Float:
     """Return a random colour away from the mean of the image: the best of a few draws, so not always far."""
     mean = np.array(cv2.mean(image)[:3])
-    colours = [random_colour(rng) for _ in range(3)]
+    colours = [random_colour(rng) for _ in range(6)]
     return max(colours, key=lambda colour: float(np.abs(colour - mean).sum()))
 
 
 def _ground(rng: np.random.Generator, xs: Float, ys: Float, first: Float) -> Float:
     """Return a surface of two colours that run, cloud or break into patches, in places with tiles or planks."""
     height, width = ys.shape[0], xs.shape[0]
-    second = np.clip(0.4 * first + 0.6 * random_colour(rng), 0, 1)
+    second = np.clip(0.65 * first + 0.35 * random_colour(rng), 0, 1)
     angle = rng.uniform(0, 2 * np.pi)
     across = math.cos(angle) * xs + math.sin(angle) * ys
     clouds = float(rng.choice([0.6, 1.2, 6])) * _noise(rng, height, width, 4)
@@ -93,7 +93,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
 
     canvas = image.copy()
     for _ in range(int(rng.integers(6, 20))):
-        strength = rng.uniform(0.3, 1)
+        strength = rng.uniform(0.2, 0.7)
         colour = [float(c) for c in first + strength * (random_colour(rng) - first)]
         centre = rng.random(2) * (width, height)
         kind = rng.integers(4)
@@ -117,7 +117,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
             cv2.polylines(canvas, [curve], False, colour, int(rng.integers(1, 2 + side // 70)), cv2.LINE_AA)
     image += rng.uniform(0.5, 1.0) * (canvas - image)
     grain = _noise(rng, height, width, rng.uniform(12, 40), octaves=3)
-    image *= repeat_rgb(1 + rng.uniform(0.2, 0.8) * grain)
+    image *= repeat_rgb(1 + rng.uniform(0.5, 1.0) * grain)
     return np.clip(image, 0.02, 0.98, out=image)
 
 
@@ -238,6 +238,24 @@ def _texture(rng: np.random.Generator, u: Float, v: Float) -> Float:
     return np.asarray(0.4 * mottle, np.float32)
 
 
+def _material(rng: np.random.Generator, u: Float, v: Float, period: float) -> Float:
+    """Return the fine relief of a surface, a factor about 1: hatched, woven, studded or speckled.
+
+    u and v count pixels. Head and body of an object share it, so that low-level features connect them.
+    """
+    kind, turn, strength = rng.integers(4), rng.uniform(0, np.pi), rng.uniform(0.2, 0.4)
+    if kind == 3:
+        grain = _noise(rng, u.shape[0], u.shape[1], max(u.shape) / period, octaves=1)
+        return np.asarray(1 + 2 * strength * grain, np.float32)
+    scale = 2 * np.pi / period
+    first = np.sin((u * math.cos(turn) + v * math.sin(turn)) * scale)
+    if kind == 0:
+        return np.asarray(1 + strength * first, np.float32)
+    second = np.sin((v * math.cos(turn) - u * math.sin(turn)) * scale)
+    wave = np.maximum(first, second) if kind == 1 else first * second
+    return np.asarray(1 + strength * wave, np.float32)
+
+
 def draw_object(
     rng: np.random.Generator, size: float, limit: tuple[int, int], class_id: int, light: float, colour: Float
 ) -> Layer:
@@ -266,11 +284,13 @@ def draw_object(
     back = np.linalg.inv(rotation) / half
     u = (back[0, 0] * xs + (back[0, 1] * ys)[:, None]).astype(np.float32)
     v = (back[1, 0] * xs + (back[1, 1] * ys)[:, None]).astype(np.float32)
-    second = np.clip(colour + rng.uniform(-0.3, 0.3, 3), 0, 1).astype(np.float32)
+    second = np.clip(colour + rng.uniform(-0.2, 0.2, 3), 0, 1).astype(np.float32)
     texture = _texture(rng, u, v)
     picture = cv2.merge([colour[c] + texture * (second[c] - colour[c]) for c in range(3)])
     edge = max(1.2, size / 70)
     shading, distance = _relief((body_alpha >= 128).astype(np.uint8), light)
+    material = _material(rng, u * half, v * half, min(limit) * rng.uniform(0.022, 0.04))
+    shading *= material
     picture *= repeat_rgb(shading * np.where(distance < edge, np.float32(0.5), np.float32(1)))
     if not class_id:
         return Layer(np.clip(picture, 0, 1), body_alpha / np.float32(255), np.zeros((height, width), bool))
@@ -283,6 +303,7 @@ def draw_object(
     drawn = _pattern((class_id - 1) % len(PATTERNS), p, q)
     face = cv2.merge([paper[c] + drawn * (ink[c] - paper[c]) for c in range(3)])
     shading, distance = _relief(inside.astype(np.uint8), light)
+    shading *= material
     face *= repeat_rgb(shading * np.where(distance < edge, np.float32(0.5), np.float32(1)))
     picture += repeat_rgb(head_alpha / np.float32(255)) * (face - picture)
     return Layer(np.clip(picture, 0, 1), np.maximum(body_alpha, head_alpha) / np.float32(255), inside)
