@@ -34,6 +34,10 @@ def _gaussian_sum(values: Tensor, sources: Tensor, targets: Tensor, impl: str) -
 
     values (B, M, S), sources (B, F, S), targets (B, F, N), all float32 or all float64.
     """
+    if impl == "triton":
+        from seam_kernels import crf_kernels
+
+        return crf_kernels.gaussian_sum(values, sources, targets)
     result = values.new_zeros(values.shape[0], values.shape[1], targets.shape[2])
     block = max(1, _BLOCK_ELEMENTS // max(1, sources.shape[2]))
     for value, source, target, out in zip(values, sources, targets, result, strict=True):
@@ -140,7 +144,7 @@ def _choose(prob: Tensor, impl: str, source_stride: int) -> str:
         plain = source_stride == 1 and not prob.requires_grad and prob.shape[1] > 0
         return "lattice" if installed and plain else "torch"
     if impl != "lattice":
-        return choose_impl("dense_crf", impl, prob, has_triton=False)
+        return choose_impl("dense_crf", impl, prob)
     if not installed:
         raise ValueError('impl="lattice" needs the package pydensecrf2: install seam-dist[crf] or use impl="torch"')
     if prob.is_cuda:

@@ -31,6 +31,10 @@ def _channel_block(channels: int, pixels: int) -> int:
 @torch.library.custom_op("seam_kernels::edge_affinity_forward", mutates_args=())
 def _edge_forward(feature: Tensor, radius: int, border: str, impl: str) -> Tensor:
     """Return a (B, K, H, W) in the dtype of feature."""
+    if impl == "triton":
+        from seam_kernels import edges_kernels
+
+        return edges_kernels.forward(feature, radius, border)
     batch, channels, height, width = feature.shape
     pixels = height * width
     planes = len(half_plane_offsets(radius))
@@ -60,6 +64,10 @@ def _edge_forward_fake(feature: Tensor, radius: int, border: str, impl: str) -> 
 @torch.library.custom_op("seam_kernels::edge_affinity_backward", mutates_args=())
 def _edge_backward(grad: Tensor, feature: Tensor, affinity: Tensor, radius: int, impl: str) -> Tensor:
     """Return the gradient of feature."""
+    if impl == "triton":
+        from seam_kernels import edges_kernels
+
+        return edges_kernels.backward(grad, feature, affinity, radius)
     batch, channels, height, width = feature.shape
     pixels = height * width
     flat = feature.reshape(batch, channels, pixels)
@@ -116,7 +124,7 @@ def edge_affinity(feature: Tensor, *, radius: int = 5, border: str = "paper", im
         raise ValueError(
             f"feature has shape {tuple(feature.shape)}, expected at least one channel (dimension 1): D > 0"
         )
-    chosen = choose_impl("edge_affinity", impl, feature, has_triton=False)
+    chosen = choose_impl("edge_affinity", impl, feature)
     if chosen == "reference":
         return edge_affinity_reference(feature, radius=radius, border=border)
     out: Tensor = _edge_forward(feature, radius, border, chosen)

@@ -7,7 +7,7 @@ Backward   g = dout / (s + eps), delta = sum over C of dout * out. With a row of
 Memory     inputs, out and s are kept; S is rebuilt block by block in both directions.
 Blocks     both matrices are symmetric, so rows i0..i1 need the columns from i0 on only: the block serves its rows and,
            transposed, its columns. Blocks run one after another: the order of summation is fixed.
-Left out   the N x N matrix, double backward, and a Triton kernel (this file is the PyTorch path of any device).
+Left out   the N x N matrix and double backward. This file is the PyTorch path of any device; pcm_kernels.py has Triton.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from seam_kernels.reference import pcm_attention_reference
 # 2^20 gains up to a quarter forward and nothing backward for twice the memory.
 _BLOCK_ELEMENTS = 1 << 19
 _MIN_BLOCK_ROWS = 16
+# Beyond them the tiles of the Triton kernels outgrow a chip's registers; the row blocks serve such shapes.
+_TRITON_CHANNELS, _TRITON_CLASSES = 256, 127
 
 
 def _block_rows(num_pixels: int) -> int:
@@ -41,8 +43,12 @@ def _normalise(feature: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("seam_kernels::pcm_torch_forward", mutates_args=())
-def _pcm_forward(cam: Tensor, feature: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _pcm_forward(cam: Tensor, feature: Tensor, eps: float, impl: str = "torch") -> tuple[Tensor, Tensor]:
     """Return out (B, C, N) in the dtype of cam and the column sum of S (B, N), float32 or float64."""
+    if impl == "triton":
+        from seam_kernels import pcm_kernels
+
+        return pcm_kernels.forward(cam, feature, eps)
     unit, _ = _normalise(_working(feature), eps)
     batch, channels, pixels = cam.shape
     rows = torch.cat([_working(cam), unit.new_ones(batch, 1, pixels)], dim=1)  # [B, C + 1, N]
@@ -62,7 +68,7 @@ def _pcm_forward(cam: Tensor, feature: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 @_pcm_forward.register_fake
-def _pcm_forward_fake(cam: Tensor, feature: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _pcm_forward_fake(cam: Tensor, feature: Tensor, eps: float, impl: str = "torch") -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if cam.dtype == torch.float64 else torch.float32
     return cam.new_empty(cam.shape), cam.new_empty((cam.shape[0], cam.shape[2]), dtype=dtype)
 
@@ -77,8 +83,13 @@ def _pcm_backward(
     eps: float,
     need_cam: bool,
     need_feature: bool,
+    impl: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of cam and feature; one that is not needed comes back with no elements."""
+    if impl == "triton":
+        from seam_kernels import pcm_kernels
+
+        return pcm_kernels.backward(dout, cam, feature, out, colsum, eps, need_cam, need_feature)
     work = _working(feature)
     unit, norm = _normalise(work, eps)
     batch, _, pixels = cam.shape
@@ -130,23 +141,23 @@ def _pcm_backward_fake(
     eps: float,
     need_cam: bool,
     need_feature: bool,
+    impl: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     return cam.new_empty(cam.shape if need_cam else 0), feature.new_empty(feature.shape if need_feature else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-    cam, feature, eps = inputs
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, str], output: tuple[Tensor, Tensor]) -> None:
+    cam, feature, ctx.eps, ctx.impl = inputs
     out, colsum = output
     ctx.mark_non_differentiable(colsum)
     ctx.save_for_backward(cam, feature, out, colsum)
-    ctx.eps = eps
 
 
-def _autograd_backward(ctx: Any, dout: Tensor, _dcolsum: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _autograd_backward(ctx: Any, dout: Tensor, _dcolsum: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     cam, feature, out, colsum = ctx.saved_tensors
     need_cam, need_feature = ctx.needs_input_grad[:2]
-    dcam, dfeature = _pcm_backward(dout, cam, feature, out, colsum, ctx.eps, need_cam, need_feature)
-    return dcam if need_cam else None, dfeature if need_feature else None, None
+    dcam, dfeature = _pcm_backward(dout, cam, feature, out, colsum, ctx.eps, need_cam, need_feature, ctx.impl)
+    return dcam if need_cam else None, dfeature if need_feature else None, None, None
 
 
 _pcm_forward.register_autograd(_autograd_backward, setup_context=_setup_context)
@@ -168,7 +179,14 @@ def pcm_attention(cam: Tensor, feature: Tensor, *, eps: float = 1e-5, impl: str 
     check_same("cam", cam, "feature", feature, {0: "B", 2: "N"})
     if eps < 0:
         raise ValueError(f"eps={eps} is negative, expected at least 0: it keeps the divisions of zero features finite")
-    if choose_impl("pcm_attention", impl, feature, has_triton=False) == "reference":
+    fits = feature.shape[1] <= _TRITON_CHANNELS and cam.shape[1] <= _TRITON_CLASSES
+    if impl == "triton" and not fits:
+        raise ValueError(
+            f'impl="triton" takes at most D={_TRITON_CHANNELS} channels and C={_TRITON_CLASSES} classes, not '
+            f'D={feature.shape[1]}, C={cam.shape[1]}: use impl="torch"'
+        )
+    chosen = choose_impl("pcm_attention", impl, feature, has_triton=fits)
+    if chosen == "reference":
         return pcm_attention_reference(cam, feature, eps=eps)
-    out: Tensor = _pcm_forward(cam, feature, float(eps))[0]
+    out: Tensor = _pcm_forward(cam, feature, float(eps), chosen)[0]
     return out

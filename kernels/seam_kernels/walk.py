@@ -175,6 +175,10 @@ def _walk_forward(
     impl: str,
 ) -> Tensor:
     """Return the packed scores after the walk, one dimension, in the dtype of cam."""
+    if impl == "triton":
+        from seam_kernels import walk_kernels
+
+        return walk_kernels.forward(cam, affinity, channels, heights, widths, radius, beta, num_steps, method)
     result = torch.empty_like(cam, memory_format=torch.contiguous_format)
     parts = _split(cam.contiguous(), affinity.contiguous(), channels, heights, widths, radius)
     for start, (x, a, height, width) in zip(_starts(channels, heights, widths), parts, strict=True):
@@ -224,6 +228,11 @@ def _walk_backward(
     need_affinity: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the packed gradients of cam and affinity; one that is not needed comes back with no elements."""
+    if impl == "triton":
+        from seam_kernels import walk_kernels
+
+        settings = (channels, heights, widths, radius, beta, num_steps, method)
+        return walk_kernels.backward(grad, cam, affinity, *settings, need_cam, need_affinity)
     sizes = (channels, heights, widths, radius)
     dcams, daffinities = [], []
     gradients = _split(grad.contiguous(), affinity.contiguous(), *sizes)
@@ -330,7 +339,7 @@ def random_walk(
     """
     check_radius(radius)
     _check(cam, affinity, radius, beta, num_steps, method, "BCHW")
-    chosen = choose_impl("random_walk", impl, cam, has_triton=False)
+    chosen = choose_impl("random_walk", impl, cam)
     if chosen == "reference":
         if method != "exact":
             raise ValueError(f'impl="reference" has no method={method!r}: use method="exact" or impl="torch"')
@@ -368,7 +377,7 @@ def random_walk_packed(
     for cam, affinity in zip(cams, affinities, strict=True):
         _check(cam, affinity, radius, beta, num_steps, method, "CHW")
         check_same("cams[i]", cam, "cams[0]", cams[0], {})
-    chosen = choose_impl("random_walk_packed", impl, cams[0], has_triton=False)
+    chosen = choose_impl("random_walk_packed", impl, cams[0])
     if chosen == "reference":
         options: dict[str, Any] = {"radius": radius, "beta": beta, "num_steps": num_steps, "method": method}
         return [

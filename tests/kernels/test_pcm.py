@@ -213,7 +213,7 @@ CAM, FEATURE = torch.rand(2, 3, 5), torch.rand(2, 4, 5)
         ((CAM, FEATURE[..., :4]), {}, r"expected the same N \(dimension 2\)"),
         ((CAM, FEATURE), {"eps": -1.0}, r"eps=-1.0 is negative"),
         ((CAM, FEATURE), {"impl": "cuda"}, r"impl='cuda' is unknown to pcm_attention: use one of auto, triton"),
-        ((CAM, FEATURE), {"impl": "triton"}, r"this version of pcm_attention has no Triton kernel: use impl=\"auto\""),
+        ((CAM, FEATURE), {"impl": "triton"}, r"Triton kernels run on a GPU and the input is on cpu"),
     ],
 )
 def test_bad_arguments_are_refused_with_their_remedy(arguments, options, message):
