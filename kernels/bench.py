@@ -1,22 +1,27 @@
-"""Time and memory of the operations: one row for each op, impl, direction and shape.
+"""Time, memory and distance from the machine's limits of the operations: op x impl x direction x shape.
 
-    python kernels/bench.py [--impls published torch] [--shapes voc448] [--batch 8] [--threads 1] [--csv FILE]
+    python kernels/bench.py [--ops pcm edges walk crf] [--impls published torch] [--shapes voc448] [--batch 8]
+                            [--dtype float32] [--threads 1] [--repeats 7] [--no-memory] [--csv FILE] [--plot FILE]
 
-Times are process time on a CPU (neighbours do not count) and event time on a GPU; the impls of a shape take turns, so
-that a drift of the machine meets them alike. Peak memory counts from the inputs on: what the call adds, including
-gradients; on a CPU it is the growth of the resident set in a process of its own.
+First the machine's matrix rate, float32 vector rate and copy bandwidth are measured; `fraction` is the least time
+that they allow over the median time. Times are process time on a CPU (neighbours do not count) and event time on a
+GPU; the impls of a shape take turns, so that a drift of the machine meets them alike. Peak memory counts from the
+inputs on: what a forward and backward run adds; on a CPU it is the growth of the resident set of a process of its own.
+`--plot` draws a CSV that exists: log-log time and memory against pixels.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,11 +30,23 @@ from torch import Tensor
 if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
-from seam_kernels import pcm_attention, pcm_attention_reference
+from seam_kernels import dense_crf, edge_affinity, half_plane_offsets, pcm_attention, random_walk
+from seam_kernels.dispatch import HAS_TRITON
+from seam_kernels.reference import edge_matrix
 
-SHAPES = {"voc448": (56, 56), "coco": (60, 80), "multiscale": (112, 112), "cityscapes": (128, 256)}
+SHAPES = {
+    "voc448": (56, 56),
+    "coco": (60, 80),
+    "multiscale": (112, 112),
+    "cityscapes": (128, 256),
+    "image": (375, 500),
+    "tiny": (16, 16),
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FIELDS = ("op", "impl", "direction", "dtype", "shape", "median_ms", "p20_ms", "p80_ms", "peak_mib", "device", "torch")
+FIELDS = (
+    "op", "impl", "direction", "dtype", "shape", "pixels", "median_ms", "p20_ms", "p80_ms", "peak_mib", "fraction",
+    "device", "torch", "triton", "commit",
+)  # fmt: skip
 
 
 def published_pcm(cam: Tensor, feature: Tensor) -> Tensor:
@@ -39,37 +56,116 @@ def published_pcm(cam: Tensor, feature: Tensor) -> Tensor:
     return torch.matmul(cam, affinity / (torch.sum(affinity, dim=1, keepdim=True) + 1e-5))
 
 
-IMPLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "published": published_pcm,
-    "reference": pcm_attention_reference,
-    "torch": lambda cam, feature: pcm_attention(cam, feature, impl="torch"),
-}
+def published_edges(feature: Tensor) -> Tensor:
+    """Return the affinities of the published border rule from gathered copies of the features, (B, 34, pixels)."""
+    height, width = feature.shape[2:]
+    index = torch.arange(height * width, device=feature.device).view(height, width)
+    first = index[:-4, 4:-4].flatten()
+    second = torch.stack([first + dy * width + dx for dy, dx in half_plane_offsets(5)]).flatten()
+    flat = feature.flatten(2)
+    near = flat.index_select(2, first).unsqueeze(2)
+    far = flat.index_select(2, second).view(*flat.shape[:2], 34, -1)
+    return torch.exp(-torch.mean(torch.abs(near - far), dim=1))
 
 
-def make_inputs(args: argparse.Namespace, shape: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cam without and feature with a gradient, as SEAM calls the operation."""
+def published_walk(cam: Tensor, affinity: Tensor, num_steps: int) -> Tensor:
+    """Return the walk by repeated squaring of the dense transition matrix."""
+    pixels = cam.shape[2] * cam.shape[3]
+    transition = edge_matrix(affinity, 5) ** 8 + torch.eye(pixels, dtype=cam.dtype, device=cam.device)
+    transition = transition / transition.sum(dim=1, keepdim=True)
+    for _ in range(num_steps.bit_length() - 1):
+        transition = torch.matmul(transition, transition)
+    return torch.matmul(cam.flatten(2), transition).view(cam.shape)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least a direction must do: matrix and vector floating point operations, and bytes moved."""
+
+    matrix: float = 0.0
+    vector: float = 0.0
+    bytes: float = 0.0
+
+
+Function = Callable[..., Tensor]
+
+
+def operations(args: argparse.Namespace) -> dict[str, dict[str, Function]]:
+    """Return the implementations of each operation; the first input that asks for a gradient gets one."""
+    steps, walked = args.steps, {"num_steps": args.steps}
+
+    def kernel(function: Function, **options: object) -> dict[str, Function]:
+        names = ("torch", "triton") if HAS_TRITON and args.device == "cuda" else ("torch",)
+        return {name: lambda *inputs, name=name: function(*inputs, impl=name, **options) for name in names}
+
+    ops: dict[str, dict[str, Function]] = {
+        "pcm": {"published": published_pcm, **kernel(pcm_attention)},
+        "edges": {"published": published_edges, **kernel(edge_affinity)},
+        "walk": {
+            "published": lambda cam, affinity: published_walk(cam, affinity, steps),
+            **kernel(random_walk, **walked),
+            **{f"{k}-chebyshev": v for k, v in kernel(random_walk, method="chebyshev", **walked).items()},
+        },
+        "crf": {
+            **kernel(dense_crf, source_stride=args.stride, num_iters=args.iterations),
+        },
+    }
+    for op, published in (("pcm", published_pcm), ("edges", published_edges)):
+        ops[op]["compiled"] = lambda *inputs, f=published: torch.compile(f)(*inputs)
+    if importlib.util.find_spec("pydensecrf"):
+        ops["crf"]["lattice"] = lambda prob, image: dense_crf(prob, image, num_iters=args.iterations, impl="lattice")
+    return ops
+
+
+def make_inputs(args: argparse.Namespace, op: str, shape: str) -> list[Tensor]:
+    """Return the inputs; the one that asks for a gradient as the pipeline does is the last, or for crf none."""
     height, width = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
-    cam = torch.rand(args.batch, args.classes, height * width, generator=generator)
-    feature = torch.randn(args.batch, args.channels, height * width, generator=generator)
-    dtype = DTYPES[args.dtype]
-    return cam.to(device, dtype), feature.to(device, dtype).requires_grad_()
+    dtype, batch, classes = DTYPES[args.dtype], args.batch, args.classes
+
+    def random(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator).to(args.device, dtype)
+
+    if op == "pcm":
+        pixels = height * width
+        return [random(batch, classes, pixels), (random(batch, args.channels, pixels) * 2 - 1).requires_grad_()]
+    if op == "edges":
+        return [(random(batch, args.edge_channels, height, width) * 2 - 1).requires_grad_()]
+    if op == "walk":
+        inside = edge_affinity(torch.zeros(1, 1, height, width), border="full").to(args.device, dtype)
+        return [random(batch, classes, height, width), (inside * random(batch, 34, height, width)).requires_grad_()]
+    return [random(batch, classes, height, width), random(batch, 3, height, width) * 255]
 
 
-def call(impl: str, direction: str, cam: Tensor, feature: Tensor) -> Callable[[], object]:
-    """Return a function that runs one direction; the graph of a backward run is kept and used again."""
-    function = IMPLS[impl]
-    if direction == "forward":
-        return lambda: function(cam, feature.detach())
-    if direction == "both":
-        return lambda: torch.autograd.grad(function(cam, feature).sum(), feature)
-    out = function(cam, feature)
-    return lambda: torch.autograd.grad(out, feature, torch.ones_like(out), retain_graph=True)
+def least_work(args: argparse.Namespace, op: str, direction: str, shape: str) -> Work:
+    """Return the cost model of kernels/README.md."""
+    height, width = SHAPES[shape]
+    n, b, c, d = height * width, args.batch, args.classes, args.channels
+    size = DTYPES[args.dtype].itemsize
+    back = direction == "backward"
+    if op == "pcm":
+        flops = 2.0 * n * n * (2 * (d + c + 1) if back else d + c + 1)
+        return Work(matrix=b * flops, bytes=b * size * n * (2 * d + 2 * c) * (1.5 if back else 0.5))
+    if op == "edges":
+        d = args.edge_channels
+        # A difference and an addition, each a slot of the multiply-add units; backward meets both ends and has signs.
+        return Work(vector=b * n * 34.0 * d * (12 if back else 4), bytes=b * size * n * (d * (2 if back else 1) + 34.0))
+    if op == "walk":
+        walks = 4 if back else 1  # states again, pulls, and the two products for the weights
+        return Work(vector=b * n * c * 2 * 69.0 * args.steps * walks, bytes=b * size * n * (34.0 + 2 * c) * (1 + back))
+    pairs = float(n) * (n // args.stride**2)
+    return Work(matrix=b * pairs * 2 * (5 + c) * (args.iterations + 1), bytes=b * n * (2 * c + 3.0) * 4)
 
 
-def time_ms(run: Callable[[], object], device: torch.device) -> float:
+def synchronise(device: str) -> None:
+    """Wait for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_ms(run: Callable[[], object], device: str) -> float:
     """Return the milliseconds of one run: process time, or the GPU's own clock."""
-    if device.type == "cuda":
+    if device == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()
@@ -81,86 +177,177 @@ def time_ms(run: Callable[[], object], device: torch.device) -> float:
     return (time.process_time() - begin) * 1e3 / torch.get_num_threads()
 
 
+def machine_limits(args: argparse.Namespace) -> dict[str, float]:
+    """Return matrix and vector flops a second and bytes a second, as measured here and now."""
+    side, count = (8192, 1 << 28) if args.device == "cuda" else (768, 1 << 23)
+
+    def rate(dtype: torch.dtype) -> float:
+        a = torch.rand(side, side, device=args.device).to(dtype)
+        times = [time_ms(lambda: a @ a, args.device) for _ in range(6)]
+        return 2 * side**3 / (sorted(times[1:])[2] * 1e-3)
+
+    source = torch.rand(count, device=args.device)
+    target = torch.empty_like(source)
+    copies = [time_ms(lambda: target.copy_(source), args.device) for _ in range(6)]
+    limits = {"matrix": rate(DTYPES[args.dtype]), "vector": rate(torch.float32)}
+    return limits | {"bytes": 8 * count / (sorted(copies[1:])[2] * 1e-3)}
+
+
+def runner(function: Function, inputs: list[Tensor], direction: str) -> Callable[[], object] | None:
+    """Return a function that runs one direction, or None where there is no gradient; a graph is kept and used again."""
+    asked = [x for x in inputs if x.requires_grad]
+    plain = [x.detach() for x in inputs]
+    if direction == "forward":
+        return lambda: function(*plain)
+    if not asked:
+        return None
+    if direction == "both":
+        return lambda: torch.autograd.grad(function(*inputs).sum(), asked)
+    out = function(*inputs)
+    ones = torch.ones_like(out)
+    return lambda: torch.autograd.grad(out, asked, ones, retain_graph=True)
+
+
 def resident_peak_mib() -> float:
     """Return the largest resident set of this process since its peak was last cleared (Linux)."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 2**10
 
 
-def peak_mib_here(args: argparse.Namespace, impl: str, shape: str, device: torch.device) -> float:
-    """Return the MiB that one forward and backward (or forward) run adds to the process or the GPU."""
-    direction = "forward" if args.peak_of[2] == "forward" else "both"
-    cam, feature = make_inputs(args, shape, device)
-    call(impl, direction, cam[..., :32].contiguous(), feature[..., :32].detach().contiguous().requires_grad_())()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call(impl, direction, cam, feature)()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, without the import's
-    before = resident_peak_mib()
-    call(impl, direction, cam, feature)()
-    return resident_peak_mib() - before
+def peak_mib_here(args: argparse.Namespace, op: str, impl: str, shape: str, direction: str) -> float:
+    """Return the MiB that one run adds to the process or the GPU."""
+    function = operations(args)[op][impl]
+    direction = "forward" if direction == "forward" else "both"
+    for name in ("tiny", shape):  # the first run loads libraries
+        run = runner(function, make_inputs(args, op, name), direction)
+        assert run is not None
+        synchronise(args.device)
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            grown = (torch.cuda.max_memory_allocated() - before) / 2**20
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = resident_peak_mib()
+            run()
+            grown = resident_peak_mib() - before
+    return grown
 
 
-def peak_mib(args: argparse.Namespace, impl: str, shape: str, direction: str) -> float:
+def peak_mib(args: argparse.Namespace, *which: str) -> float:
     """Return the peak memory of one run, measured in a fresh process."""
-    words = [sys.executable, __file__, *args.words, "--peak-of", impl, shape, direction]
+    words = [sys.executable, __file__, *sys.argv[1:], "--peak-of", *which]
     return float(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
 
 
-def measure(args: argparse.Namespace, shape: str, device: torch.device) -> list[dict[str, object]]:
-    """Return the rows of one shape."""
+def measure(args: argparse.Namespace, op: str, shape: str, limits: dict[str, float]) -> list[dict[str, object]]:
+    """Return the rows of one operation and shape."""
+    functions = {name: f for name, f in operations(args)[op].items() if name in args.impls}
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} x{args.threads}"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    triton_version = importlib.import_module("triton").__version__ if HAS_TRITON else ""
     rows: list[dict[str, object]] = []
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} x{args.threads}"
-    for direction in ("forward", "backward"):
-        cam, feature = make_inputs(args, shape, device)
-        runs = {impl: call(impl, direction, cam, feature) for impl in args.impls}
-        times: dict[str, list[float]] = {impl: [] for impl in args.impls}
+    for direction in args.directions:
+        inputs = make_inputs(args, op, shape)
+        runs = {name: runner(function, inputs, direction) for name, function in functions.items()}
+        times: dict[str, list[float]] = {name: [] for name, run in runs.items() if run}
         for repeat in range(args.repeats + 1):
-            for impl, run in runs.items():
-                took = time_ms(run, device)
-                if repeat:  # the first round warms up
-                    times[impl].append(took)
-        for impl in args.impls:
-            p20, median, p80 = torch.tensor(times[impl]).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
-            values = ("pcm_attention", impl, direction, args.dtype)
-            size = f"{shape}: B{args.batch} C{args.classes} D{args.channels} N{cam.shape[2]}"
-            peak = peak_mib(args, impl, shape, direction)
-            figures = (f"{median:.2f}", f"{p20:.2f}", f"{p80:.2f}", f"{peak:.1f}")
-            rows.append(dict(zip(FIELDS, (*values, size, *figures, name, torch.__version__), strict=True)))
+            for name, run in runs.items():
+                took = time_ms(run, args.device) if run else 0.0
+                if repeat and run:  # the first round warms up
+                    times[name].append(took)
+        work = least_work(args, op, direction, shape)
+        least = max(work.matrix / limits["matrix"], work.vector / limits["vector"], work.bytes / limits["bytes"])
+        height, width = SHAPES[shape]
+        extra = {"pcm": f" D{args.channels}", "edges": f" D{args.edge_channels}", "walk": f" steps{args.steps}"}
+        size = f"{shape} B{args.batch} C{args.classes}{extra.get(op, f' stride{args.stride}')}"
+        for name, took in times.items():
+            p20, median, p80 = torch.tensor(took).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+            peak = f"{peak_mib(args, op, name, shape, direction):.1f}" if args.memory else ""
+            figures = (f"{median:.4g}", f"{p20:.4g}", f"{p80:.4g}", peak, f"{least * 1e3 / median:.3f}")
+            which = (op, name, direction, args.dtype, size, height * width)
+            versions = (device, torch.__version__, triton_version, commit.stdout.strip())
+            rows.append(dict(zip(FIELDS, (*which, *figures, *versions), strict=True)))
             print("  ".join(str(value) for value in rows[-1].values()), flush=True)
     return rows
 
 
+def plot(source: Path, target: Path) -> None:
+    """Draw time and memory against pixels from a CSV, a column for each operation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with source.open() as file:
+        rows = list(csv.DictReader(file))
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    figure, axes = plt.subplots(2, len(ops), figsize=(4.5 * len(ops), 7), squeeze=False)
+    for column, op in enumerate(ops):
+        for axis, key in zip(axes[:, column], ("median_ms", "peak_mib"), strict=True):
+            groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
+            for row in rows:
+                if row["op"] == op and row[key]:
+                    point = int(row["pixels"]), float(row[key])
+                    groups.setdefault((row["impl"], row["direction"]), []).append(point)
+            for (impl, direction), points in groups.items():
+                style = "-o" if direction == "forward" else "--s"
+                axis.loglog(*zip(*sorted(points), strict=True), style, label=f"{impl} {direction}")
+            axis.set(title=op, xlabel="pixels", ylabel="ms" if key == "median_ms" else "peak MiB")
+            axis.grid(True, which="both", alpha=0.3)
+            axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
 def main() -> None:
-    """Parse the words, print a row as it is measured, and write the CSV at the end."""
+    """Parse the words, print a row as it is measured, add the rows to the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--impls", nargs="+", choices=IMPLS, default=["published", "torch"])
+    impls = ("published", "compiled", "torch", "triton", "torch-chebyshev", "triton-chebyshev", "lattice")
+    parser.add_argument("--ops", nargs="+", choices=("pcm", "edges", "walk", "crf"), default=["pcm", "edges"])
+    parser.add_argument("--impls", nargs="+", choices=impls, default=["published", "torch", "triton"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["voc448"])
+    parser.add_argument("--directions", nargs="+", choices=("forward", "backward"), default=["forward", "backward"])
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--classes", type=int, default=21, help="rows of cam, background included")
-    parser.add_argument("--channels", type=int, default=192, help="rows of feature")
+    parser.add_argument("--classes", type=int, default=21, help="score maps of an image, background included")
+    parser.add_argument("--channels", type=int, default=192, help="feature channels of pcm")
+    parser.add_argument("--edge-channels", type=int, default=448, help="feature channels of edges")
+    parser.add_argument("--steps", type=int, default=64, help="steps of the walk, a power of two")
+    parser.add_argument("--stride", type=int, default=1, help="source_stride of crf")
+    parser.add_argument("--iterations", type=int, default=10, help="of crf")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=Path, help="file for the rows")
-    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--csv", type=Path, help="file that the rows are added to")
+    parser.add_argument("--plot", type=Path, help="draw the rows of --csv instead of measuring")
+    parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.words = sys.argv[1:]
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    if args.peak_of:
-        print(json.dumps(peak_mib_here(args, args.peak_of[0], args.peak_of[1], device)))
+    if args.plot:
+        plot(args.csv, args.plot)
         return
-    rows = [row for shape in args.shapes for row in measure(args, shape, device)]
-    if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(json.dumps(peak_mib_here(args, *args.peak_of)))
+        return
+    limits = machine_limits(args)
+    print(
+        f"measured here: {args.dtype} matrices {limits['matrix'] / 1e12:.3g} Tflop/s, float32 "
+        f"{limits['vector'] / 1e12:.3g} Tflop/s, copies {limits['bytes'] / 1e9:.3g} GB/s", flush=True,
+    )  # fmt: skip
+    for op in args.ops:
+        for shape in args.shapes:
+            rows = measure(args, op, shape, limits)
+            if args.csv:
+                args.csv.parent.mkdir(parents=True, exist_ok=True)
+                new = not args.csv.exists()
+                with args.csv.open("a", newline="") as file:
+                    writer = csv.DictWriter(file, FIELDS)
+                    if new:
+                        writer.writeheader()
+                    writer.writerows(rows)
 
 
 if __name__ == "__main__":
