@@ -51,15 +51,26 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return result
 
 
-def line_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str, marks: Sequence[Mark] = ()) -> str:
-    """Return an SVG element of the lines; the y axis is logarithmic when positive values span more than a factor 8."""
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark] = (),
+    may_be_log: bool = False,
+) -> str:
+    """Return an SVG element of the lines.
+
+    With `may_be_log` the y axis is logarithmic where all values are positive and span more than a factor 8.
+    """
     points = [
         (x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if y is not None and math.isfinite(y)
     ]
     if not points:
         raise ValueError(f"chart {title!r} has no finite point: leave it out")
     xs, ys = zip(*points, strict=True)
-    log = min(ys) > 0 and max(ys) / min(ys) > 8
+    log = may_be_log and min(ys) > 0 and max(ys) / min(ys) > 8
     x_low, x_high = _widen(min(xs), max(xs))
     x_ticks = [tick for tick in _nice_ticks(x_low, x_high) if x_low <= tick <= x_high]
     if log:

@@ -42,7 +42,13 @@ def training_section(own: RunRecord, others: Sequence[RunRecord], command: str) 
                 values = smooth(values, max(3, len(values) // 12))
             lines.append(Line(run.name, steps, values, style, dash=style))
         if lines:
-            chart = line_chart(lines, title=f"{title} by training step", x_label="step", y_label=title)
+            chart = line_chart(
+                lines,
+                title=f"{title} by training step",
+                x_label="step",
+                y_label=title,
+                may_be_log=key.startswith("loss/"),
+            )
             charts.append(f"<figure>{chart}<figcaption><b>{escape(title)}</b>: {escape(meaning)}</figcaption></figure>")
     if not charts:
         return missing(f"Run {own.name} has no training metrics.", f"{command} --stage train_seam")

@@ -35,14 +35,14 @@ def test_higher_values_are_drawn_higher_and_later_ones_further_right() -> None:
 
 
 def test_values_over_several_decades_have_a_log_axis() -> None:
-    svg = _chart([Line("a", [0, 1, 2], [1.0, 0.1, 0.01], 0)])
+    svg = _chart([Line("a", [0, 1, 2], [1.0, 0.1, 0.01], 0)], may_be_log=True)
     ys = [y for _, y in _points(_paths(svg, "line")[0])]
     assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.2)
     assert any("log scale" in (e.text or "") for e in svg.iter("text"))
 
 
 def test_zero_and_negative_values_keep_a_linear_axis() -> None:
-    svg = _chart([Line("a", [0, 1, 2], [0.0, 10.0, -3.0], 0)])
+    svg = _chart([Line("a", [0, 1, 2], [0.0, 10.0, -3.0], 0)], may_be_log=True)
     assert not any("log scale" in (e.text or "") for e in svg.iter("text"))
     assert [float(t) for t in _tick_texts(svg)] == sorted(float(t) for t in _tick_texts(svg))
 
@@ -53,7 +53,7 @@ def test_zero_and_negative_values_keep_a_linear_axis() -> None:
 )
 def test_everything_stays_inside_the_frame(values: list[float]) -> None:
     steps = [float(k) for k in range(len(values))]
-    svg = _chart([Line("a", steps, values, 0)], marks=[Mark(steps[0], values[0], "first", 0, "best")])
+    svg = _chart([Line("a", steps, values, 0)], may_be_log=True, marks=[Mark(steps[0], values[0], "first", 0, "best")])
     for x, y in _points(_paths(svg, "line")[0]):
         assert 0 <= x <= WIDTH
         assert 0 <= y <= HEIGHT
