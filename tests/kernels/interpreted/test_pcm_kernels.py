@@ -53,16 +53,14 @@ def test_more_shapes_match_reference(shape, device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(dtype, device):
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        pytest.skip("needs a GPU: tl.dot of Triton's interpreter multiplies the bit patterns of bfloat16")
     cam, feature = inputs((70, 5, 48), device, dtype)
     exact = gradients(*(x.detach().double().requires_grad_() for x in (cam, feature)), "reference")
     plain = gradients(cam, feature, "reference")
     for g, p, e in zip(gradients(cam, feature, "triton"), plain, exact, strict=True):
         assert g.dtype == dtype
-        if dtype == torch.bfloat16 and device.type == "cpu":
-            # The interpreter cuts float32 to bfloat16 where a GPU rounds, so the bound cannot hold there.
-            assert (g.double() - e).norm() <= 0.1 * e.norm()
-        else:
-            assert (g.double() - e).norm() <= 2 * (p.double() - e).norm()
+        assert (g.double() - e).norm() <= 2 * (p.double() - e).norm()
 
 
 def test_tiny_gradients_survive_float16(device):
