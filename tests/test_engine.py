@@ -99,6 +99,7 @@ def test_resumed_run_is_bit_equal(stage: int) -> None:
     batches = stream(start=saved.samples)
     assert [resumed.train_step(batches) for _ in range(2)] == curve[2:]
     expected, found = whole.state(), resumed.state()
+    assert (found.step, found.samples) == (4, 4 * BATCH)
     assert expected.momentum.keys() == {name for name, p in whole.model.named_parameters() if p.requires_grad}
     for before, after in ((expected.weights, found.weights), (expected.momentum, found.momentum)):
         assert all(torch.equal(before[name], after[name]) for name in before)
