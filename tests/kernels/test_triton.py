@@ -30,7 +30,6 @@ def interpret(*words):
     return run(command, TRITON_INTERPRET="1")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present: the folder runs on it directly")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("op", ["pcm", "edges", "walk", "crf"])

@@ -72,7 +72,7 @@ def test_packed_images_of_different_sizes_match_single_ones(device):
     shapes = [(2, 4, 5), (1, 1, 1), (5, 6, 3), (0, 2, 2), (1, 2, 9)]
     pairs = [inputs((1, *shape), device) for shape in shapes]
     cams, affinities = [[x[0].detach().requires_grad_() for x in column] for column in zip(*pairs, strict=True)]
-    options = {"radius": 3, "num_steps": 5, "impl": "triton"}
+    options = {"radius": 2, "num_steps": 5, "impl": "triton"}
     outs = random_walk_packed(cams, affinities, **options)
     singles = [random_walk(c[None], a[None], **options)[0] for c, a in zip(cams, affinities, strict=True)]
     for got, expected in zip(outs, singles, strict=True):
