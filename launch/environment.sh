@@ -29,8 +29,8 @@ else
     python="$environment/bin/python"
 fi
 
-# The stamp holds what was installed from, so that an unchanged checkout is not installed twice.
-stamp="$($python -c 'import sys; print(sys.prefix)')/.seam-dist-installed"
+# A stamp for each extra holds what was installed from, so that an unchanged checkout is not installed twice.
+stamp="$($python -c 'import sys; print(sys.prefix)')/.seam-dist-$1"
 wanted="$root $(cat "$root/setup.py" "$root/launch/constraints.txt" | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing seam-dist and what it needs (a few minutes, once)"
