@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 _ORDERS = tuple((a, b, c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3)
 _REACH = 3  # source pixels on either side of a window that bicubic interpolation can touch, and one to spare
 _SEARCH = 32  # source pixels over which a window looks for a better start
-_ALIGNED = 1 / 16  # of a pixel: largest shift that a window's start may cause
+_ALIGNED = 1 / 32  # of a pixel: largest shift that a window's start may cause
 _AREA_BELOW = 0.75  # scale under which the area filter stands in for Pillow's wide bicubic kernel
 
 

@@ -149,6 +149,18 @@ def test_region_of_a_resized_image_is_where_the_whole_one_has_it(
     assert np.abs(region.astype(int) - expected).max() <= 2 + 300 // min(*size, *where.resized)
 
 
+@pytest.mark.parametrize("resized", [501, 499, 448, 450, 617, 768, 1000])
+def test_region_lies_exactly_where_the_whole_resized_image_has_it(resized: int) -> None:
+    # Fine texture: a shift by half a pixel would change it by 30 and more.
+    y, x = np.mgrid[:90, :500]
+    image = np.repeat((128 + 100 * np.sin(x) * np.cos(y / 2))[..., None], 3, axis=2).astype(np.uint8)
+    height = round(90 * resized / 500)
+    whole = cv2.resize(image, (resized, height), interpolation=cv2.INTER_CUBIC).astype(int)
+    for start in range(0, resized - 60, 37):
+        region = resize_region(image, (height, resized), (0, start), (height, 60))
+        assert np.abs(region - whole[:, start : start + 60]).mean() < 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (375, 1), (24, 24)])
 def test_smallest_and_longest_images_are_augmented(kit: SimpleNamespace, size: tuple[int, int]) -> None:
     cfg = replace(PUBLISHED, crop_size=24, resize_long=(24, 48))
