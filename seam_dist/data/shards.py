@@ -181,8 +181,6 @@ def _walk(path: Path) -> list[_Member]:
                     )
                 members.append(_Member(name, position + _BLOCK, length))
                 position += _BLOCK + -(-length // _BLOCK) * _BLOCK
-                if position > size:
-                    raise ShardError(f"{path}: member {name!r} reaches past the end, so the shard is cut: {REMEDY}")
     except _BadHeaderError as error:
         raise ShardError(f"{path}: the tar header at byte {position} is damaged ({error}): {REMEDY}") from None
     except OSError as error:

@@ -146,6 +146,9 @@ def resize_region(
         _window(side, new, first, count)
         for side, new, first, count in zip(image.shape[:2], resized, start, size, strict=True)
     )
+    if round((y1 - y0) * scale_y) == y1 - y0 and round((x1 - x0) * scale_x) == x1 - x0:
+        # OpenCV copies where the size stays, also where the scale is not quite 1 and pixels should move.
+        y0, y1, skip_y, x0, x1, skip_x = 0, image.shape[0], start[0], 0, image.shape[1], start[1]
     window = image[y0:y1, x0:x1]
     first = change is not None and window.shape[0] * window.shape[1] < size[0] * size[1]
     if change is not None and first:
