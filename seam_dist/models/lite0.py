@@ -86,8 +86,8 @@ class InvertedBottleneck(nn.Module):
         """Return the output (B, outputs, h, w)."""
         y = relu6(self._bn0(self._expand_conv(x))) if self.has_expansion else x
         y = relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self.has_skip else y
+        out: Tensor = self._bn2(self._project_conv(y))
+        return x + out if self.has_skip else out
 
 
 class Lite0(Backbone):
