@@ -253,6 +253,8 @@ def decode_sample(raw: RawSample, *, masks: bool, max_pixels: int, num_classes: 
         mask = decode_mask(raw.members["png"], max_pixels=max_pixels) if masks and "png" in raw.members else None
     except BadImageError as error:
         raise BadSampleError(str(error)) from None
+    if image.shape[:2] != info.size:
+        raise BadSampleError(f"its image has {image.shape[:2]} pixels (height, width), its .json says {info.size}")
     if mask is not None and mask.shape != image.shape[:2]:
         raise BadSampleError(f"its mask has {mask.shape} pixels, its image {image.shape[:2]}")
     if mask is not None and ((mask > num_classes) & (mask != IGNORED)).any():

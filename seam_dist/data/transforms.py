@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seam_dist.config import AugmentConfig
 from seam_dist.data.color import IDENTITY, jitter_device, jitter_host, with_grey_mean
-from seam_dist.data.images import decode_image
+from seam_dist.data.images import BadImageError, decode_image
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -108,6 +108,9 @@ def augment(
     """
     where = place(*size, choice, cfg.crop_size)
     image = decode_image(data, max_pixels=max_pixels, orientation=orientation, min_size=where.resized)
+    reduced = 2 * where.resized[0] <= size[0] and 2 * where.resized[1] <= size[1]
+    if image.shape[:2] != size and not reduced:
+        raise BadImageError(f"the image has {image.shape[:2]} pixels (height, width), expected {size}")
     color = np.array(IDENTITY, np.float32)
     change: Callable[[Pixels], Pixels] | None = None
     if any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):

@@ -293,6 +293,7 @@ def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path, kit:
         RawSample("small-mask", {**good, "png": kit.index_mask(0, 29, 40)}),
         RawSample("no-mask", {name: data for name, data in good.items() if name != "png"}),
         RawSample("pair", {"a.jpg": good["jpg"], "b.jpg": good["jpg"], "png": good["png"], "json": info}),
+        RawSample("other-size", {**good, "json": info.replace(b"[30, 40]", b"[40, 30]")}),
         RawSample("last", good),
     ]
     with open(tmp_path / "x.tar", "wb") as file:
@@ -302,11 +303,12 @@ def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path, kit:
         tmp_path / "x.tar", masks=True, max_pixels=MAX, on_bad=lambda key, error: bad.update({key: str(error)})
     )
     assert [sample.key for sample in read] == ["good", "last"]
-    assert list(bad) == ["truncated", "small-mask", "no-mask", "pair"]
+    assert list(bad) == ["truncated", "small-mask", "no-mask", "pair", "other-size"]
     assert "damaged" in bad["truncated"]
     assert "its mask has (29, 40) pixels, its image (30, 40)" in bad["small-mask"]
     assert "no mask" in bad["no-mask"]
     assert "0 images" in bad["pair"]
+    assert "its .json says (40, 30)" in bad["other-size"]
     with pytest.raises(BadSampleError, match=rf"sample truncated in {tmp_path}/x\.tar"):
         list(read_shard(tmp_path / "x.tar", masks=True, max_pixels=MAX))
     with pytest.raises(BadSampleError, match=r"data\.max_pixels=1199"):

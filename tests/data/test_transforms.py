@@ -164,7 +164,7 @@ def test_region_lies_exactly_where_the_whole_resized_image_has_it(resized: int) 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (375, 1), (24, 24)])
 def test_smallest_and_longest_images_are_augmented(kit: SimpleNamespace, size: tuple[int, int]) -> None:
     cfg = replace(PUBLISHED, crop_size=24, resize_long=(24, 48))
-    data = kit.encode(kit.pixels(0, 30, 40)) if size == (24, 24) else kit.encode(np.full((*size, 3), 90, np.uint8))
+    data = kit.encode(kit.pixels(0, 24, 24)) if size == (24, 24) else kit.encode(np.full((*size, 3), 90, np.uint8))
     for color_on in ("device", "host"):
         image, inside = normalized(data, draw(sample_generator(0, 1), cfg), replace(cfg, color_on=color_on), size)
         assert np.isfinite(image).all()
