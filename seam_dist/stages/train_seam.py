@@ -91,7 +91,9 @@ def run(cfg: Config) -> None:
 
         def finish() -> None:
             outputs = write_model(stage.dir / "final", final, cfg, facts, str(report))
-            stage.finish([*outputs, stage.dir / "metrics.jsonl"], step=training.step, world_size=world.size)
+            device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
+            metrics = stage.dir / "metrics.jsonl"
+            stage.finish([*outputs, metrics], step=training.step, world_size=world.size, device=device)
 
         on_main(finish, world)
 
