@@ -47,5 +47,5 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.8",
     ],
-    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "dev": [*LITE, *DEV]},
+    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "dev": [*LITE, *CRF, *DEV]},
 )

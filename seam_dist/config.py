@@ -7,16 +7,27 @@ Numbers of the published pipeline are in configs/presets/paper.yaml, each with i
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
-Stage = Literal["shard", "train_seam", "infer_cam", "evaluate", "report"]
-STAGES: tuple[Stage, ...] = ("shard", "train_seam", "infer_cam", "evaluate", "report")
+Stage = Literal[
+    "shard",
+    "train_seam",
+    "infer_cam",
+    "train_affinity",
+    "random_walk",
+    "train_seg",
+    "infer_seg",
+    "evaluate",
+    "report",
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 Ablation = Literal["cam", "er", "pcm", "ecr", "full"]
 
 
@@ -233,6 +244,166 @@ class InferConfig:
     """Also write the authors' files: one .npy dict {class id from 0: float32 map at full size} an image."""
     checkpoint: Path | None = None
     """Weights of another run or the authors' .pth; unset: this run's training."""
+    crf: bool = True
+    """Also refine the CAMs by two dense CRFs: labels of CAM + CRF, and affinity labels for train_affinity."""
+    crf_alphas: tuple[float, float] = (4.0, 24.0)
+    """Powers of the background score in the two CRFs: little background (the labels) and much of it."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CrfConfig:
+    """Dense CRF of CAMs and of the random walk (PARITY.md section 4)."""
+
+    impl: Literal["auto", "lattice", "torch", "triton"] = "lattice"
+    """lattice: pydensecrf (extra `crf`), an approximation on the CPU, published; torch, triton: the exact sum."""
+    num_iters: int = Field(default=10, ge=0)
+    """Mean-field iterations for CAMs."""
+    gaussian_sxy: float = Field(default=3.0, gt=0)
+    """Width of the Gaussian kernel, pixels."""
+    gaussian_compat: float = Field(default=3.0, ge=0)
+    """Weight of the Gaussian kernel."""
+    bilateral_sxy: float = Field(default=80.0, gt=0)
+    """Width of the bilateral kernel in space, pixels."""
+    bilateral_srgb: float = Field(default=13.0, gt=0)
+    """Width of the bilateral kernel in colour, grey levels."""
+    bilateral_compat: float = Field(default=10.0, ge=0)
+    """Weight of the bilateral kernel."""
+    source_stride: int = Field(default=1, ge=1)
+    """Exact sum: only every s-th pixel of every s-th row sends bilateral messages."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Processes a rank that compute CRFs beside the network; unset: run.threads; 0: none, in the rank itself."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AffinityConfig(TrainConfig):
+    """AffinityNet and its training on the affinity labels of infer_cam (PARITY.md sections 1 and 5)."""
+
+    crop_size: int = Field(default=448, ge=16)
+    """Side of the square crop, pixels, a multiple of output_stride; images are not resized."""
+    hflip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    jitter: bool = True
+    """Colour jitter with the strengths of `augment`."""
+    radius: int = Field(default=5, ge=2)
+    """Pairs of grid cells nearer than this, in cells, have an affinity."""
+    border: Literal["paper", "full"] = "full"
+    """paper: cells near the left, right and bottom edge are never the first of a pair; full: all pairs."""
+    channels: tuple[int, int, int] = (64, 128, 256)
+    """Channels that f8_3, f8_4 and f8_5 reduce the three feature maps to."""
+    output_stride: Literal[8, 16] | None = None
+    """Input pixels a cell of the affinity grid; unset: model.output_stride."""
+
+    @property
+    def schedule(self) -> TrainConfig:
+        """What of these settings is the schedule of a training."""
+        return _schedule(self)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WalkConfig:
+    """Random walk of the CAMs over the affinities, which makes pseudo-labels (PARITY.md section 6)."""
+
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits that get pseudo-labels; each has CAMs."""
+    alpha: float = Field(default=6.0, gt=0)
+    """Power of the background score 1 - max over foreground."""
+    beta: float = Field(default=8.0, gt=0)
+    """Power of the affinities."""
+    num_steps: int = Field(default=64, ge=0)
+    """Steps of the walk; published: 2^6, in psa 2^8."""
+    method: Literal["exact", "chebyshev"] = "exact"
+    """exact: every step; chebyshev: a polynomial of lower degree, within 1e-5."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images, of whatever sizes, that walk together."""
+    crf: bool = True
+    """Also write labels refined by a dense CRF."""
+    crf_num_iters: int = Field(default=1, ge=0)
+    """Mean-field iterations of that CRF; its other settings are those of `crf`."""
+    files: bool = False
+    """Also write the pseudo-labels as one palette PNG an image."""
+    impl: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of the walk."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SegConfig(TrainConfig):
+    """The final segmentation network and its training on pseudo-labels (PARITY.md section 7)."""
+
+    global_batch_size: int = Field(default=10, ge=1)
+    """Images an optimizer step, over all ranks and accumulation steps."""
+    max_steps: int | None = Field(default=20_000, ge=1)
+    """Optimizer steps of the whole schedule; unset: floor(images / global_batch_size) * epochs."""
+    lr: float = Field(default=0.001, gt=0)
+    """Learning rate of pretrained weights at step 0."""
+    network: Literal["deeplabv1", "deeplabv3plus"] = "deeplabv1"
+    """deeplabv1: LargeFOV, published; deeplabv3plus: atrous pyramid and a decoder on a finer feature map."""
+    backbone: str | None = Field(default=None, pattern=r"^(resnet38d|lite0|timm:[A-Za-z0-9_.-]+)$")
+    """Backbone of the network; unset: model.backbone."""
+    pretrained: str | None = None
+    """Weights that it starts from, as in model.pretrained; unset: those of model.pretrained."""
+    output_stride: Literal[8, 16] | None = None
+    """Input pixels a cell of the logits; unset: model.output_stride."""
+    width: int = Field(default=512, ge=1)
+    """Channels of the head (deeplabv3plus uses half of it)."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Probability of dropping a channel before the last layer."""
+    freeze_batchnorm: bool = False
+    """Keep the backbone's BatchNorm in eval mode; published: no."""
+    freeze_stem: bool = False
+    """Give no gradient to the backbone's first layers; published: no."""
+    labels: Literal["walk", "walk_crf", "cam_crf", "masks"] = "walk"
+    """What it trains on: pseudo-labels of random_walk without or with CRF, those of CAM + CRF, or the true masks."""
+    crop_size: int = Field(default=448, ge=16)
+    """Side of the square crop, pixels."""
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Range of the factor on the image's size."""
+    hflip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    hsv_jitter: int = Field(default=10, ge=0, le=127)
+    """Largest shift of hue, saturation and value, grey levels of OpenCV's HSV."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes; published: 0."""
+    confidence: bool = False
+    """Weight each pixel's loss by the network's own probability of its label (detached); published: no."""
+
+    @property
+    def schedule(self) -> TrainConfig:
+        """What of these settings is the schedule of a training."""
+        return _schedule(self)
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> SegConfig:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"seg.scale={list(self.scale)} is not a range: give [smallest, largest], above 0")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PredictConfig:
+    """Predictions of the final network, infer_seg and `seam-dist predict` (PARITY.md section 7)."""
+
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits that infer_seg predicts; they need no labels."""
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Sizes of the image relative to the original; the mean of the logits is taken."""
+    flip: bool = True
+    """Add the mirrored image at each scale."""
+    batch_size: int = Field(default=4, ge=1)
+    """Images of equal size that go through the network together."""
+    crf: bool = True
+    """Also write labels refined by a dense CRF."""
+    crf_num_iters: int = Field(default=1, ge=0)
+    """Mean-field iterations of that CRF."""
+    crf_bilateral_sxy: float = Field(default=32.0, gt=0)
+    """Width of its bilateral kernel in space, pixels; its other settings are those of `crf`."""
+    checkpoint: Path | None = None
+    """Weights of another run's train_seg; unset: this run's."""
+    voc_server: str | None = None
+    """Split whose predictions are packed for the PASCAL VOC evaluation server, with CRF where predict.crf is set."""
+
+
+def _schedule(cfg: TrainConfig) -> TrainConfig:
+    return TrainConfig(**{entry.name: getattr(cfg, entry.name) for entry in fields(TrainConfig)})
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -273,6 +444,11 @@ class Config:
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
+    crf: CrfConfig = CrfConfig()
+    affinity: AffinityConfig = AffinityConfig()
+    walk: WalkConfig = WalkConfig()
+    seg: SegConfig = SegConfig()
+    predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)

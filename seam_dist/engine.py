@@ -61,8 +61,12 @@ class Training:
         factor = warmup_factor(self.step, self.cfg.loss.warmup_steps)
         parts: list[dict[str, Tensor]] = []
         keys: list[str] = []
-        for micro in range(self.accumulation):
-            batch = next(batches)
+        # A loss that is divided by a count over the global batch needs the labels of all its parts first.
+        step_batches = [next(batches) for _ in range(self.accumulation)]
+        begin_step = getattr(self.engine.module, "begin_step", None)
+        if begin_step is not None:
+            begin_step(step_batches, self.world)
+        for micro, batch in enumerate(step_batches):
             self._batch = to_device(batch, self.world.device)
             losses = self.engine(self._batch, factor)
             self.engine.backward(losses["loss"])

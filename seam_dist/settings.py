@@ -144,9 +144,14 @@ def settings() -> Iterator[Setting]:
         assert isinstance(kind, type)
         fields = kind.__pydantic_fields__  # type: ignore[attr-defined]
         defaults = kind()
+        types = {
+            name: text
+            for base in reversed(kind.__mro__)
+            for name, text in vars(base).get("__annotations__", {}).items()
+        }
         for name, field in fields.items():
             default = getattr(defaults, name)
-            type_name = str(kind.__annotations__[name])
+            type_name = str(types[name])
             yield Setting(f"{section.name}.{name}", type_name, default, _one_line(field.description))
 
 

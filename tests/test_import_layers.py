@@ -11,10 +11,13 @@ ROOT = Path(__file__).parent.parent
 LAYERS: list[set[str]] = [
     {"seam_kernels"},
     {"config", "settings", "files", "distributed", "deepspeed_settings"},
-    {"data", "models", "cam", "losses", "metrics"},
-    {"artifacts", "checkpoint", "engine", "logger", "step_overhead", "supervision", "train_module", "zero_state"},
+    {"data", "models", "cam", "losses", "metrics", "affinity", "crf", "labels", "interop"},
+    {
+        *("artifacts", "checkpoint", "engine", "logger", "step_overhead", "supervision", "zero_state"),
+        *("train_module", "affinity_module", "seg_module"),
+    },
     {"stages", "report"},
-    {"cli", "launcher"},
+    {"cli", "launcher", "predict", "status"},
 ]
 COMMUNICATION = ("torch.distributed", "deepspeed.comm")
 
