@@ -144,15 +144,16 @@ def settings() -> Iterator[Setting]:
         assert isinstance(kind, type)
         fields = kind.__pydantic_fields__  # type: ignore[attr-defined]
         defaults = kind()
-        types = {
-            name: text
-            for base in reversed(kind.__mro__)
-            for name, text in vars(base).get("__annotations__", {}).items()
-        }
-        for name, field in fields.items():
+        # A section may inherit from another; the annotations and docstrings of what it inherits stay with that one.
+        types: dict[str, str] = {}
+        docs: dict[str, str | None] = {}
+        for base in reversed(kind.__mro__):
+            types.update((name, str(text)) for name, text in vars(base).get("__annotations__", {}).items())
+            described = vars(base).get("__pydantic_fields__", {})
+            docs.update((name, field.description) for name, field in described.items() if field.description)
+        for name in fields:
             default = getattr(defaults, name)
-            type_name = str(types[name])
-            yield Setting(f"{section.name}.{name}", type_name, default, _one_line(field.description))
+            yield Setting(f"{section.name}.{name}", types[name], default, _one_line(docs.get(name)))
 
 
 def section_docs() -> dict[str, str]:

@@ -25,7 +25,7 @@ def test_later_sources_win_and_origins_name_file_and_line(tmp_path: Path) -> Non
     resolved = load_config(path, ["train.epochs=5"])
     train = resolved.config.train
     assert (train.lr, train.momentum, train.epochs, train.weight_decay) == (0.5, 0.2, 5.0, 5e-4)
-    text = format_config(resolved)
+    text = format_config(resolved).split("\ntrain:\n")[1].split("\ninfer:\n")[0]
     lines = {line.split(":")[0].strip(): line.split("#")[-1].strip() for line in text.splitlines() if "#" in line}
     assert lines["lr"] == f"{tmp_path / 'presets' / 'slow.yaml'}:2"
     assert lines["momentum"] == f"{path}:3"
