@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     {"config", "settings", "files", "distributed", "deepspeed_settings"},
     {"data", "models", "cam", "losses", "metrics", "affinity", "crf", "labels", "interop"},
     {
-        *("artifacts", "checkpoint", "engine", "logger", "step_overhead", "supervision", "zero_state"),
+        *("artifacts", "checkpoint", "engine", "inference", "logger", "step_overhead", "supervision", "zero_state"),
         *("train_module", "affinity_module", "seg_module"),
     },
     {"stages", "report"},

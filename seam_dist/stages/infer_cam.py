@@ -6,18 +6,14 @@ and a stage cut short goes on with those that are missing. Each rank takes every
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,7 +22,6 @@ from seam_dist.cam import (
     StoredCam,
     fold_mirrored,
     normalize_cam,
-    scaled_size,
     store_cam,
     sum_scales,
     write_cams,
@@ -37,15 +32,10 @@ from seam_dist.data.shards import Sample, read_shard
 from seam_dist.data.transforms import normalize_images
 from seam_dist.distributed import all_gather_object, barrier, init_world, on_main
 from seam_dist.files import atomic_file, read_json, sha256_file
+from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images, wait_for
 from seam_dist.models import SEAM, build_backbone, load_weights
 
-T = TypeVar("T")
-Pixels = NDArray[np.uint8]
-
 _SETTINGS = ("infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop")
-# Pixels that go through the network at once: a CPU gains nothing from batches beyond it and needs about 1 KB a pixel.
-_PIXELS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 23}
-_WAITING = 8  # batches' worth of decoded images that wait for others of their size
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def run(cfg: Config) -> None:
             interop = stage.dir / "interop" if cfg.infer.interop else None
             cams = infer_samples(model, samples, cfg.infer, align=align, interop=interop, advance=bar.update)
             write_cams(stage.dir / "cams" / shard.file, cams)
-    _wait_for(stage.dir / "cams", [shard.file for shard in todo])
+    wait_for(stage.dir / "cams", [shard.file for shard in todo])
     took = time.perf_counter() - start
     bad = [message for part in all_gather_object(bad, world) for message in part]
     num_images = sum(shard.num_samples for shard in todo)
@@ -229,7 +219,7 @@ def infer_samples(
         (batch, scaled_images([s.image for _, s in batch], cfg.scales, align=align))
         for batch in by_size(samples, cfg.batch_size)
     )
-    for batch, images in _one_ahead(prepared):
+    for batch, images in one_ahead(prepared):
         size = batch[0][1].image.shape[:2]
         maps = infer_batch(model, images, [sample.classes for _, sample in batch], (size[0], size[1]), flip=cfg.flip)
         for (index, sample), (primary, plain) in zip(batch, maps, strict=True):
@@ -244,32 +234,6 @@ def infer_samples(
                 write_interop(interop / f"{sample.key}.npy", sample.classes, primary)
         advance(len(batch))
     return [found[index] for index in sorted(found)]
-
-
-def by_size(samples: Iterable[Sample], batch_size: int) -> Iterator[list[tuple[int, Sample]]]:
-    """Yield batches of (place in the stream, sample) with images of equal size, at most `batch_size` each.
-
-    At most 8 batches' worth of samples wait for their like; then the largest group goes as it is.
-    """
-    groups: dict[tuple[int, ...], list[tuple[int, Sample]]] = {}
-    for item in enumerate(samples):
-        group = groups.setdefault(item[1].image.shape, [])
-        group.append(item)
-        full = len(group) == batch_size
-        if full or sum(map(len, groups.values())) >= _WAITING * batch_size:
-            yield groups.pop(item[1].image.shape if full else max(groups, key=lambda size: len(groups[size])))
-    yield from groups.values()
-
-
-def scaled_images(images: Sequence[Pixels], scales: Sequence[float], *, align: int | None = None) -> list[Tensor]:
-    """Return for each scale the images of one size resized together, uint8 (B, 3, h, w); bicubic as published."""
-    result = []
-    for scale in scales:
-        height, width = scaled_size((images[0].shape[0], images[0].shape[1]), scale, align=align)
-        # Pillow's kernel is the published one; OpenCV's differs by up to 30 grey levels at edges when shrinking.
-        resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
-        result.append(torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2))
-    return result
 
 
 @torch.inference_mode()
@@ -303,7 +267,7 @@ def grid_maps(model: SEAM, images: Tensor, *, flip: bool) -> tuple[Tensor, Tenso
     channels_last = model.fc8.weight.is_contiguous(memory_format=torch.channels_last)
     cams: list[Tensor] = []
     refined: list[Tensor] = []
-    for part in torch.split(images, max(1, _PIXELS_AT_ONCE[device.type] // (height * width))):
+    for part in torch.split(images, max(1, PIXELS_AT_ONCE[device.type] // (height * width))):
         valid = torch.tensor([[0, 0, height, width]], dtype=torch.int32).expand(len(part), 4)
         pixels = normalize_images(part.to(device), valid, None, mean, std, channels_last=channels_last)
         outputs = model.forward_grid(pixels)
@@ -320,18 +284,3 @@ def write_interop(path: Path, classes: Sequence[int], cam: Tensor) -> None:
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         # A pickled dict is their format; this project never reads one.
         np.save(file, np.array(maps, dtype=object), allow_pickle=True)
-
-
-def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items, each made in a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = thread.submit(next, items, None)
-            yield item
-
-
-def _wait_for(folder: Path, names: Sequence[str]) -> None:
-    """Wait until all files are there. Ranks finish up to a shard apart, longer than a collective may take."""
-    while not set(names) <= set(os.listdir(folder)):
-        time.sleep(0.2)
