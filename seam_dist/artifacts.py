@@ -8,22 +8,30 @@ never touched unless run.overwrite is set.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import platform
+import re
 import shutil
+import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from seam_dist.config import Config
 from seam_dist.files import atomic_write, read_json, write_json
 from seam_dist.settings import dump_yaml, flatten
 
 SCHEMA = 1
+RUNNING = ".running"
 
 
 class StageError(ValueError):
@@ -67,6 +75,7 @@ class StageRun:
                 **self.identity,
                 "outputs": sizes,
                 "time_s": round(time.time() - self.started, 3),
+                **_machine(),
                 "versions": versions(),
                 **facts,
             },
@@ -100,6 +109,7 @@ def open_stage(
     identity = {"settings": select(cfg, settings, ignore), "inputs": dict(inputs or {})}
     run = StageRun(stage=stage, dir=folder, identity=identity, started=time.time())
     record = folder / "stage.json"
+    _reset_peak()
     if not is_main:
         return run
     if record.is_file():
@@ -121,6 +131,73 @@ def open_stage(
     atomic_write(folder / "config.yaml", dump_yaml(cfg))
     write_json(record, {"fingerprint": run.fingerprint, **identity})
     return run
+
+
+@contextlib.contextmanager
+def claim_stage(run_dir: Path, stage: str) -> Iterator[None]:
+    """Hold a stage of a run for this process: it shows as running until the block, or the process, ends.
+
+    Raises StageError when another process holds it.
+    """
+    path = run_dir / RUNNING / stage
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = running(run_dir, stage) or {}
+            raise StageError(
+                f"stage {stage} of {run_dir} is running already (process {holder.get('pid', 'unknown')} on "
+                f"{holder.get('host', 'an unknown host')}): wait for it or end it, or give this run another run.name"
+            ) from None
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
+        file.flush()
+        yield
+        # Removed while it is held: who waits for it meets a file without a name, or none.
+        path.unlink(missing_ok=True)
+
+
+def running(run_dir: Path, stage: str) -> dict[str, Any] | None:
+    """Return process, host and start time (`pid`, `host`, `since`) of who runs the stage now; None when nobody does."""
+    try:
+        with open(run_dir / RUNNING / stage) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                with contextlib.suppress(ValueError):
+                    return dict(json.load(file))
+                return {}
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _machine() -> dict[str, Any]:
+    """Return number of ranks, device and the most memory held on host and device since the stage was opened, GiB."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "host_peak_gib": _peak_gib(),
+        "device_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if on_gpu else None,
+    }
+
+
+def _peak_gib() -> float | None:
+    """Return the most memory that this process has held since `_reset_peak`, GiB; None where that is not told."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return round(int(found[1]) / 2**20, 3)
+    return None
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def input_fingerprint(folder: Path, stage: str) -> str:

@@ -12,6 +12,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,28 @@ from seam_dist.settings import ConfigError, Resolved, format_config, load_config
 _DESCRIPTION = """\
 Train a segmentation network from image-level labels by SEAM.
 
-Stages, in order: shard -> train_seam -> infer_cam -> evaluate -> report. Without --stage all of them run; a stage
-that is done is skipped, one that was cut short goes on where it stopped.
+Stages, in order: shard -> train_seam -> infer_cam -> train_affinity -> random_walk -> train_seg -> infer_seg ->
+evaluate -> report. Without --from, --until or --only all of them run, and evaluate also after each stage that makes
+labels; a stage that is done is skipped, one that was cut short goes on where it stopped.
+
+Other commands: `seam-dist status RUN` tells how far a run is, `seam-dist predict` segments a folder of images.
 """
 _EPILOG = """\
 examples:
   seam-dist --config configs/demo.yaml --ranks auto
-  seam-dist --config configs/voc12.yaml source.root=/data/VOC2012 --stage shard
+  seam-dist --config configs/voc12.yaml source.root=/data/VOC2012 --only shard
+  seam-dist --config configs/voc12.yaml --from train_affinity --dry-run
   seam-dist --config configs/voc12.yaml --preset paper --print-config
-  deepspeed --hostfile hosts --module seam_dist.cli --config configs/voc12.yaml --stage train_seam
+  deepspeed --hostfile hosts --module seam_dist.cli --config configs/voc12.yaml --only train_seam
+  seam-dist status runs/voc12
+  seam-dist predict --weights runs/voc12 --images photos --out masks
 
 Outputs go to <run.dir>/<run.name>/<stage>. `--help-config` explains every setting.
 """
+
+
+_COMMANDS = ("status", "predict")
+_MAKE_LABELS = ("infer_cam", "random_walk", "infer_seg")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,8 +60,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", metavar="NAME", help="settings of presets/NAME.yaml beside the config file")
     parser.add_argument(
-        "--stage", action="append", choices=STAGES, help="run this stage only; may be given several times"
+        "--stage",
+        "--only",
+        action="append",
+        choices=STAGES,
+        metavar="STAGE",
+        help="run this stage only; may be given several times",
     )
+    parser.add_argument("--from", dest="first", choices=STAGES, metavar="STAGE", help="begin with this stage")
+    parser.add_argument("--until", dest="last", choices=STAGES, metavar="STAGE", help="end with this stage")
+    parser.add_argument("--dry-run", action="store_true", help="tell what would be done with each stage, then stop")
     parser.add_argument(
         "--ranks",
         metavar="N",
@@ -80,18 +100,45 @@ def format_settings_help() -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
+def choose_stages(only: Sequence[str] | None, first: str | None, last: str | None) -> list[str]:
+    """Return the stages that were asked for, in their order; ConfigError when there is none between the two."""
+    if only and (first or last):
+        raise ConfigError("--only (or --stage) and --from or --until were both given: use one form")
+    begin, end = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
+    if begin > end:
+        raise ConfigError(f"--from {first} comes after --until {last}: the order is {' -> '.join(STAGES)}")
+    return [stage for stage in STAGES[begin : end + 1] if not only or stage in only]
+
+
+def with_evaluations(stages: Sequence[str]) -> list[str]:
+    """Return the stages with evaluate after each that makes labels, where evaluate is asked for and others follow."""
+    planned: list[str] = []
+    for stage, following in zip(stages, [*stages[1:], ""], strict=True):
+        planned.append(stage)
+        if "evaluate" in stages and stage in _MAKE_LABELS and following != "evaluate":
+            planned.append("evaluate")
+    return planned
+
+
 def run_stages(cfg: Config, stages: Sequence[str]) -> None:
     """Run stages one after the other on this rank; every rank of the job must call it with the same arguments."""
     from seam_dist import distributed
+    from seam_dist.artifacts import claim_stage
 
     world = distributed.init_world(cfg)
     try:
         for stage in stages:
             module: Any = importlib.import_module(f"seam_dist.stages.{stage}")
-            module.run(cfg)
-            distributed.barrier(world)
+            with ExitStack() as stack:
+                distributed.on_main(partial(_claim, stack, claim_stage(cfg.run_dir, stage)), world)
+                module.run(cfg)
+                distributed.barrier(world)
     finally:
         distributed.shutdown(world)
+
+
+def _claim(stack: ExitStack, claim: AbstractContextManager[None]) -> None:
+    stack.enter_context(claim)
 
 
 def _without_ranks(words: Sequence[str]) -> list[str]:
@@ -110,9 +157,12 @@ def _without_ranks(words: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in _COMMANDS:
+        return int(importlib.import_module(f"seam_dist.{words[0]}").main(words[1:]))
     parser = build_parser()
     # Settings may stand between options, in any order.
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(words)
     if arguments.help_config:
         print(format_settings_help(), end="")
         return 0
@@ -124,13 +174,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.print_config:
             print(format_config(resolved), end="")
             return 0
+        stages = choose_stages(arguments.stage, arguments.first, arguments.last)
+        if arguments.dry_run:
+            from seam_dist.status import format_status, run_status
+
+            print(format_status(run_status(resolved.config, stages), action=True))
+            return 0
         from seam_dist.distributed import check_deepspeed_config
 
         check_deepspeed_config(resolved.config.deepspeed)
         if arguments.ranks is not None:
-            return launch(count_ranks(arguments.ranks), _without_ranks(argv if argv is not None else sys.argv[1:]))
-        stages = [stage for stage in STAGES if stage in (arguments.stage or STAGES)]
-        run_stages(resolved.config, stages)
+            return launch(count_ranks(arguments.ranks), _without_ranks(words))
+        run_stages(resolved.config, with_evaluations(stages))
         if is_main:
             mark_done()
     except ValueError as error:

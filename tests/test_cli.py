@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from seam_dist import cli
+from seam_dist.config import STAGES
 from seam_dist.launcher import count_ranks
 
 CONFIG = "run: {name: tiny}\ntrain: {lr: 0.125}\n"
@@ -24,7 +25,7 @@ def test_help_names_the_stages_and_an_example(capsys: pytest.CaptureFixture[str]
         cli.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert "shard -> train_seam -> infer_cam -> evaluate -> report" in text
+    assert " -> ".join(STAGES) in " ".join(text.split())
     assert "--config configs/demo.yaml" in text
     assert "local_rank" not in text
 
@@ -117,3 +118,34 @@ def test_ranks_words_do_not_reach_the_ranks() -> None:
 def test_number_of_ranks_is_read_or_found() -> None:
     assert count_ranks("3") == 3
     assert count_ranks("auto") >= 1
+
+
+def test_from_until_and_only_choose_stages_in_their_order() -> None:
+    assert cli.choose_stages(None, None, None) == list(STAGES)
+    assert cli.choose_stages(None, "train_affinity", "train_seg") == ["train_affinity", "random_walk", "train_seg"]
+    assert cli.choose_stages(["evaluate", "shard"], None, None) == ["shard", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--from", "evaluate", "--until", "shard"], "--from evaluate comes after --until shard"),
+        (["--only", "shard", "--from", "shard"], "were both given"),
+    ],
+)
+def test_stages_that_contradict_each_other_are_refused(
+    config: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--config", config, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_follows_each_stage_that_makes_labels_once() -> None:
+    planned = cli.with_evaluations(STAGES)
+    assert [planned[i - 1] for i, stage in enumerate(planned) if stage == "evaluate"] == [
+        "infer_cam",
+        "random_walk",
+        "infer_seg",
+    ]
+    assert [stage for stage in planned if stage != "evaluate"] == [stage for stage in STAGES if stage != "evaluate"]
+    assert cli.with_evaluations(["infer_cam", "random_walk"]) == ["infer_cam", "random_walk"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from seam_dist.cam import StoredCam, predict_labels, read_cams, upsample_cam
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import decode_sample, read_raw
+from seam_dist.labels import decode_labels, read_label_shard
 
 Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -35,6 +36,8 @@ class Example:
     """`plain` and `refined`, as far as stored: the largest of the present classes' maps, 0..1."""
     prediction: Bytes
     truth: Bytes | None
+    labels: Mapping[str, Bytes] = field(default_factory=dict)
+    """Kind of label images -> the image's labels, in the order of the pipeline."""
 
 
 def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
@@ -68,14 +71,23 @@ def load_examples(
     primary: str,
     threshold: float,
     max_pixels: int,
+    label_dirs: Mapping[str, Path] | None = None,
 ) -> list[Example]:
-    """Return the wanted (rank, key, mIoU) images in their order; those without a stored CAM are left out."""
+    """Return the wanted (rank, key, mIoU) images in their order; those without a stored CAM are left out.
+
+    `label_dirs` maps kinds of label images to the folders of their tars.
+    """
     ranks = {key: (rank, miou) for rank, key, miou in wanted}
     found: dict[str, Example] = {}
     for shard in manifest.split(split).shards:
         cams = _stored_cams(cams_dir / shard.file, ranks.keys())
         if not cams:
             continue
+        labels = {
+            kind: read_label_shard(folder / shard.file)
+            for kind, folder in (label_dirs or {}).items()
+            if (folder / shard.file).is_file()
+        }
         for raw in read_raw(shards_dir / shard.file, shard):
             stored = cams.get(raw.key)
             if stored is None:
@@ -94,6 +106,11 @@ def load_examples(
                 cams={kind: _largest(values) for kind, values in maps.items()},
                 prediction=predict_labels(maps[primary], stored.classes, threshold),
                 truth=sample.mask,
+                labels={
+                    kind: decode_labels(found_labels[raw.key], max_pixels=max_pixels)
+                    for kind, found_labels in labels.items()
+                    if raw.key in found_labels
+                },
             )
     return [found[key] for _, key, _ in wanted if key in found]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from seam_dist.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import MAP_NAMES
 from seam_dist.report.examples import Example
 from seam_dist.report.page import chip, percent
 from seam_dist.report.pictures import class_colours, data_uri, heat_map, heat_scale_uri, label_map
 
+KIND_WORDS = {kind.name: kind.words for kind in LABEL_KINDS}
 _HEADINGS = {
     "best": "Best",
     "median": "Around the median",
@@ -18,17 +20,20 @@ _HEADINGS = {
 }
 
 
-def gallery(examples: Sequence[Example], names: Sequence[str], *, split: str, threshold: str, ranked: bool) -> str:
-    """Return the examples in groups of their rank; `threshold` says in words where the predictions come from."""
+def gallery(examples: Sequence[Example], names: Sequence[str], *, split: str, threshold: str, ranked_by: str) -> str:
+    """Return the examples in groups of their rank.
+
+    `threshold` says in words where the CAM's labels come from, `ranked_by` whose mIoU ranks the images; empty: none.
+    """
     if not examples:
         return ""
     kinds = [kind for kind in ("plain", "refined") if any(kind in example.cams for example in examples)]
     has_truth = any(example.truth is not None for example in examples)
-    order = "ordered by the image's own mIoU at the best threshold of the split" if ranked else "not ranked"
+    order = f"ordered by the image's own mIoU of the {ranked_by}" if ranked_by else "not ranked"
     caption = (
-        f"Images of {split}, {order}. Maps show the largest score over the classes in the image's label, from 0 "
-        f'<img class="scale" alt="dark blue over green to yellow" src="{heat_scale_uri()}"> to 1; predictions use '
-        f"{escape(threshold)}. Predictions and truth are drawn in the colours of the classes over the darkened image."
+        f"Images of {split}, {order}. Maps show the largest score over the classes of the image's label, 0 "
+        f'<img class="scale" alt="dark blue over green to yellow" src="{heat_scale_uri()}"> to 1; labels of the CAM '
+        f"use {escape(threshold)}. Labels and truth are drawn in the colours of the classes over the darkened image."
     )
     if "refined" in kinds and "plain" in kinds:
         caption += (
@@ -40,7 +45,9 @@ def gallery(examples: Sequence[Example], names: Sequence[str], *, split: str, th
         group = [example for example in examples if example.rank == rank]
         if group:
             cards = "".join(_card(example, names, kinds, has_truth) for example in group)
-            parts.append(f'<h3>{heading}</h3><div class="pair">{cards}</div>')
+            # With the labels of later stages a card takes the whole width.
+            style = "" if any(example.labels for example in group) else ' class="pair"'
+            parts.append(f"<h3>{heading}</h3><div{style}>{cards}</div>")
     return "".join(parts)
 
 
@@ -53,7 +60,8 @@ def _card(example: Example, names: Sequence[str], kinds: Sequence[str], has_trut
         for kind in kinds
         if kind in example.cams
     ]
-    views.append(("prediction", data_uri(label_map(example.image, example.prediction))))
+    views.append(("labels of the CAM", data_uri(label_map(example.image, example.prediction))))
+    views += [(KIND_WORDS[kind], data_uri(label_map(example.image, labels))) for kind, labels in example.labels.items()]
     if has_truth and example.truth is not None:
         views.append(("truth", data_uri(label_map(example.image, example.truth))))
     height, width = example.image.shape[:2]

@@ -17,6 +17,7 @@ import yaml
 from seam_dist.artifacts import StageError
 from seam_dist.config import STAGES
 from seam_dist.files import read_json
+from seam_dist.label_scores import LABEL_KINDS
 
 METHODS = {"cam": "CAM only", "er": "CAM + ER", "pcm": "CAM + ER + PCM", "ecr": "CAM + PCM + ECR", "full": "SEAM"}
 WITHOUT_PCM = ("cam", "er")
@@ -46,6 +47,8 @@ class RunRecord:
     """Split -> its evaluation."""
     manifests: Mapping[str, Mapping[str, Any]]
     """Stage -> the manifest of a finished stage."""
+    labels: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Kind of label images (`seam_dist.label_scores`) -> split -> its scores, in the order of the pipeline."""
     damaged: Sequence[str] = field(default_factory=tuple)
     """Files that could not be read, with the reason."""
 
@@ -148,8 +151,15 @@ def read_run(folder: Path) -> RunRecord:
                 damaged.append(f"{path} has no {', '.join(lacking)}: run `--stage evaluate` again")
             else:
                 evaluations[path.stem] = evaluation
+    labels: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for kind in LABEL_KINDS:
+        if not (folder / "evaluate" / kind.name / "manifest.json").is_file():
+            continue
+        for path in sorted((folder / "evaluate" / kind.name).glob("*.json")):
+            if path.name not in ("manifest.json", "stage.json") and isinstance(record := tolerant(path), dict):
+                labels.setdefault(kind.name, {})[path.stem] = record
     metrics = _read_metrics(folder / "train_seam" / "metrics.jsonl", damaged)
-    return RunRecord(folder, settings, metrics, evaluations, manifests, damaged)
+    return RunRecord(folder, settings, metrics, evaluations, manifests, labels, damaged)
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> list[Mapping[str, Any]]:

@@ -1,9 +1,13 @@
-"""Stage evaluate: scores of the stored CAMs against the masks, for all background thresholds in one pass.
+"""Stage evaluate: scores of all that the run has made so far against the masks.
 
-For each split evaluate/<split>.json, .csv (a row a threshold) and -images.csv (a row an image). Three points of the
-curve stand out: `best` picks the threshold with the split's own masks, as the literature reports it; `chosen` applies
-the threshold that is best on evaluate.threshold_split, so that no mask of the split decides anything (that split itself
-has none); `default` is evaluate.default_threshold. PARITY.md section 8.
+The stored CAMs are scored for all background thresholds in one pass; label images (CAM + CRF, random walk, final
+network) by `seam_dist.label_scores`, into evaluate/<kind>/. What has scores already is skipped, so the stage may run
+after each of the others.
+
+CAMs give for each split evaluate/<split>.json, .csv (a row a threshold) and -images.csv (a row an image). Three points
+of the curve stand out: `best` picks the threshold with the split's own masks, as the literature reports it; `chosen`
+applies the threshold that is best on evaluate.threshold_split, so that no mask of the split decides anything (that
+split itself has none); `default` is evaluate.default_threshold. PARITY.md section 8.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,14 @@ from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shard
 from seam_dist.data.shards import BadSampleError, RawSample, decode_sample, read_raw
 from seam_dist.distributed import World, all_gather_object, all_reduce_sum, barrier, init_world, on_main
 from seam_dist.files import atomic_write, read_json, write_json
+from seam_dist.label_scores import (
+    LABEL_KINDS,
+    describe_labels,
+    made_kinds,
+    open_scores,
+    score_kind,
+    write_label_scores,
+)
 from seam_dist.metrics import Scores, ThresholdHistogram, threshold_grid
 
 
@@ -49,10 +62,6 @@ def run(cfg: Config) -> None:
     world = init_world(cfg)
     manifest = load_manifest(cfg.shards_dir)
     stage, kinds, splits = on_main(lambda: _open(cfg, manifest), world)
-    if not splits:
-        if world.is_main:
-            print(f"evaluate: done already, see {stage.dir}", flush=True)
-        return
     chosen: dict[str, float] = {}
     records: list[dict[str, Any]] = []
     outputs: list[Path] = []
@@ -62,10 +71,49 @@ def run(cfg: Config) -> None:
             record = describe(split, results, cfg, chosen)
             outputs += write_split(stage.dir, record, results, manifest.classes)
             records.append(record)
-    if world.is_main:
+    if world.is_main and (splits or not stage.is_done()):
         stage.finish(outputs)
-        print(f"{format_table(records)}\nevaluate: in {stage.dir}", flush=True)
     barrier(world)
+    labels = evaluate_labels(cfg, manifest, world)
+    if world.is_main:
+        for text in (format_table(records) if records else "", format_labels(labels)):
+            if text:
+                print(text)
+        print(f"evaluate: {'in' if records or labels else 'done already, see'} {stage.dir}", flush=True)
+
+
+def evaluate_labels(cfg: Config, manifest: Manifest, world: World) -> list[dict[str, Any]]:
+    """Score the label images that have no scores yet; return their records on the main rank."""
+    records: list[dict[str, Any]] = []
+    splits = [split for split in dict.fromkeys(cfg.evaluate.splits) if manifest.split(split).has_masks]
+    for kind in on_main(lambda: made_kinds(cfg), world):
+        stage = on_main(partial(open_scores, cfg, kind), world)
+        if on_main(stage.is_done, world):
+            continue
+        counts = score_kind(cfg, manifest, kind, splits, world)
+        if world.is_main:
+            outputs: list[Path] = []
+            for split, found in counts.items():
+                records.append(describe_labels(kind, split, found))
+                outputs += write_label_scores(stage.dir, records[-1], found)
+            stage.finish(outputs)
+        barrier(world)
+    return records
+
+
+def format_labels(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the console table of label images: mean IoU in percent by kind and split; empty without records."""
+    if not records:
+        return ""
+    splits = list(dict.fromkeys(record["split"] for record in records))
+    found = {(record["labels"], record["split"]): f"{100 * record['miou']:.2f}" for record in records}
+    lines = [("labels", *splits)]
+    for kind in LABEL_KINDS:
+        cells = [found.get((kind.name, split), "-") for split in splits]
+        if any(cell != "-" for cell in cells):
+            lines.append((kind.words, *cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 def evaluate_split(
@@ -226,6 +274,9 @@ def _cell(point: Mapping[str, Any] | None) -> str:
 def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str], list[str]]:
     """Open the stage; return it, the kinds of stored maps, and the splits in order, none when all is done."""
     infer = cfg.stage_dir("infer_cam")
+    if not (infer / "manifest.json").is_file() and made_kinds(cfg):
+        # Predictions of another run's network can be scored without any CAM.
+        return open_stage(cfg, "evaluate", settings=("evaluate",)), [], []
     inputs = {"infer_cam": input_fingerprint(infer, "infer_cam")}
     kinds = ["refined", "plain"] if read_json(infer / "manifest.json").get("cam") == "refined" else ["plain"]
     splits = list(dict.fromkeys(cfg.evaluate.splits))

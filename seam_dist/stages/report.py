@@ -15,11 +15,13 @@ from seam_dist.config import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
 from seam_dist.distributed import init_world, on_main
 from seam_dist.files import atomic_write
+from seam_dist.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import comparison, console_table, number
 from seam_dist.report.examples import first_keys, load_examples, rank_keys
 from seam_dist.report.gallery import gallery
 from seam_dist.report.page import missing, page
 from seam_dist.report.records import RunRecord, read_run
+from seam_dist.report.road import road_section, road_table
 from seam_dist.report.scores import classes_section, results_section, thresholds_section
 from seam_dist.report.training import setup_section, training_section
 
@@ -43,6 +45,8 @@ def _write(cfg: Config) -> None:
     atomic_write(path, render(cfg, own, others))
     stage.finish([path])
     print(console_table(comparison(own, others)))
+    if own.labels:
+        print(f"\n{road_table(own)}")
     print(f"report: {path.resolve()}", flush=True)
 
 
@@ -65,6 +69,7 @@ def render(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str:
     split = cfg.report.split
     sections = [
         ("results", "Results", results_section(own, others, command)),
+        *([("road", "From CAM to final mask", road_section(own))] if own.labels else []),
         ("images", f"Images of {split}", _images(cfg, own, manifest, command)),
         ("thresholds", "Background threshold", thresholds_section(own, others, command)),
         ("classes", f"Classes on {split}", classes_section(own, others, names, split, command)),
@@ -102,10 +107,20 @@ def _images(cfg: Config, own: RunRecord, manifest: Manifest | None, command: str
 
 def _pictures(cfg: Config, own: RunRecord, manifest: Manifest, cams: Path) -> str:
     split, count = cfg.report.split, cfg.report.num_images
-    wanted: list[tuple[str, str, float | None]] = [*rank_keys(own.dir / "evaluate" / f"{split}-images.csv", count)]
-    ranked = bool(wanted)
+    wanted: list[tuple[str, str, float | None]] = []
+    ranked_by = ""
+    # The last stage's labels rank the images, since they are the result.
+    scored = [kind for kind in LABEL_KINDS if split in own.labels.get(kind.name, {})]
+    for name, words in [
+        *((f"{kind.name}/", kind.words) for kind in reversed(scored)),
+        ("", "CAM at its best threshold"),
+    ]:
+        wanted = [*rank_keys(own.dir / "evaluate" / f"{name}{split}-images.csv", count)]
+        if wanted:
+            ranked_by = words
+            break
     note = ""
-    if not ranked:
+    if not ranked_by:
         wanted = [("first", key, None) for key in first_keys(cams, manifest, split, 3 * count)]
         reason = "is not evaluated" if manifest.splits[split].has_masks else "has no masks"
         note = missing(f"Split {split} {reason}, so its images cannot be ranked; these are the first ones.")
@@ -119,8 +134,9 @@ def _pictures(cfg: Config, own: RunRecord, manifest: Manifest, cams: Path) -> st
         primary=own.primary,
         threshold=threshold,
         max_pixels=cfg.data.max_pixels,
+        label_dirs={kind.name: own.dir / kind.stage / kind.folder for kind in LABEL_KINDS},
     )
-    return note + gallery(examples, manifest.classes, split=split, threshold=source, ranked=ranked)
+    return note + gallery(examples, manifest.classes, split=split, threshold=source, ranked_by=ranked_by)
 
 
 def _threshold(cfg: Config, own: RunRecord) -> tuple[float, str]:

@@ -20,10 +20,13 @@ from seam_dist.cam import StoredCam, upsample_cam, write_cams
 from seam_dist.config import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.files import write_json
+from seam_dist.distributed import init_world
+from seam_dist.files import read_json, write_json
+from seam_dist.label_scores import LABEL_KINDS, unscored_kinds
+from seam_dist.labels import decode_labels, read_label_shard, write_labels
 from seam_dist.metrics import ThresholdHistogram, threshold_grid
 from seam_dist.settings import from_tree
-from seam_dist.stages import report, shard
+from seam_dist.stages import evaluate, report, shard
 
 THRESHOLDS = threshold_grid(20, 0.26)
 
@@ -223,7 +226,7 @@ def test_report_shows_every_part_of_two_finished_runs(runs: Path) -> None:
     assert outline.ids == ["results", "images", "thresholds", "classes", "training", "setup"]
     assert 'class="missing"' not in html
     assert outline.tags.count("img") == 6 * 5 + 1  # six images in five views, and the colour scale
-    for heading in ("Best", "Around the median", "Worst", "refined CAM", "prediction", "truth"):
+    for heading in ("Best", "Around the median", "Worst", "refined CAM", "labels of the CAM", "truth"):
         assert heading in html
     for name in ("background", "rings", "stripes", "checker", "Precision", "Recall"):
         assert name in html
@@ -352,3 +355,94 @@ def test_the_report_is_made_anew_from_what_is_there_now(runs: Path) -> None:
     second = _make(cfg)
     assert "<b>98.7 %</b>" not in first
     assert "<b>98.7 %</b>" in second
+
+
+def _write_labels(cfg: Config, wrong: dict[str, float]) -> None:
+    """Label images of every kind: the masks with a share of wrong pixels, which falls from stage to stage."""
+    rng = np.random.default_rng(7)
+    manifest = load_manifest(cfg.shards_dir)
+    for name in ("random_walk", "infer_seg"):
+        stage = open_stage(cfg, name, settings=("run.seed",))
+        outputs = []
+        for kind in (kind for kind in LABEL_KINDS if kind.stage == name):
+            for split in ("train", "val"):
+                for part in manifest.split(split).shards:
+                    labels = []
+                    for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
+                        assert sample.mask is not None
+                        noise = rng.random(sample.mask.shape) < wrong[kind.name]
+                        values = np.where(sample.mask == 255, 0, sample.mask)
+                        labels.append((sample.key, np.where(noise, 0, values).astype(np.uint8)))
+                    outputs.append(stage.dir / kind.folder / part.file)
+                    outputs[-1].parent.mkdir(parents=True, exist_ok=True)
+                    write_labels(outputs[-1], labels)
+        stage.finish(outputs)
+
+
+WRONG = {"walk": 0.5, "walk_crf": 0.4, "seg": 0.3, "seg_crf": 0.2}
+
+
+def test_report_shows_the_road_from_cam_to_final_mask(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = _compared(runs)
+    _write_labels(cfg, WRONG)
+    stage_record = read_json(cfg.stage_dir("infer_cam") / "manifest.json")
+    records = evaluate.evaluate_labels(cfg, load_manifest(cfg.shards_dir), init_world(cfg))
+    assert len(records) == 2 * len(WRONG)
+    assert evaluate.evaluate_labels(cfg, load_manifest(cfg.shards_dir), init_world(cfg)) == []
+    assert read_json(cfg.stage_dir("infer_cam") / "manifest.json") == stage_record
+    capsys.readouterr()
+    html = _make(cfg)
+    outline = _parse(html)
+    assert outline.ids == ["results", "road", "images", "thresholds", "classes", "training", "setup"]
+    assert outline.tags.count("img") == 6 * (5 + len(WRONG)) + 1
+    assert "mIoU of the final network + CRF" in html
+    printed = capsys.readouterr().out
+    found = [record["miou"] for record in records if record["split"] == "val"]
+    assert found == sorted(found)  # fewer wrong pixels, higher scores
+    for record, words in zip(records, [k.words for k in LABEL_KINDS if k.name in WRONG for _ in range(2)], strict=True):
+        line = next(line for line in printed.splitlines() if line.startswith(f"{words}  "))
+        column = {"train": -2, "val": -1}[record["split"]]
+        assert float(line.split()[column]) == pytest.approx(100 * record["miou"], abs=0.006)
+
+
+def test_label_scores_are_those_of_a_direct_confusion_matrix(runs: Path) -> None:
+    cfg = _config(runs, "seam", "full")
+    _write_labels(cfg, WRONG)
+    evaluate.evaluate_labels(cfg, load_manifest(cfg.shards_dir), init_world(cfg))
+    kind = next(kind for kind in LABEL_KINDS if kind.name == "seg")
+    confusion = np.zeros((4, 4), np.int64)
+    for part in load_manifest(cfg.shards_dir).split("val").shards:
+        stored = read_label_shard(cfg.stage_dir("infer_seg") / "labels" / part.file)
+        for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
+            assert sample.mask is not None
+            labels = decode_labels(stored[sample.key], max_pixels=10**6)
+            for true, predicted in zip(sample.mask.ravel(), labels.ravel(), strict=True):
+                if true != 255:
+                    confusion[true, predicted] += 1
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    record = read_json(cfg.stage_dir("evaluate") / kind.name / "val.json")
+    assert record["miou"] == pytest.approx(float(np.mean(confusion.diagonal() / union)), abs=1e-12)
+    assert record["pixel_accuracy"] == pytest.approx(confusion.trace() / confusion.sum(), abs=1e-12)
+
+
+def test_labels_made_again_lose_their_scores_only(runs: Path) -> None:
+    cfg = _config(runs, "seam", "full")
+    _write_labels(cfg, WRONG)
+    world, manifest = init_world(cfg), load_manifest(cfg.shards_dir)
+    evaluate.evaluate_labels(cfg, manifest, world)
+    shutil.rmtree(cfg.stage_dir("infer_seg"))
+    _write_labels(_config(runs, "seam", "full", run={"name": "seam", "dir": str(runs / "runs"), "seed": 1}), WRONG)
+    assert {kind.name for kind in unscored_kinds(cfg)} == {"walk", "walk_crf", "seg", "seg_crf"}
+    shutil.rmtree(cfg.stage_dir("random_walk"))
+    assert {kind.name for kind in unscored_kinds(cfg)} == {"seg", "seg_crf"}
+    assert {record["labels"] for record in evaluate.evaluate_labels(cfg, manifest, world)} == {"seg", "seg_crf"}
+
+
+def test_labels_that_do_not_fit_their_mask_are_refused_by_name(runs: Path) -> None:
+    cfg = _config(runs, "seam", "full")
+    _write_labels(cfg, WRONG)
+    path = sorted((cfg.stage_dir("infer_seg") / "labels").glob("val-*.tar"))[0]
+    key = next(iter(read_label_shard(path)))
+    write_labels(path, [(key, np.zeros((3, 5), np.uint8))])
+    with pytest.raises(StageError, match=rf"{path.name}: {key} cannot be scored \(the labels have \(3, 5\) pixels"):
+        evaluate.evaluate_labels(cfg, load_manifest(cfg.shards_dir), init_world(cfg))
