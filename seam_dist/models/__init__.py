@@ -1,19 +1,24 @@
-"""Networks: backbones, SEAM, and the reading of weight files."""
+"""Networks: backbones, SEAM, the final network, and the reading of weight files."""
 
 from seam_dist.models.backbone import Backbone, Features
 from seam_dist.models.build import build_backbone, build_seam, parameter_groups
+from seam_dist.models.deeplab import DeepLab, build_deeplab, deeplab_facts, load_deeplab
 from seam_dist.models.pretrained import LoadReport, authors_state_dict, load_weights
 from seam_dist.models.seam import SEAM, SEAMOutput
 
 __all__ = [
     "SEAM",
     "Backbone",
+    "DeepLab",
     "Features",
     "LoadReport",
     "SEAMOutput",
     "authors_state_dict",
     "build_backbone",
+    "build_deeplab",
     "build_seam",
+    "deeplab_facts",
+    "load_deeplab",
     "load_weights",
     "parameter_groups",
 ]

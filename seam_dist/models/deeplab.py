@@ -1,0 +1,237 @@
+"""The final segmentation network: DeepLabv1 (LargeFOV) as published, or DeepLabv3+, on any backbone.
+
+PARITY.md section 7; Chen et al., "Semantic image segmentation with deep convolutional nets and fully connected CRFs",
+2015, and "Encoder-decoder with atrous separable convolution", 2018 (here with ordinary convolutions). Differences from
+the published retraining: dropout drops whole channels, so that its masks can belong to samples (the published code
+drops single elements); at output stride 16 every dilation is halved. Parameter names are this project's own: weight
+files of other DeepLab code do not load, those of a backbone or of SEAM do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from seam_dist.config import Config, ModelConfig
+from seam_dist.models.backbone import Backbone
+from seam_dist.models.build import build_backbone
+from seam_dist.models.pretrained import PACKAGE, LoadReport, load_weights, read_weights
+
+_FOV_DILATION = 12  # of LargeFOV at output stride 8
+_RATES = (6, 12, 18)  # of the atrous pyramid at output stride 16
+_DECODER_CHANNELS = 48  # that conv4 is reduced to
+_FACTS = ("network", "backbone", "backbone_width", "output_stride", "width", "align_grid", "classes")
+
+
+def _conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Return convolution, BatchNorm and ReLU of unchanged grid."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def _classifier(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    return interpolate(x, (size[0], size[1]), mode="bilinear", align_corners=True)
+
+
+class LargeFOV(nn.Module):
+    """DeepLabv1's head: a 3x3 convolution of dilation 12 (6 at output stride 16), a 1x1 one and the classifier."""
+
+    def __init__(self, backbone: Backbone, num_outputs: int, *, width: int, dropout: float) -> None:
+        super().__init__()
+        dilation = _FOV_DILATION * 8 // backbone.output_stride
+        self.fov = _conv_norm(backbone.channels[2], width, 3, dilation)
+        self.mix = _conv_norm(width, width)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = _classifier(width, num_outputs)
+
+    def forward(self, conv4: Tensor, conv6: Tensor) -> Tensor:
+        """Return logits (B, C + 1, h, w) at the grid of conv6."""
+        logits: Tensor = self.classifier(self.dropout(self.mix(self.fov(conv6))))
+        return logits
+
+
+class ImagePooling(nn.Module):
+    """The pyramid's branch that sees the whole image: mean, 1x1, normalisation, ReLU, spread over the grid.
+
+    Normalised over the channels of each image (GroupNorm of one group). The published BatchNorm has one value a channel
+    and image here: it fails with a single image, and with few it makes each image depend on its neighbours.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        self.norm = nn.GroupNorm(1, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, outputs, h, w), the same vector everywhere in an image."""
+        pooled = torch.relu(self.norm(self.conv(x.mean(dim=(2, 3), keepdim=True))))
+        return pooled.expand(-1, -1, x.shape[2], x.shape[3])
+
+
+class PyramidDecoder(nn.Module):
+    """DeepLabv3+'s head: five parallel branches on conv6, then two 3x3 convolutions together with conv4.
+
+    conv4 is the backbone's finest map, at stride 8 with the backbones here where the paper takes stride 4.
+    """
+
+    def __init__(self, backbone: Backbone, num_outputs: int, *, width: int, dropout: float) -> None:
+        super().__init__()
+        conv4, _, conv6 = backbone.channels
+        half = max(1, width // 2)
+        rates = [rate * 16 // backbone.output_stride for rate in _RATES]
+        self.branches = nn.ModuleList([_conv_norm(conv6, half), *(_conv_norm(conv6, half, 3, r) for r in rates)])
+        self.pooling = ImagePooling(conv6, half)
+        self.project = _conv_norm(5 * half, half)
+        self.reduce = _conv_norm(conv4, _DECODER_CHANNELS)
+        self.decode = nn.Sequential(_conv_norm(half + _DECODER_CHANNELS, half, 3), _conv_norm(half, half, 3))
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = _classifier(half, num_outputs)
+
+    def forward(self, conv4: Tensor, conv6: Tensor) -> Tensor:
+        """Return logits (B, C + 1, h, w) at the grid of conv4."""
+        pyramid = self.project(torch.cat([*(branch(conv6) for branch in self.branches), self.pooling(conv6)], dim=1))
+        fine = torch.cat([_upsample(pyramid, conv4.shape[2:]), self.reduce(conv4)], dim=1)
+        logits: Tensor = self.classifier(self.dropout(self.decode(fine)))
+        return logits
+
+
+class DeepLab(nn.Module):
+    """A backbone and a head; num_classes counts foreground classes, channel 0 of the logits is the background.
+
+    The head's BatchNorm starts from nothing and learns its statistics also where the backbone's is frozen.
+    `pretrained_names` holds the backbone parameters that came from weights; see parameter_groups.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, network: str, width: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} is less than 1: the data set needs a foreground class")
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.pretrained_names: set[str] = set()
+        heads = {"deeplabv1": LargeFOV, "deeplabv3plus": PyramidDecoder}
+        if network not in heads:
+            raise ValueError(f"network={network!r} is unknown, expected one of {', '.join(heads)}: set seg.network")
+        self.head = heads[network](backbone, num_classes + 1, width=width, dropout=dropout)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, C + 1, H, W), float32, at the size of the normalised image (B, 3, H, W)."""
+        return _upsample(self.forward_grid(image), image.shape[2:])
+
+    def forward_grid(self, image: Tensor) -> Tensor:
+        """Return logits (B, C + 1, h, w), float32, at the grid of the head."""
+        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
+                "normalise it with normalize_images first"
+            )
+        features = self.backbone(image)
+        logits: Tensor = self.head(features.conv4, features.conv6)
+        return logits.float()
+
+
+def deeplab_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what weights of cfg's network belong to, enough to build it again; settings unset in seg are model's."""
+    model = _model_config(cfg)
+    return {
+        "network": cfg.seg.network,
+        "backbone": model.backbone,
+        "backbone_width": model.width,
+        "output_stride": model.output_stride,
+        "width": cfg.seg.width,
+        "align_grid": model.align_grid,
+        "classes": list(classes),
+    }
+
+
+def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[DeepLab, LoadReport]:
+    """Return the network of cfg.seg for `num_classes` foreground classes and the report of loading its backbone.
+
+    Unset in seg, the backbone, its weights and its stride are those of cfg.model. `pretrained=False` skips the weights,
+    for a model whose checkpoint comes next. Random weights come from torch's global generator: seed it first. Raises
+    ValueError when the weights of cfg.model are for another backbone than the one asked for.
+    """
+    seg = cfg.seg
+    model_config = _model_config(cfg)
+    source = seg.pretrained or cfg.model.pretrained
+    if seg.pretrained is None and source not in (None, PACKAGE) and model_config.backbone != cfg.model.backbone:
+        raise ValueError(
+            f"seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which model.pretrained={source} "
+            "is for: set seg.pretrained"
+        )
+    model = DeepLab(
+        build_backbone(model_config), num_classes, network=seg.network, width=seg.width, dropout=seg.dropout
+    )
+    if cfg.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if pretrained and source is not None:
+        return model, load_weights(cast(Any, model), source)
+    report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
+    if pretrained and (seg.freeze_batchnorm or seg.freeze_stem):
+        note = "random weights with frozen layers: set seg.freeze_batchnorm=false and seg.freeze_stem=false"
+        report = replace(report, notes=(note,))
+    return model, report
+
+
+def load_deeplab(weights: Path, facts: Mapping[str, Any]) -> DeepLab:
+    """Return the trained network that `facts` (of deeplab_facts) describe, in eval mode, with the weights of a file.
+
+    Raises ValueError when facts are missing, or when the file's tensors are not exactly the network's and finite.
+    """
+    missing = [name for name in _FACTS if name not in facts]
+    if missing:
+        raise ValueError(
+            f"the architecture of {weights} lacks {', '.join(missing)}, so it is no network of train_seg: "
+            "give the weights of train_seg"
+        )
+    backbone = build_backbone(
+        ModelConfig(
+            backbone=facts["backbone"],
+            width=facts["backbone_width"],
+            output_stride=facts["output_stride"],
+            freeze_batchnorm=False,
+            freeze_stem=False,
+        )
+    )
+    model = DeepLab(backbone, len(facts["classes"]), network=facts["network"], width=facts["width"])
+    found, own = read_weights(weights), model.state_dict()
+    wrong = sorted(found.keys() ^ own.keys())
+    wrong += [name for name in own if name in found and own[name].shape != found[name].shape]
+    if wrong:
+        raise ValueError(
+            f"{weights} does not fit {facts['network']} on {facts['backbone']}: {len(wrong)} tensors are missing, "
+            f"unknown or of another shape, the first is {wrong[0]}: use weights and model.json of one training"
+        )
+    bad = next((name for name in own if not torch.isfinite(found[name]).all()), None)
+    if bad is not None:
+        raise ValueError(f"{weights}: {bad} holds NaN or infinity: use intact weights")
+    model.load_state_dict(found)
+    return model.eval()
+
+
+def _model_config(cfg: Config) -> ModelConfig:
+    """Return cfg.model with what cfg.seg says of the backbone; only resnet38d has a width."""
+    backbone = cfg.seg.backbone or cfg.model.backbone
+    return replace(
+        cfg.model,
+        backbone=backbone,
+        width=cfg.model.width if backbone == cfg.model.backbone else 1.0,
+        output_stride=cfg.seg.output_stride or cfg.model.output_stride,
+        freeze_batchnorm=cfg.seg.freeze_batchnorm,
+        freeze_stem=cfg.seg.freeze_stem,
+    )
