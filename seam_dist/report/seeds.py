@@ -1,7 +1,8 @@
 """Mean and spread of mIoU over seeds, by ablation: `python -m seam_dist.report.seeds RUN ...`.
 
-Runs are grouped by loss.ablation; a row is a map of an ablation. mIoU is in percent at the best background threshold
-of each run and split, as the published CAM figures are; the spread is the sample standard deviation over seeds.
+Runs are grouped by loss.ablation; a row is a map or a kind of label images of an ablation. mIoU is in percent, that of
+maps at the best background threshold of each run and split, as the published CAM figures are; the spread is the sample
+standard deviation over seeds, the figure in brackets the gain over the first row.
 """
 
 from __future__ import annotations
@@ -9,44 +10,61 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, comparison, splits_of
-from seam_dist.report.records import METHODS, read_run
+from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, comparison, number, splits_of
+from seam_dist.report.records import METHODS, RunRecord, read_run
 
 
 def seeds_table(folders: Sequence[Path]) -> str:
     """Return the table of the runs in `folders` as Markdown; raise ValueError for a run without evaluation."""
     rows: list[Row] = []
+    runs: list[RunRecord] = []
     for folder in folders:
-        found = comparison(read_run(folder), [])
+        run = read_run(folder)
+        found = comparison(run, [])
         if not found:
             raise ValueError(f"{folder} has no evaluation: run `--stage evaluate` for it, or leave it out")
         rows += found
+        runs.append(run)
     splits = splits_of(rows)
-    lines = ["| method and map | seeds | " + " | ".join(f"{split} mIoU" for split in splits) + " |"]
+    lines = ["| method and labels | seeds | " + " | ".join(f"{split} mIoU" for split in splits) + " |"]
     lines.append("|---" * (2 + len(splits)) + "|")
     base: dict[str, float] = {}
+
+    def add(name: str, count: int, scores: Mapping[str, Sequence[float]]) -> None:
+        cells = []
+        for split in splits:
+            values = [100 * value for value in scores[split]]
+            if not values:
+                cells.append("-")
+                continue
+            mean = statistics.mean(values)
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            gain = f" ({mean - base[split]:+.1f})" if split in base else ""
+            cells.append(f"{mean:.1f}{spread}{gain}")
+            base.setdefault(split, mean)
+        lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
+
     for ablation in METHODS:
         for kind in MAP_NAMES:
             group = [row for row in rows if row.run.ablation == ablation and row.kind == kind]
-            if not group:
-                continue
-            cells = []
-            for split in splits:
-                values = [100 * value for row in group if (value := best_miou(row, split)) is not None]
-                if not values:
-                    cells.append("-")
-                    continue
-                mean = statistics.mean(values)
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                gain = f" ({mean - base[split]:+.1f})" if split in base else ""
-                cells.append(f"{mean:.1f}{spread}{gain}")
-                if ablation == "cam":
-                    base[split] = mean
-            lines.append(f"| {METHODS[ablation]}, {MAP_NAMES[kind]} | {len(group)} | " + " | ".join(cells) + " |")
+            if group:
+                scores = {split: _known(best_miou(row, split) for row in group) for split in splits}
+                add(f"{METHODS[ablation]}, {MAP_NAMES[kind]}", len(group), scores)
+        for label_kind in LABEL_KINDS:
+            with_labels = [run for run in runs if run.ablation == ablation and label_kind.name in run.labels]
+            if with_labels:
+                records = [run.labels[label_kind.name] for run in with_labels]
+                scores = {split: _known(number(record.get(split), "miou") for record in records) for split in splits}
+                add(f"{METHODS[ablation]}, {label_kind.words}", len(with_labels), scores)
     return "\n".join(lines)
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,9 @@ def make_run(folder: Path, ablation: str, miou: float, plain: float | None = Non
 
 
 def test_rows_give_mean_spread_and_gain_over_cam_only(tmp_path: Path) -> None:
+    for name, value in (("a", 0.6), ("c", 0.62)):
+        write_json(tmp_path / name / "evaluate" / "walk" / "val.json", {"miou": value})
+        write_json(tmp_path / name / "evaluate" / "walk" / "manifest.json", {})
     runs = [
         make_run(tmp_path / "a", "full", 0.50, plain=0.45),
         make_run(tmp_path / "b", "cam", 0.40),
@@ -31,12 +34,13 @@ def test_rows_give_mean_spread_and_gain_over_cam_only(tmp_path: Path) -> None:
         make_run(tmp_path / "e", "er", 0.395),
     ]
     assert seeds_table(runs).splitlines() == [
-        "| method and map | seeds | val mIoU |",
+        "| method and labels | seeds | val mIoU |",
         "|---|---|---|",
         "| CAM only, CAM | 2 | 41.0 ± 1.4 |",
         "| CAM + ER, CAM | 1 | 39.5 (-1.5) |",
         "| SEAM, CAM | 2 | 44.0 ± 1.4 (+3.0) |",
         "| SEAM, refined CAM | 2 | 52.0 ± 2.8 (+11.0) |",
+        "| SEAM, random walk | 2 | 61.0 ± 1.4 (+20.0) |",
     ]
 
 
