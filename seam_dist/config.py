@@ -489,6 +489,12 @@ class Config:
                 f"augment.crop_size={self.augment.crop_size} is not k * model.output_stride + 1, as model.align_grid "
                 f"asks for: set it to {near}, or model.align_grid=false"
             )
+        stride = self.affinity.output_stride or self.model.output_stride
+        if self.affinity.crop_size % stride:
+            raise ValueError(
+                f"affinity.crop_size={self.affinity.crop_size} is not a multiple of the stride {stride} of its labels: "
+                f"set it to {self.affinity.crop_size // stride * stride or stride}"
+            )
         source = self.source
         if source.kind == "procedural" and len(source.num_images) != len(source.splits):
             raise ValueError(
