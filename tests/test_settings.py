@@ -56,6 +56,8 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
         ("train.micro_batch_size=3", r"train.global_batch_size=8 is not a multiple of train.micro_batch_size=3"),
         ("loss.second_view_scale=0.02", r"leaves a grid of 1.1 cells"),
         ("model.align_grid=true", r"augment.crop_size=448 is not k \* model.output_stride \+ 1.*set it to 449"),
+        ("affinity.crop_size=100", r"affinity.crop_size=100 is not a multiple of the stride 8 .* set it to 96"),
+        ("seg.scale=[2,1]", r"seg.scale=\[2.0, 1.0\] is not a range"),
         ("run.name=../elsewhere", r"run.name"),
         ("train.lr=.inf", r"train.lr='.inf'"),
         ("lr=1", r"not of the form section.key=value"),

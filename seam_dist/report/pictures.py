@@ -8,21 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from seam_dist.labels import voc_palette
 
-IGNORED = 255
-_IGNORED_COLOUR = (224, 224, 192)  # the VOC palette's own colour of index 255
+Image = NDArray[np.uint8]
 
 
 def class_colours() -> Image:
-    """Return the PASCAL VOC palette, (256, 3) uint8 RGB: the bits of the index, spread over the channels."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    colours[IGNORED] = _IGNORED_COLOUR
-    return colours
+    """Return the PASCAL VOC palette, (256, 3) uint8 RGB."""
+    return np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
 
 
 def heat_map(image: Image, score: NDArray[np.float32]) -> Image:
