@@ -121,6 +121,7 @@ def _lattice(
     prob: Tensor, image: Tensor, num_iters: int, gaussian: tuple[float, float], bilateral: tuple[float, float, float]
 ) -> Tensor:
     """Return the scores of pydensecrf, image by image."""
+    import numpy
     from pydensecrf.densecrf import DenseCRF2D
 
     _, channels, height, width = prob.shape
@@ -133,7 +134,8 @@ def _lattice(
         crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
         sxy, srgb, compat = bilateral
         crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=colours[b].numpy(), compat=compat)
-        out[b] = torch.tensor(crf.inference(num_iters)).view(channels, height, width)
+        # Its matrix is stored by columns, which numpy reads from the strides and torch.tensor refuses.
+        out[b] = torch.from_numpy(numpy.asarray(crf.inference(num_iters))).view(channels, height, width)
     return out.to(prob.dtype)
 
 
