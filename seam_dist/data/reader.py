@@ -1,4 +1,4 @@
-"""One process's part of the training stream: any sample number, read from its group of shards and augmented.
+"""One process's part of a training stream: any sample number, read from its group of shards and augmented.
 
 A sample that cannot be used is replaced by the next one of its group, so the order is still a function of (seed, n) and
 of the shards. It is reported once by name; a stream with more bad samples than data.max_bad_fraction allows stops.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,57 @@ from seam_dist.config import AugmentConfig
 from seam_dist.data.images import BadImageError
 from seam_dist.data.manifest import ShardError, Split
 from seam_dist.data.order import Group, Order, sample_generator
-from seam_dist.data.shards import BadSampleError, RawSample, image_extension, parse_info, read_raw
+from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, image_extension, parse_info, read_raw
 from seam_dist.data.transforms import augment, draw
 
 _log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+Labels = Callable[[str], Mapping[str, bytes]]
+
+
+class Augmentation(Protocol):
+    """How a stored sample becomes pixels, given random numbers of its own."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the uint8 arrays that one sample fills, by name."""
+
+    def __call__(
+        self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
+    ) -> tuple[Box, NDArray[np.float32]]:
+        """Fill the arrays; return the image's box in them and its colour jitter as in `Item`.
+
+        Raises BadSampleError or BadImageError for a sample that cannot be used.
+        """
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """The augmentation of `seam_dist.data.transforms`: fills "image" (S, S, 3)."""
+
+    cfg: AugmentConfig
+    max_pixels: int
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of the image."""
+        return {"image": (self.cfg.crop_size, self.cfg.crop_size, 3)}
+
+    def __call__(
+        self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
+    ) -> tuple[Box, NDArray[np.float32]]:
+        """Write the crop; return its box and colour jitter."""
+        return augment(
+            raw.members[image_extension(raw)],
+            draw(rng, self.cfg),
+            self.cfg,
+            out["image"],
+            size=info.size,
+            orientation=info.orientation,
+            max_pixels=self.max_pixels,
+        )
 
 
 @dataclass(frozen=True)
@@ -49,43 +97,39 @@ class _Loaded:
 
 
 class StreamReader:
-    """Augmented samples of a split by number; holds the compressed bytes of one group of shards a stream in use."""
+    """Augmented samples of a split by number; holds the compressed bytes of one group of shards a stream in use.
+
+    `labels` maps a shard's file name to label images by key, which take the place of the masks in the shard; a sample
+    without one then has no mask.
+    """
 
     def __init__(
         self,
         folder: Path,
         split: Split,
         order: Order,
-        augmentation: AugmentConfig,
+        augmentation: Augmentation,
         *,
         num_classes: int,
-        max_pixels: int,
         max_bad_fraction: float,
+        labels: Labels | None = None,
     ) -> None:
-        self.num_classes, self.crop_size = num_classes, augmentation.crop_size
+        self.num_classes, self.shapes = num_classes, augmentation.shapes
         self._folder, self._split, self._order, self._augmentation = Path(folder), split, order, augmentation
-        self._max_pixels, self._max_bad_fraction = max_pixels, max_bad_fraction
+        self._max_bad_fraction, self._labels = max_bad_fraction, labels
         self._groups: dict[int, _Loaded] = {}
         self._bad: dict[int, set[str]] = {}
 
-    def read(self, number: int, out: NDArray[np.uint8]) -> Item:
-        """Write the crop of sample `number`, or of its replacement when that one is bad, to `out` (S, S, 3)."""
+    def read(self, number: int, out: Mapping[str, Pixels]) -> Item:
+        """Fill `out`, arrays of `shapes`, from sample `number`, or from its replacement when that one is bad."""
         group, place = self._order.locate(number)
         samples = self._load(group).samples
-        choice = draw(sample_generator(self._order.seed, number), self._augmentation)
         for attempt in range(len(samples)):
             raw, shard = samples[(place + attempt) % len(samples)]
             try:
                 info = parse_info(raw.members["json"], self.num_classes)
-                valid, color = augment(
-                    raw.members[image_extension(raw)],
-                    choice,
-                    self._augmentation,
-                    out,
-                    size=info.size,
-                    orientation=info.orientation,
-                    max_pixels=self._max_pixels,
-                )
+                rng = sample_generator(self._order.seed, number)
+                valid, color = self._augmentation(raw, info, rng, out)
             except (BadSampleError, BadImageError) as error:
                 self._report(group.stream, raw.key, shard, error)
                 continue
@@ -100,7 +144,9 @@ class StreamReader:
             stored = []
             for index in group.shards:
                 shard = self._split.shards[index]
-                stored += [(raw, shard.file) for raw in read_raw(self._folder / shard.file, shard)]
+                labels = None if self._labels is None else self._labels(shard.file)
+                for raw in read_raw(self._folder / shard.file, shard):
+                    stored.append((raw if labels is None else _relabelled(raw, labels), shard.file))
             loaded = _Loaded(group, [stored[index] for index in self._order.permutation(group)])
             self._groups[group.stream] = loaded
         return loaded
@@ -120,3 +166,11 @@ class StreamReader:
                 f"last is {key} in {self._folder / shard} ({error}): correct the data set, or raise "
                 f"data.max_bad_fraction={self._max_bad_fraction}"
             )
+
+
+def _relabelled(raw: RawSample, labels: Mapping[str, bytes]) -> RawSample:
+    """Return the sample with its label image, or nothing, in place of its mask."""
+    members = {name: data for name, data in raw.members.items() if name != "png"}
+    if raw.key in labels:
+        members["png"] = labels[raw.key]
+    return RawSample(raw.key, members)

@@ -8,7 +8,7 @@ of a loader is one integer, the number of its next global sample.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,38 +17,46 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from seam_dist.config import Config
-from seam_dist.data.manifest import Manifest, ShardError, check_shards
+from seam_dist.data.manifest import Manifest, Shard, ShardError, check_shards
 from seam_dist.data.order import Order
 from seam_dist.data.processes import single_thread
-from seam_dist.data.reader import Item, StreamReader
+from seam_dist.data.reader import ImageAugmentation, Item, StreamReader
 
 _GRACE_S = 10  # seconds that a worker stays alive after it was told to stop
 
 
-class Batch(TypedDict):
+class SampleFacts(TypedDict):
+    """What every kind of batch says of its samples.
+
+    valid (B, 4) int32 y0, x0, y1, x1: the box that is image, the rest is padding; color (B, 8) float32, see
+    `seam_dist.data.color`; key; sample_number (B,) int64.
+    """
+
+    valid: Tensor
+    color: Tensor
+    key: list[str]
+    sample_number: Tensor
+
+
+class Batch(SampleFacts):
     """A micro-batch; images stay uint8 until `normalize_images` on the device.
 
-    image (B, 3, S, S) uint8 in channels_last memory, zero outside `valid`; valid (B, 4) int32 y0, x0, y1, x1; color
-    (B, 8) float32, see `seam_dist.data.color`; label (B, C) float32 multi-hot; key; sample_number (B,) int64.
+    image (B, 3, S, S) uint8 in channels_last memory, zero outside `valid`; label (B, C) float32 multi-hot.
     """
 
     image: Tensor
-    valid: Tensor
-    color: Tensor
     label: Tensor
-    key: list[str]
-    sample_number: Tensor
 
 
 class TrainStream(IterableDataset[tuple[int, Item]]):
     """Samples start, start + step, start + 2 step, ... for the workers of a DataLoader, each taking every W-th.
 
-    The pixels go through `slots` (W, num_slots, S, S, 3), memory that all processes share: a worker fills its slots in
-    turn and hands over their numbers. Nothing is overwritten too early as long as there are two slots more than results
-    that a worker may be ahead, and each result is copied before the next one is asked for.
+    The pixels go through `slots`, arrays (W, num_slots, ...) by name in memory that all processes share: a worker fills
+    its slots in turn and hands over their numbers. Nothing is overwritten too early as long as there are two slots more
+    than results that a worker may be ahead, and each result is copied before the next one is asked for.
     """
 
-    def __init__(self, reader: StreamReader, slots: Tensor, start: int, step: int) -> None:
+    def __init__(self, reader: StreamReader, slots: Mapping[str, Tensor], start: int, step: int) -> None:
         self._reader, self._slots, self._start, self._step = reader, slots, start, step
 
     def __iter__(self) -> Iterator[tuple[int, Item]]:
@@ -56,15 +64,16 @@ class TrainStream(IterableDataset[tuple[int, Item]]):
         worker = get_worker_info()
         assert worker is not None, "TrainStream is read by the workers of a DataLoader"
         number, count = self._start + worker.id * self._step, 0
-        slots = self._slots[worker.id].numpy()
+        slots = {name: array[worker.id].numpy() for name, array in self._slots.items()}
+        num_slots = min(len(array) for array in slots.values())
         while True:
-            slot = count % len(slots)
-            yield slot, self._reader.read(number, slots[slot])
+            slot = count % num_slots
+            yield slot, self._reader.read(number, {name: array[slot] for name, array in slots.items()})
             number, count = number + worker.num_workers * self._step, count + 1
 
 
-class TrainLoader(Iterator[Batch]):
-    """Batches of one rank, without end; `next_sample` is the whole state: resume with start_sample=next_sample.
+class SampleLoader:
+    """The samples of one rank, without end; `next_sample` is the whole state: resume with start=next_sample.
 
     `num_replaced` counts the samples so far that stood in for bad ones. Call `close` to end the loader's processes.
     """
@@ -81,9 +90,12 @@ class TrainLoader(Iterator[Batch]):
         if num_workers == 0:
             return
         ahead = max(2, -(-2 * micro_batch_size // num_workers))  # two batches
-        size = reader.crop_size
-        self._slots = torch.empty(num_workers, ahead + 2, size, size, 3, dtype=torch.uint8)
-        self._slots.share_memory_()  # type: ignore[no-untyped-call]
+        self._slots = {
+            name: torch.empty(num_workers, ahead + 2, *shape, dtype=torch.uint8)
+            for name, shape in reader.shapes.items()
+        }
+        for slots in self._slots.values():
+            slots.share_memory_()  # type: ignore[no-untyped-call]
         self._results = iter(
             DataLoader(
                 TrainStream(reader, self._slots, start + rank, world_size),
@@ -98,40 +110,54 @@ class TrainLoader(Iterator[Batch]):
             )
         )
 
-    def __next__(self) -> Batch:
-        """Return the next micro-batch."""
-        size = self._reader.crop_size
-        image = torch.empty(self._micro_batch_size, size, size, 3, dtype=torch.uint8)
-        items = [self._read(place, out) for place, out in enumerate(image)]
-        self.next_sample += self._micro_batch_size * self._world_size
+    def _next_samples(self) -> tuple[dict[str, Tensor], list[Item]]:
+        """Return the pixels of the next micro-batch, arrays (B, ...) by name, and what belongs to them."""
+        size = self._micro_batch_size
+        arrays = {name: torch.empty(size, *shape, dtype=torch.uint8) for name, shape in self._reader.shapes.items()}
+        items = [self._read(place, {name: array[place] for name, array in arrays.items()}) for place in range(size)]
+        self.next_sample += size * self._world_size
         self.num_replaced += sum(item.replaced for item in items)
-        label = torch.zeros(len(items), self._reader.num_classes)
-        for row, item in zip(label, items, strict=True):
-            row[[index - 1 for index in item.classes]] = 1
-        return Batch(
-            image=image.permute(0, 3, 1, 2),
-            valid=torch.tensor([item.valid for item in items], dtype=torch.int32),
-            color=torch.from_numpy(np.stack([item.color for item in items])),
-            label=label,
-            key=[item.key for item in items],
-            sample_number=torch.tensor([item.number for item in items], dtype=torch.int64),
-        )
+        return arrays, items
 
-    def _read(self, place: int, out: Tensor) -> Item:
-        """Fill `out` (S, S, 3) with the sample at `place` of the batch."""
+    def _read(self, place: int, out: Mapping[str, Tensor]) -> Item:
+        """Fill `out` with the sample at `place` of the batch."""
         if self._num_workers == 0:
-            return self._reader.read(self.next_sample + self._rank + place * self._world_size, out.numpy())
+            number = self.next_sample + self._rank + place * self._world_size
+            return self._reader.read(number, {name: array.numpy() for name, array in out.items()})
         if self._results is None:
             raise StopIteration
         # The DataLoader takes one result from each worker in turn, beginning with the first.
         slot, item = next(self._results)
-        out.copy_(self._slots[self._turn, slot])
+        for name, array in out.items():
+            array.copy_(self._slots[name][self._turn, slot])
         self._turn = (self._turn + 1) % self._num_workers
         return item
 
     def close(self) -> None:
         """End the worker processes; a loader with workers gives no more batches."""
         self._results = None
+
+
+class TrainLoader(SampleLoader, Iterator[Batch]):
+    """Batches of one rank, without end."""
+
+    def __next__(self) -> Batch:
+        """Return the next micro-batch."""
+        arrays, items = self._next_samples()
+        label = torch.zeros(len(items), self._reader.num_classes)
+        for row, item in zip(label, items, strict=True):
+            row[[index - 1 for index in item.classes]] = 1
+        return Batch(image=arrays["image"].permute(0, 3, 1, 2), label=label, **sample_facts(items))
+
+
+def sample_facts(items: list[Item]) -> SampleFacts:
+    """Return what the items say of their samples, as one batch."""
+    return SampleFacts(
+        valid=torch.tensor([item.valid for item in items], dtype=torch.int32),
+        color=torch.from_numpy(np.stack([item.color for item in items])),
+        key=[item.key for item in items],
+        sample_number=torch.tensor([item.number for item in items], dtype=torch.int64),
+    )
 
 
 def make_loader(
@@ -146,6 +172,34 @@ def make_loader(
     split = manifest.split(data.train_split)
     if not split.has_labels:
         raise ShardError(f"split {split.name!r} has no image-level labels, so it cannot train: set data.train_split")
+    order, _ = open_order(cfg, manifest, rank, world_size, start_sample, micro_batch_size)
+    reader = StreamReader(
+        cfg.shards_dir,
+        split,
+        order,
+        ImageAugmentation(cfg.augment, data.max_pixels),
+        num_classes=manifest.num_classes,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+    return TrainLoader(
+        reader,
+        num_workers=data.num_workers,
+        micro_batch_size=micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        start=start_sample,
+    )
+
+
+def open_order(
+    cfg: Config, manifest: Manifest, rank: int, world_size: int, start_sample: int, micro_batch_size: int
+) -> tuple[Order, tuple[Shard, ...]]:
+    """Return the order of the training split and the shards that `rank` reads, which have been checked.
+
+    Raises as `make_loader` does.
+    """
+    data = cfg.data
+    split = manifest.split(data.train_split)
     readers = world_size * max(1, data.num_workers)
     if data.streams % readers:
         raise ValueError(
@@ -160,23 +214,7 @@ def make_loader(
     order = Order(tuple(s.num_samples for s in split.shards), data.streams, data.shuffle_shards, cfg.run.seed)
     own = tuple(shard for i, shard in enumerate(split.shards) if i % data.streams % world_size == rank)
     check_shards(cfg.shards_dir, own, data.verify)
-    reader = StreamReader(
-        cfg.shards_dir,
-        split,
-        order,
-        cfg.augment,
-        num_classes=manifest.num_classes,
-        max_pixels=data.max_pixels,
-        max_bad_fraction=data.max_bad_fraction,
-    )
-    return TrainLoader(
-        reader,
-        num_workers=data.num_workers,
-        micro_batch_size=micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        start=start_sample,
-    )
+    return order, own
 
 
 def _as_is(item: Any) -> Any:

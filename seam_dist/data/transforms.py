@@ -82,9 +82,19 @@ def place(height: int, width: int, choice: Draw, crop_size: int) -> Placement:
         max(1, round(height * choice.long_side / long_side)),
         max(1, round(width * choice.long_side / long_side)),
     )
+    return place_resized(resized, choice.position, crop_size)
+
+
+def place_resized(
+    resized: tuple[int, int], position: tuple[float, float], crop_size: int, *, step: int = 1
+) -> Placement:
+    """Return where the crop of an image of size `resized` lies; `position` as in `Draw`.
+
+    The crop's start, or a small image's place in it, is a multiple of `step` pixels.
+    """
     start, size, offset = [], [], []
-    for side, share in zip(resized, choice.position, strict=True):
-        free = int(share * (abs(side - crop_size) + 1))
+    for side, share in zip(resized, position, strict=True):
+        free = int(share * (abs(side - crop_size) // step + 1)) * step
         start.append(free if side > crop_size else 0)
         offset.append(free if side < crop_size else 0)
         size.append(min(side, crop_size))
@@ -107,18 +117,8 @@ def augment(
     when that is off or was done here (`color_on=host`). Raises BadImageError for damaged data.
     """
     where = place(*size, choice, cfg.crop_size)
-    image = decode_image(data, max_pixels=max_pixels, orientation=orientation, min_size=where.resized)
-    reduced = 2 * where.resized[0] <= size[0] and 2 * where.resized[1] <= size[1]
-    if image.shape[:2] != size and not reduced:
-        raise BadImageError(f"the image has {image.shape[:2]} pixels (height, width), expected {size}")
-    color = np.array(IDENTITY, np.float32)
-    change: Callable[[Pixels], Pixels] | None = None
-    if any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):
-        full = with_grey_mean(choice.color, image)
-        if cfg.color_on == "host":
-            change = partial(jitter_host, color=full)
-        else:
-            color = full
+    image = decode_sized(data, size, orientation=orientation, max_pixels=max_pixels, smallest=where.resized)
+    color, change = color_change(image, choice, cfg)
     (y, x), (height, width), (top, left) = where.start, where.size, where.offset
     # The published crop is taken from the flipped image: mirrored, it begins where it ended.
     x = where.resized[1] - x - width if choice.flip else x
@@ -132,6 +132,34 @@ def augment(
     else:
         target[:] = region
     return box, color
+
+
+def decode_sized(
+    data: bytes,
+    size: tuple[int, int],
+    *,
+    orientation: int,
+    max_pixels: int,
+    smallest: tuple[int, int] | None = None,
+) -> Pixels:
+    """Decode an image of `size` (height, width in display order); raise BadImageError when it has another one.
+
+    With `smallest`, a size that is at most half, a JPEG may come at any reduced size that is not below it.
+    """
+    image = decode_image(data, max_pixels=max_pixels, orientation=orientation, min_size=smallest)
+    reduced = smallest is not None and 2 * smallest[0] <= size[0] and 2 * smallest[1] <= size[1]
+    if image.shape[:2] != size and not reduced:
+        raise BadImageError(f"the image has {image.shape[:2]} pixels (height, width), expected {size}")
+    return image
+
+
+def color_change(image: Pixels, choice: Draw, cfg: AugmentConfig) -> tuple[Floats, Callable[[Pixels], Pixels] | None]:
+    """Return the jitter that is left to the device, and the function that does it here with `color_on=host`."""
+    identity = np.array(IDENTITY, np.float32)
+    if not any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):
+        return identity, None
+    full = with_grey_mean(choice.color, image)
+    return (identity, partial(jitter_host, color=full)) if cfg.color_on == "host" else (full, None)
 
 
 def resize_region(
