@@ -247,7 +247,18 @@ class InferConfig:
     crf: bool = True
     """Also refine the CAMs by two dense CRFs: labels of CAM + CRF, and affinity labels for train_affinity."""
     crf_alphas: tuple[float, float] = (4.0, 24.0)
-    """Powers of the background score in the two CRFs: little background (the labels) and much of it."""
+    """Powers of the background score in the two CRFs: the larger it is, the less background."""
+    from_interop: Path | None = None
+    """Folder of the authors' CAM dicts, <source id or key>.npy, to take the maps from instead of a network."""
+
+    @model_validator(mode="after")
+    def _check(self) -> InferConfig:
+        if self.from_interop is not None and self.checkpoint is not None:
+            raise ValueError(
+                f"infer.from_interop={self.from_interop} takes the maps from files, so infer.checkpoint="
+                f"{self.checkpoint} would have no effect: set one of them"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
