@@ -101,10 +101,15 @@ class Training:
         """Take the engine apart, so that its memory is free for what this process does next."""
         self.engine.destroy()
 
-    def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it."""
+    def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
+        """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it.
+
+        None when the module has no pictures.
+        """
         assert self._batch is not None, "pictures follow a step"
         module = self.engine.module
+        if not hasattr(module, "pictures"):
+            return None
         self.engine.eval()
         with torch.no_grad():
             images, cam, cam_refined = module.pictures(self._batch)
@@ -217,7 +222,9 @@ def fit(
             done = training.step == training.max_steps
             logger.log(training.step, losses, lr=training.lr)
             if done or (cfg.images_every and training.step % cfg.images_every == 0):
-                logger.pictures(training.step, *training.pictures())
+                pictures = training.pictures()
+                if pictures is not None:
+                    logger.pictures(training.step, *pictures)
             if done or training.stop_signal or training.step % cfg.checkpoint_every == 0:
                 checkpoints.save(training.state())
                 watchdog.feed()

@@ -28,6 +28,7 @@ class TrainLogger:
 
     Args:
         folder: stage folder; gets metrics.jsonl and tensorboard/.
+        name: what the progress bar is called.
         step: steps done so far. Lines and scalars beyond it, left by a run that was cut after its last checkpoint,
             are dropped: the run takes those steps again.
         log_every: steps between lines of metrics.jsonl and TensorBoard scalars; the last step has a line, too.
@@ -40,6 +41,7 @@ class TrainLogger:
         *,
         max_steps: int,
         batch_size: int,
+        name: str = "train_seam",
         step: int = 0,
         log_every: int = 10,
         tensorboard: bool = True,
@@ -63,7 +65,7 @@ class TrainLogger:
             total=max_steps,
             initial=step,
             unit="step",
-            desc="train_seam",
+            desc=name,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )

@@ -171,9 +171,9 @@ def make_joint_loader(
 ) -> JointLoader:
     """Return the batches of `rank` from global sample `start_sample` on, in the order of `make_loader`.
 
-    `labels` is a folder of label tars named like the shards; None takes the masks in the shards. A sample whose tar has
-    no label for it is replaced like a bad sample. Raises ValueError for numbers that do not fit together; ShardError for
-    a shard or a label tar that is missing, by its name, and for labels of another size.
+    `labels` is a folder of label tars named like the shards; None takes the masks in the shards. A sample whose tar
+    has no label for it is replaced like a bad sample. Raises ValueError for numbers that do not fit together, and
+    ShardError for a shard or a label tar that is missing, by its name, and for labels of another size.
     """
     data = cfg.data
     split = manifest.split(data.train_split)
