@@ -41,10 +41,15 @@ _BATCH_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 24}  # of the images in a batch, w
 
 
 class Crf(Protocol):
-    """What refines scores: seam_dist.crf.CrfPool, or anything with its `submit`."""
+    """What refines scores: seam_dist.crf.CrfPool, or anything with its `submit_labels`.
 
-    def submit(self, image: Pixels, scores: Scores, num_iters: int, bilateral_sxy: float) -> Future[Scores]:
-        """Return the probabilities (C, H, W) to come."""
+    It waits, rather than take more images than it can hold.
+    """
+
+    def submit_labels(
+        self, image: Pixels, scores: Scores, classes: Sequence[int], num_iters: int, bilateral_sxy: float
+    ) -> Future[Pixels]:
+        """Return the labels (H, W) to come, of scores (C + 1, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +120,15 @@ def predict_samples(
     align: int | None = None,
     longest: int | None = None,
     crf: Crf | None = None,
-    num_waiting: int = 4,
 ) -> Iterator[Prediction]:
     """Yield the prediction of every sample, as they are finished; `index` is the sample's place.
 
     Images of one size go through the network together, cfg.batch_size of them. Scales of images longer than `longest`
-    are relative to that length; labels have the image's own size always. At most `num_waiting` images wait for `crf`.
+    are relative to that length; labels have the image's own size always.
     """
     device = next(model.parameters()).device
-    waiting: deque[tuple[int, Sample, Pixels, Future[Scores]]] = deque()
-
-    def refined() -> Prediction:
-        index, sample, labels, future = waiting.popleft()
-        return Prediction(index, sample, labels, _argmax(torch.from_numpy(future.result())))
-
+    classes = range(1, model.num_classes + 1)
+    waiting: deque[tuple[int, Sample, Pixels, Future[Pixels]]] = deque()
     prepared = (
         (part, scaled_images([s.image for _, s in part], _scales(part[0][1].image, cfg.scales, longest), align=align))
         for batch in by_size(samples, cfg.batch_size)
@@ -144,12 +144,16 @@ def predict_samples(
                 yield Prediction(index, sample, label_image(own, scaled, size), None)
                 continue
             scores = probabilities(own, scaled, size)
-            future = crf.submit(sample.image, scores.numpy(), cfg.crf_num_iters, cfg.crf_bilateral_sxy)
+            future = crf.submit_labels(sample.image, scores.numpy(), classes, cfg.crf_num_iters, cfg.crf_bilateral_sxy)
             waiting.append((index, sample, _argmax(scores), future))
-            while len(waiting) > num_waiting:
-                yield refined()
-    while waiting:
-        yield refined()
+            while waiting and waiting[0][3].done():
+                yield _refined(*waiting.popleft())
+    for item in waiting:
+        yield _refined(*item)
+
+
+def _refined(index: int, sample: Sample, labels: Pixels, future: Future[Pixels]) -> Prediction:
+    return Prediction(index, sample, labels, future.result())
 
 
 def _scales(image: Pixels, scales: Sequence[float], longest: int | None) -> list[float]:

@@ -58,7 +58,7 @@ class SegModule(nn.Module):
     def forward(self, batch: Mapping[str, Any], warmup: float = 1.0) -> dict[str, Tensor]:
         """Return float32 "loss" and "accuracy", whose means over the parts of the step are those of the global batch.
 
-        `batch` is what the joint loader yields, moved to the device: image (B, 3, S, S) uint8, valid, color,
+        `batch` is what the joint loader yields, moved to the device: image (B, 3, S, S) uint8, valid,
         sample_number and target (B, S, S) uint8. `warmup` has no effect here. Without labelled pixels the loss is 0.
         """
         assert self._scale is not None, "begin_step comes before the forward pass"
@@ -66,7 +66,7 @@ class SegModule(nn.Module):
         image = normalize_images(
             batch["image"],
             batch["valid"],
-            batch["color"],
+            None,  # the loader shifts the colours
             self.mean,
             self.std,
             channels_last=self.cfg.model.channels_last,

@@ -1,0 +1,139 @@
+"""The final network as one file without this package: a torch.export program, or ONNX where its packages are installed.
+
+The program takes an RGB image, uint8 (1, 3, H, W), and returns logits, float32 (1, C + 1, H, W), at the image's size;
+normalisation is inside. One scale and no mirror image: what `seam-dist predict --scales 1 --no-flip` does. A program is
+compared with the network before it is written: on noise of several sizes the labels must be equal.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seam_dist.files import atomic_file
+from seam_dist.models import DeepLab
+
+SUFFIXES = (".pt2", ".onnx")
+
+_SMALLEST = 32  # pixels a side of the images that a program of any size takes
+_LARGEST = 8192
+_ONNX = ("onnx", "onnxscript")
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported; the message says why."""
+
+
+class ExportNetwork(nn.Module):
+    """A final network with its normalisation inside, in eval mode."""
+
+    def __init__(self, model: DeepLab) -> None:
+        super().__init__()
+        self.model = model
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255 * torch.tensor(model.backbone.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(model.backbone.std).view(1, 3, 1, 1))
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits of uint8 RGB."""
+        logits: Tensor = self.model((image.to(torch.float32) - self.mean) / self.std)
+        return logits
+
+
+def check_export(path: Path) -> None:
+    """Raise ExportError when a program of that name cannot be written here, before any work is done."""
+    if path.suffix not in SUFFIXES:
+        raise ExportError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
+    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and missing:
+        raise ExportError(
+            f"--export {path} needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}, or "
+            f"export {path.with_suffix('.pt2')}"
+        )
+
+
+def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
+    """Write the network, which is on the CPU, as a program; return in words which image sizes it takes.
+
+    A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ExportError when the
+    program's labels differ from the network's.
+    """
+    check_export(path)
+    # A copy in C order: the program's file holds other memory formats badly.
+    network = ExportNetwork(copy.deepcopy(model).to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+    program, reason = _trace(network, size)
+    sizes = [size] if reason else [size, (2 * _SMALLEST + 9, 3 * _SMALLEST), (_SMALLEST, 4 * _SMALLEST + 1)]
+    _compare(network, lambda image: program.module()(image), sizes, "the exported program")
+    with atomic_file(path) as temporary:
+        # torch looks at the suffix.
+        inner = temporary.with_suffix(path.suffix)
+        try:
+            if path.suffix == ".pt2":
+                torch.export.save(program, inner)
+                again = torch.export.load(inner)
+                _compare(network, lambda image: again.module()(image), sizes, "the written program")
+            else:
+                _save_onnx(program, inner, network, sizes)
+            inner.replace(temporary)
+        finally:
+            inner.unlink(missing_ok=True)
+    if reason:
+        return f"images of {size[0]} x {size[1]} pixels only (height x width; no program for any size: {reason})"
+    return f"images of any size from {_SMALLEST} to {_LARGEST} pixels a side"
+
+
+def _trace(network: ExportNetwork, size: tuple[int, int]) -> tuple[Any, str]:
+    """Return the program and, where it holds for one size alone, why."""
+    example = (_noise(size),)
+    height, width = (torch.export.Dim(name, min=_SMALLEST, max=_LARGEST) for name in ("height", "width"))
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, example, dynamic_shapes=({2: height, 3: width},)), ""
+    except Exception as error:  # whatever the tracer meets in a backbone of another package; it is told, not lost
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    with torch.no_grad():
+        return torch.export.export(network, example), reason
+
+
+def _save_onnx(program: Any, path: Path, network: ExportNetwork, sizes: Sequence[tuple[int, int]]) -> None:
+    torch.onnx.export(program, f=str(path), input_names=["image"], output_names=["logits"], external_data=False)
+    reference: Any = importlib.import_module("onnx.reference")
+    session = reference.ReferenceEvaluator(str(path))
+    _compare(
+        network,
+        lambda image: torch.from_numpy(np.asarray(session.run(None, {"image": image.numpy()})[0])),
+        sizes,
+        "the ONNX model",
+    )
+
+
+def _noise(size: tuple[int, int]) -> Tensor:
+    return torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def _compare(
+    network: ExportNetwork, program: Callable[[Tensor], Tensor], sizes: Sequence[tuple[int, int]], what: str
+) -> None:
+    """Raise ExportError unless the program gives the network's labels; pixels of two equal logits may go either way."""
+    for size in sizes:
+        image = _noise(size)
+        with torch.no_grad():
+            expected, found = network(image), program(image)
+        top = expected.topk(2, dim=1).values
+        clear = top[:, 0] - top[:, 1] > 1e-4 * expected.abs().max()
+        wrong = (found.argmax(dim=1) != expected.argmax(dim=1)) & clear
+        if found.shape != expected.shape or bool(wrong.any()):
+            raise ExportError(
+                f"{what} gives {int(wrong.sum())} other labels than the network on noise of {size[0]} x {size[1]} "
+                "pixels: this version of torch does not export it rightly, use another one"
+            )

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import interpolate
+
+from seam_dist import seg_inference
+from seam_dist.artifacts import StageError
+from seam_dist.config import Config, ModelConfig, PredictConfig, SegConfig
+from seam_dist.data.shards import Sample
+from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
+from seam_dist.seg_inference import find_seg_weights, load_network, predict_samples, probabilities
+
+CLASSES = ("cat", "dog", "hen")
+
+
+def settings(network: Any = "deeplabv1") -> Config:
+    return Config(
+        model=ModelConfig(width=1 / 16, output_stride=8), seg=SegConfig(network=network, width=8, dropout=0.0)
+    )
+
+
+@pytest.fixture(params=["deeplabv1", "deeplabv3plus"])
+def model(request: pytest.FixtureRequest) -> DeepLab:
+    torch.manual_seed(0)
+    model = build_deeplab(settings(request.param), len(CLASSES))[0].eval()
+    nn.init.normal_(model.head.classifier.weight, std=1.0)
+    return model
+
+
+def sample(number: int, size: tuple[int, int]) -> Sample:
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    image = np.array(Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return Sample(f"image-{number}", image, (), None, f"image-{number}")
+
+
+def slow_logits(model: DeepLab, image: np.ndarray, scales: tuple[float, ...], flip: bool) -> torch.Tensor:
+    """One scale and one direction at a time, logits at full size, averaged in float64."""
+    height, width = image.shape[:2]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
+    total, count = torch.zeros(1, len(CLASSES) + 1, height, width, dtype=torch.float64), 0
+    for scale in scales:
+        pixels = np.array(Image.fromarray(image).resize((round(width * scale), round(height * scale)), Image.BICUBIC))
+        normal = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
+        for turned in (False, True)[: 1 + flip]:
+            with torch.no_grad():
+                logits = model(normal.flip(-1)[None] if turned else normal[None])
+            full = interpolate(logits.double(), (height, width), mode="bilinear", align_corners=True)
+            total += full.flip(-1) if turned else full
+            count += 1
+    return (total / count)[0]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_mean_over_scales_and_mirror_images_matches_the_slow_order(model: DeepLab, flip: bool) -> None:
+    cfg = PredictConfig(scales=(0.5, 0.75, 1.0, 1.5), flip=flip, batch_size=2)
+    samples = [sample(0, (33, 47)), sample(1, (40, 31)), sample(2, (33, 47))]
+    found = sorted(predict_samples(model, samples, cfg), key=lambda prediction: prediction.index)
+    assert [prediction.sample.key for prediction in found] == [s.key for s in samples]
+    for prediction, each in zip(found, samples, strict=True):
+        expected = slow_logits(model, each.image, cfg.scales, flip)
+        top = expected.topk(2, dim=0).values
+        clear = (top[0] - top[1] > 1e-4).numpy()
+        assert clear.mean() > 0.99
+        assert np.array_equal(prediction.labels[clear], expected.argmax(dim=0).numpy()[clear])
+        assert len(np.unique(prediction.labels)) > 1
+        assert prediction.refined is None
+        images = seg_inference.scaled_images([each.image], cfg.scales)
+        grids = [grid[0] for grid in seg_inference.grid_logits(model, images, flip=flip)]
+        sizes = [(image.shape[2], image.shape[3]) for image in images]
+        size = each.image.shape[:2]
+        torch.testing.assert_close(
+            seg_inference.mean_logits(grids, sizes, size), expected.float(), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            probabilities(grids, sizes, size), expected.softmax(dim=0).float(), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_strips_join_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    grids = [torch.randn(4, 5, 6), torch.randn(4, 9, 11)]
+    scaled, size = [(36, 44), (72, 88)], (37, 45)
+    labels = seg_inference.label_image(grids, scaled, size)
+    scores = probabilities(grids, scaled, size)
+    assert labels.shape == size
+    monkeypatch.setattr(seg_inference, "_STRIP", 4 * size[1] * 5)
+    assert len(seg_inference._strips(grids, size)) == 8
+    assert np.array_equal(seg_inference.label_image(grids, scaled, size), labels)
+    torch.testing.assert_close(probabilities(grids, scaled, size), scores)
+    torch.testing.assert_close(scores.sum(dim=0), torch.ones(size))
+
+
+class RecordingCrf:
+    """Takes the last class everywhere, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: dict[int, tuple[Any, ...]] = {}
+
+    def submit_labels(self, image: Any, *arguments: Any) -> Future[Any]:
+        self.asked[id(image)] = arguments
+        future: Future[Any] = Future()
+        future.set_result(np.full(image.shape[:2], arguments[1][-1], np.uint8))
+        return future
+
+
+def test_crf_gets_the_softmax_of_all_classes_and_the_image(model: DeepLab) -> None:
+    crf = RecordingCrf()
+    cfg = PredictConfig(scales=(1.0,), flip=False, crf_num_iters=3, crf_bilateral_sxy=7.0)
+    samples = [sample(n, (24, 24 + 8 * (n % 2))) for n in range(5)]
+    found = sorted(predict_samples(model, samples, cfg, crf=crf), key=lambda p: p.index)
+    assert len(found) == len(crf.asked) == 5
+    for prediction in found:
+        scores, classes, iters, sxy = crf.asked[id(prediction.sample.image)]
+        assert (list(classes), iters, sxy) == ([1, 2, 3], 3, 7.0)
+        assert scores.shape == (4, *prediction.labels.shape)
+        np.testing.assert_allclose(scores.sum(axis=0), 1, rtol=1e-5)
+        assert np.array_equal(scores.argmax(axis=0), prediction.labels)
+        assert prediction.refined is not None
+        assert (prediction.refined == 3).all()
+
+
+def test_long_images_are_predicted_smaller_at_their_own_size() -> None:
+    torch.manual_seed(0)
+    model = build_deeplab(settings(), len(CLASSES))[0].eval()
+    large, small = sample(0, (40, 80)), sample(1, (20, 40))
+    cfg = PredictConfig(scales=(1.0,), flip=False)
+    seen: list[tuple[int, ...]] = []
+    forward = model.forward_grid
+    model.forward_grid = lambda image: (seen.append(tuple(image.shape[2:])), forward(image))[1]  # type: ignore[method-assign]
+    found = list(predict_samples(model, [large, small], cfg, longest=40))
+    assert {p.sample.key: p.labels.shape for p in found} == {"image-0": (40, 80), "image-1": (20, 40)}
+    assert seen == [(20, 40), (20, 40)]
+
+
+def test_large_images_of_a_batch_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [(n, sample(n, (10, 10))) for n in range(5)]
+    assert [len(part) for part in seg_inference._parts(batch, 250)] == [2, 2, 1]
+    assert [len(part) for part in seg_inference._parts(batch, 1)] == [1] * 5
+
+
+def test_weights_are_found_in_a_run_a_stage_a_folder_and_a_file(tmp_path: Path) -> None:
+    final = tmp_path / "run" / "train_seg" / "final"
+    final.mkdir(parents=True)
+    model = build_deeplab(settings(), len(CLASSES))[0].eval()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
+    facts = deeplab_facts(settings(), CLASSES)
+    with pytest.raises(StageError, match=r"model.json is missing.*copy both"):
+        find_seg_weights(final)
+    (final / "model.json").write_text(json.dumps({"architecture": {"backbone": "lite0", "pcm": True}}))
+    with pytest.raises(StageError, match="describes no final network"):
+        find_seg_weights(final)
+    (final / "model.json").write_text(json.dumps({"architecture": facts, "config": {"predict.flip": False}}))
+    for source in (tmp_path / "run", tmp_path / "run" / "train_seg", final, final / "model.safetensors"):
+        found = find_seg_weights(source)
+        assert found.weights == final / "model.safetensors"
+        assert found.classes == CLASSES
+        assert found.settings == {"predict.flip": False}
+    network = load_network(found, torch.device("cpu"))
+    assert not network.training
+    image = torch.randn(1, 3, 24, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), model(image))
+    with pytest.raises(StageError, match=r"is missing: run `--stage train_seg`"):
+        find_seg_weights(tmp_path)
