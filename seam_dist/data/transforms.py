@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -213,12 +214,20 @@ def _window(side: int, resized: int, start: int, count: int) -> tuple[int, int, 
 
 
 def normalize_images(
-    image: Tensor, valid: Tensor, color: Tensor | None, mean: Tensor, std: Tensor, *, channels_last: bool
+    image: Tensor,
+    valid: Tensor,
+    color: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    channels_last: bool,
+    padding: Literal["mean", "black"] = "mean",
 ) -> Tensor:
-    """Return jittered, normalised float32 (B, 3, S, S) from uint8 crops; exactly zero outside `valid`.
+    """Return jittered, normalised float32 (B, 3, S, S) from uint8 crops.
 
-    `valid` (B, 4) int32 holds y0, x0, y1, x1; `color` (B, 8) the jitter of `seam_dist.data.color`, None for none;
-    `mean` and `std` (3) are in units of 0..1 pixel values. Runs on the device of `image` and compiles.
+    `valid` (B, 4) int32 holds y0, x0, y1, x1; outside it the result is exactly zero, or with padding "black" that of
+    a black pixel. `color` (B, 8) is the jitter of `seam_dist.data.color`, None for none; `mean` and `std` (3) are in
+    units of 0..1 pixel values. Runs on the device of `image` and compiles.
     """
     device = image.device
     valid = valid.to(device)
@@ -234,5 +243,6 @@ def normalize_images(
     inside_y = (rows >= valid[:, 0:1]) & (rows < valid[:, 2:3])
     inside_x = (columns >= valid[:, 1:2]) & (columns < valid[:, 3:4])
     inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]
-    pixels = torch.where(inside, pixels, torch.zeros((), device=device))
+    outside = -mean / std if padding == "black" else torch.zeros((), device=device)
+    pixels = torch.where(inside, pixels, outside)
     return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

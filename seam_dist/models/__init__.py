@@ -1,5 +1,6 @@
-"""Networks: backbones, SEAM, the final network, and the reading of weight files."""
+"""Networks: backbones, SEAM, AffinityNet, the final network, and the reading of weight files."""
 
+from seam_dist.models.affinity_net import AffinityNet, affinity_facts, affinity_stride, build_affinity_net
 from seam_dist.models.backbone import Backbone, Features
 from seam_dist.models.build import build_backbone, build_seam, parameter_groups
 from seam_dist.models.deeplab import DeepLab, build_deeplab, deeplab_facts, load_deeplab
@@ -8,12 +9,16 @@ from seam_dist.models.seam import SEAM, SEAMOutput
 
 __all__ = [
     "SEAM",
+    "AffinityNet",
     "Backbone",
     "DeepLab",
     "Features",
     "LoadReport",
     "SEAMOutput",
+    "affinity_facts",
+    "affinity_stride",
     "authors_state_dict",
+    "build_affinity_net",
     "build_backbone",
     "build_deeplab",
     "build_seam",

@@ -1,4 +1,4 @@
-"""Loads weights into SEAM from the files people have, and says what fitted.
+"""Loads weights into a network from the files people have, and says what fitted.
 
 Read: state dicts of torch (`.pth`, `.pt`; tensors only, nothing in the file is run), MXNet's `.params` of ResNet38d,
 `.safetensors`, and `package`, the ImageNet weights that the backbone's Python package ships. Names may be the authors'
@@ -9,20 +9,22 @@ dropped.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from seam_dist.models.backbone import Backbone
 from seam_dist.models.mxnet_params import read_mxnet_params, resnet38d_name
 from seam_dist.models.seam import HEAD_NAMES, SEAM
 
 PACKAGE = "package"
+_HEAD_NAMES = (*HEAD_NAMES, "f8_5")  # f8_5: AffinityNet's
 _SHOWN = 6
 # A name that tells the network of a state dict, for error messages.
 _SIGNATURES = {
@@ -32,6 +34,19 @@ _SIGNATURES = {
     "layer1.0.conv1.weight": "a ResNet",
     "patch_embed.proj.weight": "a vision transformer",
 }
+
+
+class Network(Protocol):
+    """A module that takes weights: a backbone under its name, heads beside it."""
+
+    backbone: Backbone
+    pretrained_names: set[str]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all tensors by name."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +130,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def model_name(name: str) -> str:
-    """Return SEAM's name for a parameter name of a file: heads as they are, all others under `backbone.`."""
+    """Return our name for a parameter name of a file: heads as they are, all others under `backbone.`."""
     name = name.removeprefix("module.")
-    if name.split(".")[0] in HEAD_NAMES or name.startswith("backbone."):
+    if name.split(".")[0] in _HEAD_NAMES or name.startswith("backbone."):
         return name
     return f"backbone.{name}"
 
 
-def authors_state_dict(model: SEAM) -> dict[str, Tensor]:
+def authors_state_dict(model: Network) -> dict[str, Tensor]:
     """Return the state dict under the authors' flat names, as their code loads it (ResNet38d of width 1)."""
     return {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
 
@@ -131,7 +146,7 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")  # files of MXNet and of old torch versions have none
 
 
-def _refuse_other_network(model: SEAM, source: str, report: LoadReport, names: Mapping[str, Tensor]) -> None:
+def _refuse_other_network(model: Network, source: str, report: LoadReport, names: Mapping[str, Tensor]) -> None:
     wrong = [name for name, _, _ in report.mismatched if name.startswith("backbone.")]
     absent = [name for name in report.missing if name.startswith("backbone.")]
     if not wrong and not absent:
@@ -150,19 +165,21 @@ def _refuse_other_network(model: SEAM, source: str, report: LoadReport, names: M
     )
 
 
-def _refuse_partial_head(model: SEAM, source: str, report: LoadReport) -> None:
+def _refuse_partial_head(model: Network, source: str, report: LoadReport) -> None:
     if not report.new:
         return
     shapes = "".join(f"; {name} is {list(a)} here, {list(b)} in the file" for name, a, b in report.mismatched)
     absent = f"; missing: {_listed(report.missing)}" if report.missing else ""
-    heads = f"heads for {model.num_classes} classes{' with PCM' if model.pcm else ''}"
+    heads, same = "heads of this network", "network and settings"
+    if isinstance(model, SEAM):
+        heads = f"heads for {model.num_classes} classes{' with PCM' if model.pcm else ''}"
+        same = "classes and loss.ablation"
     raise ValueError(
-        f"{source} lacks trained {heads}{shapes}{absent}: "
-        "give the checkpoint of a run with the same classes and loss.ablation"
+        f"{source} lacks trained {heads}{shapes}{absent}: give the checkpoint of a run with the same {same}"
     )
 
 
-def load_weights(model: SEAM, source: str | Path, *, require_heads: bool = False) -> LoadReport:
+def load_weights(model: Network, source: str | Path, *, require_heads: bool = False) -> LoadReport:
     """Copy weights into `model` and report what fitted; nothing is changed when they are refused.
 
     `source` is a path or "package". Heads that the file lacks, or has for another number of classes, stay as they are

@@ -1,0 +1,122 @@
+"""AffinityNet: features of grid cells whose L1 distance says whether two neighbouring cells are of one class.
+
+PARITY.md section 1, row AffinityNet; Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level
+Supervision", CVPR 2018, as SEAM's code uses it: three feature maps of the backbone are reduced, joined and mixed, all
+of it trained, the backbone included. It starts from ImageNet's weights, not from SEAM's. Parameter names are those of
+the authors' resnet38_aff checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from seam_kernels import Impl, edge_affinity
+from seam_kernels.stencil import shrunk_radius
+from torch import Tensor, nn
+from torch.nn.functional import elu
+
+from seam_dist.config import Config
+from seam_dist.models.backbone import Backbone, Features
+from seam_dist.models.build import build_backbone
+from seam_dist.models.pretrained import LoadReport, load_weights
+from seam_dist.models.seam import Conv1x1, resize
+
+
+class AffinityNet(nn.Module):
+    """A backbone with the branches f8_3, f8_4 and f8_5, one for each of its feature maps, and f9 over all of them.
+
+    `channels` are the widths of the branches; f9 has their sum. `radius` bounds the pairs, in cells. `pretrained_names`
+    holds the backbone parameters that came from weights; see parameter_groups.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        channels: tuple[int, int, int] = (64, 128, 256),
+        radius: int = 5,
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        if min(channels) < 1:
+            raise ValueError(f"channels={list(channels)} must be positive: change affinity.channels")
+        self.backbone = backbone
+        self.radius = radius
+        self.impl: Impl = impl
+        self.pretrained_names: set[str] = set()
+        self.f8_3, self.f8_4, self.f8_5 = (
+            Conv1x1(inputs, outputs) for inputs, outputs in zip(backbone.channels, channels, strict=True)
+        )
+        self.f9 = Conv1x1(sum(channels), sum(channels))
+        for branch in (self.f8_3, self.f8_4, self.f8_5):
+            nn.init.kaiming_normal_(branch.weight)
+        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+
+    def forward(self, image: Tensor, border: Literal["paper", "full"] = "full") -> Tensor:
+        """Return the affinities (B, K, h, w) of normalised images, as edge_affinity does; float32, in 0..1.
+
+        K belongs to the radius, which is smaller on grids below 2 * radius + 1 cells: see `pair_radius`.
+        """
+        feature = self.forward_grid(image)
+        radius = self.pair_radius(feature.shape[2], feature.shape[3])
+        with torch.autocast(image.device.type, enabled=False):
+            return edge_affinity(feature, radius=radius, border=border, impl=self.impl)
+
+    def pair_radius(self, height: int, width: int) -> int:
+        """Return the radius on a grid of that size."""
+        return shrunk_radius(height, width, self.radius)
+
+    def forward_grid(self, image: Tensor) -> Tensor:
+        """Return the features (B, sum of channels, h, w) of normalised images at the grid of conv6, float32."""
+        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
+                "normalise it with normalize_images first"
+            )
+        features: Features = self.backbone(image.to(self.f9.weight.dtype))
+        size = (features.conv6.shape[2], features.conv6.shape[3])
+        with torch.autocast(image.device.type, enabled=False):
+            branches = [
+                elu(branch(resize(feature.float(), size)))
+                for branch, feature in zip((self.f8_3, self.f8_4, self.f8_5), features, strict=True)
+            ]
+            return elu(self.f9(torch.cat(branches, dim=1)))
+
+
+def affinity_stride(cfg: Config) -> Literal[8, 16]:
+    """Return the pixels a cell of the affinity grid."""
+    return cfg.affinity.output_stride or cfg.model.output_stride
+
+
+def affinity_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what weights of cfg's AffinityNet belong to: a checkpoint with other facts is refused."""
+    return {
+        "network": "affinity",
+        "backbone": cfg.model.backbone,
+        "width": cfg.model.width,
+        "output_stride": affinity_stride(cfg),
+        "channels": list(cfg.affinity.channels),
+        "classes": list(classes),
+    }
+
+
+def build_affinity_net(cfg: Config, *, pretrained: bool = True) -> tuple[AffinityNet, LoadReport]:
+    """Return the network of cfg.affinity on cfg.model's backbone and the report of loading cfg.model.pretrained.
+
+    `pretrained=False` skips the weights, for a model whose checkpoint comes next. Random weights come from torch's
+    global generator: seed it first.
+    """
+    backbone = build_backbone(replace(cfg.model, output_stride=affinity_stride(cfg)))
+    model = AffinityNet(backbone, channels=cfg.affinity.channels, radius=cfg.affinity.radius)
+    if cfg.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if pretrained and cfg.model.pretrained is not None:
+        return model, load_weights(model, cfg.model.pretrained)
+    report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
+    if pretrained and (cfg.model.freeze_batchnorm or cfg.model.freeze_stem):
+        note = "random weights with frozen layers: set model.freeze_batchnorm=false and model.freeze_stem=false"
+        report = replace(report, notes=(note,))
+    return model, report
