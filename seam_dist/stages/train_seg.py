@@ -1,0 +1,89 @@
+"""Stage train_seg: train the final segmentation network on pseudo-labels, from the newest checkpoint if there is one.
+
+It trains on images and label maps alone; image-level labels went into the pseudo-labels. seg.labels=masks trains on the
+true masks instead, the fully supervised bound. Leaves what every training stage leaves. PARITY.md section 7.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seam_dist.artifacts import StageError, input_fingerprint
+from seam_dist.config import Config
+from seam_dist.data.joint import make_joint_loader
+from seam_dist.data.manifest import Manifest, load_manifest
+from seam_dist.distributed import init_world
+from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
+from seam_dist.seg_module import SegModule, synchronise_batchnorm
+from seam_dist.training_stage import IGNORED_SCHEDULE, run_training
+
+# What the trained weights depend on, apart from rounding. With live BatchNorm they depend on the split into
+# micro-batches, too: see seam_dist.seg_module.
+_SETTINGS = (
+    *("seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride", "model.align_grid"),
+    *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
+)
+# seg.labels: (stage, folder in it, what makes it write them).
+_LABELS = {
+    "walk": ("random_walk", "labels", "walk.splits"),
+    "walk_crf": ("random_walk", "labels_crf", "walk.crf=true and walk.splits"),
+    "cam_crf": ("infer_cam", "crf", "infer.crf=true and infer.splits"),
+}
+
+
+def run(cfg: Config) -> None:
+    """Train to the end of the schedule, or resume there; a finished stage is skipped unless seg.resume is never.
+
+    Raises StageError when the labels are not made, and SystemExit with 128 + the signal's number after a checkpoint
+    when SIGINT or SIGTERM ended it, so that a supervisor sees an unfinished job.
+    """
+    world = init_world(cfg)
+    manifest = load_manifest(cfg.shards_dir)
+    labels = label_folder(cfg)
+
+    def wrap(model: DeepLab, train_cfg: Config) -> SegModule:
+        synchronise_batchnorm(model, world)
+        return SegModule(model, train_cfg)
+
+    run_training(
+        cfg,
+        world,
+        "train_seg",
+        cfg.seg.schedule,
+        settings=_SETTINGS,
+        ignored=[f"seg.{name}" for name in IGNORED_SCHEDULE],
+        inputs=lambda: _inputs(cfg, manifest),
+        facts=deeplab_facts(cfg, manifest.classes),
+        num_samples=manifest.split(cfg.data.train_split).num_samples,
+        build=lambda: build_deeplab(cfg, manifest.num_classes),
+        wrap=wrap,
+        loader=lambda cfg, start, micro: make_joint_loader(
+            cfg, manifest, world.rank, world.size, start, micro, labels=labels, kind="seg"
+        ),
+    )
+
+
+def label_folder(cfg: Config) -> Path | None:
+    """Return the folder of label tars that cfg.seg.labels names, None for the masks in the shards."""
+    if cfg.seg.labels == "masks":
+        return None
+    stage, folder, _ = _LABELS[cfg.seg.labels]
+    return cfg.stage_dir(stage) / folder
+
+
+def _inputs(cfg: Config, manifest: Manifest) -> dict[str, str]:
+    """Return the fingerprints of shards and labels; raise StageError when a label tar of the split is missing."""
+    inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
+    folder = label_folder(cfg)
+    if folder is None:
+        return inputs
+    stage, _, maker = _LABELS[cfg.seg.labels]
+    inputs[stage] = input_fingerprint(cfg.stage_dir(stage), stage)
+    split = manifest.split(cfg.data.train_split)
+    missing = [shard.file for shard in split.shards if not (folder / shard.file).is_file()]
+    if missing:
+        raise StageError(
+            f"seg.labels={cfg.seg.labels} needs {folder / missing[0]}, which stage {stage} did not write: run it again "
+            f"with {maker} that include {split.name!r}, or change seg.labels"
+        )
+    return inputs
