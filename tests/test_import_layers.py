@@ -14,6 +14,7 @@ LAYERS: list[set[str]] = [
     {"data", "models", "cam", "losses", "metrics", "affinity", "crf", "labels", "interop"},
     {
         *("artifacts", "checkpoint", "engine", "inference", "logger", "step_overhead", "supervision", "zero_state"),
+        "cam_maps",
         *("label_scores", "train_module", "affinity_module", "seg_module", "seg_inference", "training_stage"),
     },
     {"stages", "report"},

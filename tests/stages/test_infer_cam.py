@@ -19,10 +19,12 @@ from torch.nn.functional import interpolate
 
 from seam_dist.artifacts import StageError, input_fingerprint, open_stage
 from seam_dist.cam import read_cams, store_cam
+from seam_dist.cam_maps import find_checkpoint, infer_samples, load_model
 from seam_dist.config import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.files import read_json, write_json
+from seam_dist.inference import by_size
 from seam_dist.models import authors_state_dict, build_seam
 from seam_dist.settings import dump_yaml, from_tree
 from seam_dist.stages import infer_cam, shard
@@ -37,7 +39,7 @@ def make_config(root: Path, name: str = "run", **sections: dict[str, object]) ->
         "source": {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [64, 48]},
         "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
         "model": {"backbone": "resnet38d", "width": 0.05, "pcm_channels": [8, 8]},
-        "infer": {"scales": SCALES, "batch_size": 2},
+        "infer": {"scales": SCALES, "batch_size": 2, "crf": False},
     }
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values}
@@ -100,7 +102,7 @@ def stored_of(cfg: Config, split: str) -> dict[str, object]:
 def published_map(cfg: Config, sample: Sample, kind: str) -> np.ndarray:
     """One image, one scale and one direction at a time, every map at full size before it is added, in float64."""
     manifest = load_manifest(cfg.shards_dir)
-    model = infer_cam.load_model(cfg, manifest, infer_cam.find_checkpoint(cfg)).eval().double()
+    model = load_model(cfg, manifest, find_checkpoint(cfg)).eval().double()
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
     height, width = sample.image.shape[:2]
     total = np.zeros((manifest.num_classes, height, width))
@@ -216,13 +218,13 @@ def test_other_weights_make_all_cams_anew(root):
 def test_batches_do_not_change_the_maps(trained):
     cfg = make_config(trained)
     manifest = load_manifest(cfg.shards_dir)
-    model = infer_cam.load_model(cfg, manifest, infer_cam.find_checkpoint(cfg)).eval()
+    model = load_model(cfg, manifest, find_checkpoint(cfg)).eval()
     rng = np.random.default_rng(0)
     sizes = [(32, 40), (40, 32), (32, 40), (32, 40), (24, 24)]
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     samples = [Sample(f"s{i}", image, (1, 1 + i % 3)[i % 3 == 0 :], None, "") for i, image in enumerate(images)]
-    several = infer_cam.infer_samples(model, samples, cfg.infer)
-    alone = [infer_cam.infer_samples(model, [sample], cfg.infer)[0] for sample in samples]
+    several = infer_samples(model, samples, cfg.infer)
+    alone = [infer_samples(model, [sample], cfg.infer)[0] for sample in samples]
     assert [cam.key for cam in several] == ["s0", "s1", "s2", "s3", "s4"]
     for one, other in zip(several, alone, strict=True):
         np.testing.assert_allclose(one.cam.astype(np.float32), other.cam.astype(np.float32), atol=2e-3)
@@ -234,7 +236,7 @@ def sample_of_size(index, size):
 
 def test_images_of_one_size_are_batched_and_few_wait():
     sizes = [(2, 3), (3, 2), (2, 3), (2, 3), (3, 2), (2, 3)]
-    batches = list(infer_cam.by_size((sample_of_size(i, s) for i, s in enumerate(sizes)), 2))
+    batches = list(by_size((sample_of_size(i, s) for i, s in enumerate(sizes)), 2))
     assert [[index for index, _ in batch] for batch in batches] == [[0, 2], [1, 4], [3, 5]]
 
 
@@ -246,16 +248,16 @@ def test_at_most_eight_batches_of_images_wait():
             drawn.append(index)
             yield sample_of_size(index, (1, index + 1))
 
-    first = next(infer_cam.by_size(stream(), 2))
+    first = next(by_size(stream(), 2))
     assert len(drawn) == 16
     assert len(first) == 1
 
 
 def test_an_image_without_classes_gets_an_empty_map(trained):
     cfg = make_config(trained)
-    model = infer_cam.load_model(cfg, load_manifest(cfg.shards_dir), infer_cam.find_checkpoint(cfg)).eval()
+    model = load_model(cfg, load_manifest(cfg.shards_dir), find_checkpoint(cfg)).eval()
     sample = Sample("s", np.zeros((24, 32, 3), np.uint8), (), None, "")
-    (stored,) = infer_cam.infer_samples(model, [sample], cfg.infer)
+    (stored,) = infer_samples(model, [sample], cfg.infer)
     assert stored.cam.shape == stored.plain.shape == (0, 3, 4)
 
 
@@ -291,7 +293,7 @@ def test_weights_of_another_run_bring_their_network(root, finished):
 
 def test_authors_weight_file_gives_the_same_cams(root, finished, tmp_path):
     manifest = load_manifest(finished.shards_dir)
-    model = infer_cam.load_model(finished, manifest, infer_cam.find_checkpoint(finished))
+    model = load_model(finished, manifest, find_checkpoint(finished))
     torch.save(authors_state_dict(model), tmp_path / "authors.pth")
     cfg = make_config(root, name="authors", infer={"scales": SCALES, "checkpoint": str(tmp_path / "authors.pth")})
     infer_cam.run(cfg)

@@ -1,0 +1,278 @@
+"""Dense CRFs beside the network: a pool of processes, and what the stages make of the refined scores.
+
+A CRF takes about a second an image on one core, so the pool's processes work while the network does. Only the classes
+of an image and the background go into its CRF. Whatever is made of the refined scores (labels, affinity labels, the
+authors' files) is made in the process that computed them: scores at full size would be 4 MB an image on the way back.
+
+The processes come from a fork server, which imports torch and the kernels once for all of them; they import neither the
+program that started them nor the training stack, run one thread each, and end when their rank does, however it ends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from seam_kernels import dense_crf
+
+from seam_dist.config import Config, CrfConfig
+from seam_dist.interop import write_crf_dict
+from seam_dist.labels import IGNORED
+
+T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
+
+_NO_SCORE = 1e-5  # blocks without a larger score than this are ignored (PARITY.md section 5)
+_WAITING = 2  # images a process that wait for it; more would only hold memory
+
+
+class CamLabels(NamedTuple):
+    """Labels (H, W) of CAM + CRF, and affinity labels (ceil(H / s), ceil(W / s)) where they were asked for; uint8."""
+
+    labels: Pixels
+    affinity: Pixels | None
+
+
+def check_crf(cfg: CrfConfig) -> None:
+    """Raise ValueError when the CRF that `cfg` asks for cannot run here."""
+    if cfg.impl == "lattice" and importlib.util.find_spec("pydensecrf") is None:
+        raise ValueError(
+            "crf.impl=lattice needs the package pydensecrf2, which is not installed: pip install 'seam-dist[crf]', or "
+            "set crf.impl=torch (exact, slow on large images), or do without (infer.crf=false, walk.crf=false, "
+            "predict.crf=false)"
+        )
+    if cfg.impl == "lattice" and cfg.source_stride != 1:
+        raise ValueError(
+            f"crf.source_stride={cfg.source_stride} has no effect on crf.impl=lattice: set it to 1, or crf.impl=torch"
+        )
+    if cfg.impl == "triton" and not torch.cuda.is_available():
+        raise ValueError("crf.impl=triton needs a GPU and torch sees none: set crf.impl=lattice or crf.impl=torch")
+
+
+def crf_workers(cfg: Config) -> int:
+    """Return the number of CRF processes of this rank: crf.num_workers, else its threads; 0 where a GPU does the work.
+
+    Call it after init_world, which settles the threads.
+    """
+    if crf_device(cfg).type == "cuda":
+        return 0
+    if cfg.crf.num_workers is not None:
+        return cfg.crf.num_workers
+    return cfg.run.threads or torch.get_num_threads()
+
+
+def crf_device(cfg: Config) -> torch.device:
+    """Return where the CRFs of this rank run: on its GPU with impl triton, and with auto where there is one."""
+    on_gpu = cfg.crf.impl in ("triton", "auto") and cfg.run.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def with_background(cam: Scores, alpha: float) -> Scores:
+    """Return scores (K + 1, H, W): the background (1 - max over classes)^alpha, then the map (K, H, W) itself.
+
+    Without a class the background is 1. PARITY.md section 3.
+    """
+    strongest = cam.max(axis=0, initial=-np.inf, keepdims=True) if len(cam) else np.zeros((1, *cam.shape[1:]))
+    background = np.power(np.maximum(1 - strongest.astype(np.float32), 0), np.float32(alpha))
+    return np.concatenate([background, cam]).astype(np.float32)
+
+
+def block_means(scores: Scores, stride: int) -> Scores:
+    """Return the means (C, ceil(H / s), ceil(W / s)) of blocks of s x s pixels; outside the image all scores are 0."""
+    channels, height, width = scores.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    padded = np.zeros((channels, rows * stride, columns * stride), np.float32)
+    padded[:, :height, :width] = scores
+    means: Scores = padded.reshape(channels, rows, stride, columns, stride).mean(axis=(2, 4), dtype=np.float32)
+    return means
+
+
+def affinity_labels(low: Scores, high: Scores, classes: Sequence[int], stride: int) -> Pixels:
+    """Return affinity labels from the scores (K + 1, H, W) of both CRFs, that of the smaller alpha first.
+
+    Block means, then argmax, then: `low` is background -> 255; `high` is background -> 0; no score of either reaches
+    1e-5 -> 255; in this order. What is left has the class of `low`. PARITY.md section 5.
+    """
+    low, high = block_means(low, stride), block_means(high, stride)
+    ids = np.array([0, *classes], np.uint8)
+    labels: Pixels = ids[low.argmax(axis=0)]
+    labels[labels == 0] = IGNORED
+    labels[high.argmax(axis=0) == 0] = 0
+    labels[np.maximum(low.max(axis=0), high.max(axis=0)) < _NO_SCORE] = IGNORED
+    return labels
+
+
+class CrfPool:
+    """`workers` processes that compute dense CRFs with the settings `cfg`; 0 computes at once, in the caller.
+
+    A context manager. `submit` waits when two images a process are waiting already, so that a fast network does not
+    fill the memory. An error in a process, or its death, is raised by the future's result().
+    """
+
+    def __init__(self, cfg: CrfConfig, workers: int, *, device: torch.device | None = None) -> None:
+        check_crf(cfg)
+        self._cfg, self._workers, self._device = cfg, workers, device or torch.device("cpu")
+        self._executor: ProcessPoolExecutor | None = None
+        self._places = threading.BoundedSemaphore(max(1, workers * (1 + _WAITING)))
+
+    def __enter__(self) -> CrfPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def submit(
+        self, image: Pixels, scores: Scores, num_iters: int, bilateral_sxy: float
+    ) -> Future[NDArray[np.float32]]:
+        """Return the future probabilities (C, H, W) of scores (C, H, W) on an image (H, W, 3)."""
+        return self._call(_solve, image, scores, num_iters, bilateral_sxy)
+
+    def submit_labels(
+        self, image: Pixels, scores: Scores, classes: Sequence[int], num_iters: int, bilateral_sxy: float
+    ) -> Future[Pixels]:
+        """Return the future labels (H, W): the most probable of background and `classes`; scores are (K + 1, H, W)."""
+        return self._call(_solve_labels, image, scores, tuple(classes), num_iters, bilateral_sxy)
+
+    def submit_cam(
+        self,
+        image: Pixels,
+        cam: Scores,
+        classes: Sequence[int],
+        alphas: tuple[float, float],
+        *,
+        stride: int | None = None,
+        dicts: tuple[Path, Path] | None = None,
+    ) -> Future[CamLabels]:
+        """Return the future labels of a normalised CAM (K, H, W) from the CRFs of both backgrounds.
+
+        stride: affinity labels are made as well, in blocks of stride x stride pixels. dicts: the authors' CRF files to
+        write, one for each alpha. With neither, the first CRF alone is computed.
+        """
+        return self._call(_solve_cam, image, cam, tuple(classes), alphas, stride, dicts)
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Run function(settings, device, *arguments) in a process of the pool."""
+        if self._workers == 0:
+            done: Future[T] = Future()
+            done.set_result(function(self._cfg, self._device, *arguments))
+            return done
+        if self._executor is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
+        self._places.acquire()
+        try:
+            with _main_hidden():
+                future = self._executor.submit(function, self._cfg, self._device, *arguments)
+        except BaseException:
+            self._places.release()
+            raise
+        future.add_done_callback(lambda _: self._places.release())
+        return future
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep new processes from importing the running program: it is the command with everything behind it.
+
+    multiprocessing imports it so that functions of the program itself can be called; here there are none.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
+def _start_worker() -> None:
+    """One thread, deaf to Ctrl-C, which the rank handles, and gone when the rank is."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        # The queue that this process waits at stays open without the rank: it would wait for ever.
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _solve(
+    cfg: CrfConfig, device: torch.device, image: Pixels, scores: Scores, num_iters: int, bilateral_sxy: float
+) -> NDArray[np.float32]:
+    if len(scores) == 1:  # background alone: whatever its scores, nothing else is probable
+        return np.ones(scores.shape, np.float32)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]
+    found = dense_crf(
+        torch.from_numpy(np.ascontiguousarray(scores, np.float32))[None].to(device),
+        pixels,
+        num_iters=num_iters,
+        gaussian_sxy=cfg.gaussian_sxy,
+        gaussian_compat=cfg.gaussian_compat,
+        bilateral_sxy=bilateral_sxy,
+        bilateral_srgb=cfg.bilateral_srgb,
+        bilateral_compat=cfg.bilateral_compat,
+        source_stride=cfg.source_stride,
+        impl=cfg.impl,
+    )
+    return found[0].cpu().numpy()
+
+
+def _solve_labels(
+    cfg: CrfConfig,
+    device: torch.device,
+    image: Pixels,
+    scores: Scores,
+    classes: tuple[int, ...],
+    num_iters: int,
+    bilateral_sxy: float,
+) -> Pixels:
+    found = _solve(cfg, device, image, scores, num_iters, bilateral_sxy)
+    labels: Pixels = np.array([0, *classes], np.uint8)[found.argmax(axis=0)]
+    return labels
+
+
+def _solve_cam(
+    cfg: CrfConfig,
+    device: torch.device,
+    image: Pixels,
+    cam: Scores,
+    classes: tuple[int, ...],
+    alphas: tuple[float, float],
+    stride: int | None,
+    dicts: tuple[Path, Path] | None,
+) -> CamLabels:
+    used = alphas if stride is not None or dicts is not None else alphas[:1]
+    found = [
+        _solve(cfg, device, image, with_background(cam, alpha), cfg.num_iters, cfg.bilateral_sxy) for alpha in used
+    ]
+    if dicts is not None:
+        for path, scores in zip(dicts, found, strict=True):
+            write_crf_dict(path, classes, scores)
+    labels: Pixels = np.array([0, *classes], np.uint8)[found[0].argmax(axis=0)]
+    return CamLabels(labels, None if stride is None else affinity_labels(found[0], found[1], classes, stride))
