@@ -1,0 +1,269 @@
+"""The command `seam-dist predict`: labels of any images from the weights of a final network, without shards or config.
+
+For each image a palette PNG of class indices and an overlay; folders keep their structure. Exit codes: 0 done; 1 some
+images could not be read, each of which was named; 2 an argument or the weights are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from seam_dist.config import Config, CrfConfig, PredictConfig, RunConfig
+from seam_dist.crf import CrfPool, crf_device, crf_workers
+from seam_dist.data.images import BadImageError, decode_image, decode_mask, read_header
+from seam_dist.data.shards import Sample
+from seam_dist.export import check_export, export_network
+from seam_dist.files import atomic_write
+from seam_dist.label_scores import confusion_matrix
+from seam_dist.labels import encode_labels
+from seam_dist.metrics import scores_from_confusion
+from seam_dist.report.overlay import overlay
+from seam_dist.seg_inference import Prediction, SegWeights, alignment, find_seg_weights, load_network, predict_samples
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+_DEFAULTS = PredictConfig()
+_JPEG_QUALITY = 90
+
+
+class PredictError(ValueError):
+    """An argument that cannot be followed; the message says why and what to do."""
+
+
+@dataclass
+class Outcome:
+    """What has become of the images so far: how many are done, which could not be read, and their scores."""
+
+    confusion: torch.Tensor
+    num_done: int = 0
+    num_scored: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the argument parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="seam-dist predict",
+        description="Predict the class of every pixel of images with a trained final network. Writes NAME.png (palette "
+        "PNG of class indices) and NAME_overlay.jpg for each image.",
+    )
+    add = parser.add_argument
+    add(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="W",
+        help="run, its train_seg/final, or the model.safetensors there",
+    )
+    add("--images", type=Path, metavar="DIR|FILE", help="a folder (jpg, png, webp, folders within it, too) or an image")
+    add("--out", type=Path, metavar="DIR", help="folder that gets the labels; its structure is that of --images")
+    add("--scales", type=float, nargs="+", metavar="S", help="sizes relative to the image (default: as trained for)")
+    add("--flip", action=argparse.BooleanOptionalAction, help="add the mirror image (default: as trained for)")
+    add("--crf", action="store_true", help="refine the labels by a dense CRF")
+    add("--crf-impl", choices=("lattice", "torch", "triton", "auto"), help="kind of CRF (default: as trained for)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network runs")
+    add("--batch-size", type=_count, default=_DEFAULTS.batch_size, metavar="N", help="images of one size at a time")
+    add("--threads", type=_count, metavar="N", help="CPU threads (default: all)")
+    add("--max-side", type=_count, default=1024, metavar="N", help="scale longer images to N pixels for the network")
+    add("--max-pixels", type=_count, default=50_000_000, metavar="N", help="refuse to decode larger images")
+    add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write NAME_overlay.jpg, too")
+    add(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="true masks (NAME.png, class indices) to compare with: prints the mIoU",
+    )
+    add("--export", type=Path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
+    add(
+        "--export-size",
+        type=_count,
+        nargs=2,
+        default=(384, 512),
+        metavar=("H", "W"),
+        help="size that it is traced with",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except ValueError as error:
+        print(f"seam-dist predict: error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(
+            f"seam-dist predict: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr
+        )
+    return 2
+
+
+def _count(word: str) -> int:
+    value = int(word)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{word} is less than 1")
+    return value
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.export is None and arguments.images is None:
+        raise PredictError("neither --images nor --export was given: name a folder of images or a file to export to")
+    if (arguments.images is None) != (arguments.out is None):
+        raise PredictError("--images and --out go together: give both, or neither with --export")
+    if arguments.export is not None:
+        check_export(arguments.export)
+    found = find_seg_weights(arguments.weights)
+    cfg = predict_settings(arguments, found)
+    images = {} if arguments.images is None else find_images(arguments.images, arguments.out)
+    if arguments.threads is not None:
+        torch.set_num_threads(cfg.run.threads or 1)
+    if arguments.export is not None:
+        height, width = arguments.export_size
+        sizes = export_network(load_network(found, torch.device("cpu")), arguments.export, (height, width))
+        logits = f"logits (1, {1 + len(found.classes)}, H, W)"
+        print(f"{arguments.export}: from uint8 RGB (1, 3, H, W), {sizes}, to {logits}")
+    if arguments.images is None:
+        return 0
+    outcome = predict_images(found, images, cfg, arguments)
+    print(f"{outcome.num_done} of {len(images)} images done, in {arguments.out}")
+    if arguments.masks is not None:
+        print(format_scores(outcome, found.classes))
+    if outcome.failures:
+        print(f"seam-dist predict: {len(outcome.failures)} images could not be read, see above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def predict_settings(arguments: argparse.Namespace, found: SegWeights) -> Config:
+    """Return the settings in force: the arguments, then those that the network was trained with, then the defaults."""
+    trained = found.settings
+    predict = {entry.name: trained.get(f"predict.{entry.name}") for entry in fields(PredictConfig)}
+    predict.update(splits=None, checkpoint=None, voc_server=None, batch_size=arguments.batch_size, crf=arguments.crf)
+    predict.update({name: value for name in ("scales", "flip") if (value := getattr(arguments, name)) is not None})
+    if predict["scales"] is not None and (not predict["scales"] or min(predict["scales"]) <= 0):
+        raise PredictError(f"--scales {predict['scales']}: expected numbers above 0")
+    crf = {entry.name: trained.get(f"crf.{entry.name}") for entry in fields(CrfConfig)}
+    crf.update(num_workers=None, impl=arguments.crf_impl or crf["impl"])
+    return Config(
+        run=RunConfig(device=arguments.device, threads=arguments.threads),
+        predict=PredictConfig(**_given(predict)),
+        crf=CrfConfig(**_given(crf)),
+    )
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def find_images(source: Path, out: Path) -> dict[str, Path]:
+    """Return the images by their name in the output, `sub/folder/stem`, in order; a single file by its stem.
+
+    Raises PredictError when there are none, when two would have the same name, or when `out` is the folder of images.
+    """
+    if source.is_file():
+        if source.parent.resolve() == out.resolve():
+            raise PredictError(f"--out {out} is the folder of {source.name}: labels could replace images; give another")
+        return {source.stem: source}
+    if not source.is_dir():
+        raise PredictError(f"--images {source} is not there: give a folder or an image")
+    if source.resolve() == out.resolve():
+        raise PredictError(f"--out {out} is the folder of the images: labels would replace images; give another folder")
+    inside = out.resolve()
+    images: dict[str, Path] = {}
+    for path in sorted(source.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file() or inside in path.resolve().parents:
+            continue
+        name = path.relative_to(source).with_suffix("").as_posix()
+        if name in images:
+            raise PredictError(f"{images[name]} and {path} would both become {name}.png: rename or move one of them")
+        images[name] = path
+    if not images:
+        raise PredictError(f"--images {source} holds no {', '.join(SUFFIXES)}: give a folder of images")
+    return images
+
+
+def predict_images(
+    found: SegWeights, images: Mapping[str, Path], cfg: Config, arguments: argparse.Namespace
+) -> Outcome:
+    """Write the labels of all images, and their overlays; return what became of them."""
+    device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if arguments.device == "cuda" and device.type == "cpu":
+        raise PredictError("--device cuda but torch sees no GPU: use --device cpu, or a GPU build of torch")
+    classes = found.classes
+    outcome = Outcome(torch.zeros(len(classes) + 1, len(classes) + 1, dtype=torch.int64))
+    with ExitStack() as stack:
+        crf = None
+        if cfg.predict.crf:
+            crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
+        model = load_network(found, device)
+        bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict"))
+        samples = _read(images, arguments.max_pixels, outcome, bar)
+        predictions = predict_samples(
+            model, samples, cfg.predict, align=alignment(found, model), longest=arguments.max_side, crf=crf
+        )
+        for prediction in predictions:
+            labels = prediction.labels if prediction.refined is None else prediction.refined
+            target = arguments.out / f"{prediction.sample.key}.png"
+            atomic_write(target, encode_labels(labels))
+            if arguments.overlay:
+                picture = Image.fromarray(overlay(prediction.sample.image, labels, classes))
+                data = io.BytesIO()
+                picture.save(data, "JPEG", quality=_JPEG_QUALITY)
+                atomic_write(target.with_name(f"{target.stem}_overlay.jpg"), data.getvalue())
+            if arguments.masks is not None:
+                _score(prediction, labels, arguments.masks, outcome, arguments.max_pixels)
+            outcome.num_done += 1
+            bar.update(1)
+    return outcome
+
+
+def _read(images: Mapping[str, Path], max_pixels: int, outcome: Outcome, bar: tqdm[None]) -> Iterator[Sample]:
+    """Yield the images that can be decoded; say which cannot, and why."""
+    for name, path in images.items():
+        try:
+            data = path.read_bytes()
+            header = read_header(data, max_pixels=max_pixels)
+            image = decode_image(data, max_pixels=max_pixels, orientation=header.orientation)
+        except (BadImageError, OSError) as error:
+            outcome.failures.append(name)
+            bar.write(f"seam-dist predict: warning: {path} is left out: {error}", file=sys.stderr)
+            bar.update(1)
+            continue
+        yield Sample(name, image, (), None, name)
+
+
+def _score(prediction: Prediction, labels: Any, masks: Path, outcome: Outcome, max_pixels: int) -> None:
+    path = masks / f"{prediction.sample.key}.png"
+    if not path.is_file():
+        return
+    try:
+        mask = decode_mask(path.read_bytes(), max_pixels=max_pixels)
+        outcome.confusion += confusion_matrix(labels, mask, len(outcome.confusion))
+    except ValueError as error:
+        raise PredictError(f"{path} cannot be compared ({error}): put the mask right, or leave --masks out") from None
+    outcome.num_scored += 1
+
+
+def format_scores(outcome: Outcome, classes: Sequence[str]) -> str:
+    """Return the IoU of each class and their mean, in percent, over the images that have a mask."""
+    if outcome.num_scored == 0:
+        return "no image has a mask of its name in --masks"
+    scores = scores_from_confusion(outcome.confusion)
+    names = ["background", *classes]
+    width = max(map(len, names))
+    lines = [
+        f"  {name.ljust(width)}  {100 * value:6.2f}" for name, value in zip(names, scores.iou.tolist(), strict=True)
+    ]
+    return "\n".join([f"mIoU {100 * float(scores.miou):.2f} over {outcome.num_scored} images with masks", *lines])

@@ -1,0 +1,325 @@
+"""Stage infer_seg on a small procedural set with an untrained network."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
+
+from seam_dist.artifacts import StageError, open_stage
+from seam_dist.config import Config
+from seam_dist.data.manifest import load_manifest
+from seam_dist.data.shards import RawSample, read_raw, read_shard, write_shard
+from seam_dist.distributed import World, init_world, shutdown
+from seam_dist.files import read_json, sha256_file, write_json
+from seam_dist.labels import decode_labels, read_label_shard, voc_palette
+from seam_dist.models import build_deeplab, deeplab_facts
+from seam_dist.settings import from_tree
+from seam_dist.stages import infer_seg, shard
+
+SCALES = [0.5, 1.0]
+
+
+def settings(root: Path, name: str = "run", **sections: dict[str, Any]) -> Config:
+    tree: dict[str, dict[str, Any]] = {
+        "run": {"name": name, "dir": str(root / "runs"), "device": "cpu", "threads": 1},
+        "source": {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [48, 36]},
+        "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
+        "model": {"width": 0.0625, "output_stride": 16},
+        "seg": {"width": 8},
+        "crf": {"impl": "torch", "num_workers": 0, "source_stride": 2},
+        "predict": {"scales": SCALES, "batch_size": 2},
+    }
+    for section, values in sections.items():
+        tree[section] = {**tree.get(section, {}), **values}
+    return from_tree(tree)
+
+
+def finish_training(cfg: Config, seed: int = 0, classes: tuple[str, ...] | None = None) -> None:
+    """Leave what train_seg leaves, with random weights."""
+    classes = classes or load_manifest(cfg.shards_dir).classes
+    torch.manual_seed(seed)
+    model, _ = build_deeplab(cfg, len(classes))
+    torch.nn.init.normal_(model.head.classifier.weight, std=2)
+    stage = open_stage(cfg, "train_seg", settings=("seg",))
+    final = stage.dir / "final"
+    final.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
+    write_json(final / "model.json", {"architecture": deeplab_facts(cfg, classes), "config": {}})
+    stage.finish(final.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("infer_seg")
+    cfg = settings(root)
+    shard.run(cfg)
+    finish_training(cfg)
+    return root
+
+
+@pytest.fixture
+def root(trained: Path, tmp_path: Path) -> Path:
+    """A copy of shards and training, for tests that write."""
+    shutil.copytree(trained, tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.fixture(scope="module")
+def finished(trained: Path) -> Config:
+    shutil.copytree(trained, trained.parent / "finished_seg")
+    cfg = settings(trained.parent / "finished_seg")
+    infer_seg.run(cfg)
+    return cfg
+
+
+def files_of(cfg: Config) -> list[str]:
+    manifest = load_manifest(cfg.shards_dir)
+    return [part.file for split in cfg.predict.splits for part in manifest.split(split).shards]
+
+
+def digests(cfg: Config) -> dict[str, str]:
+    folder = cfg.stage_dir("infer_seg")
+    return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.glob("labels*/*.tar"))}
+
+
+def test_labels_are_those_of_the_slow_order(finished: Config) -> None:
+    model = infer_seg.load_network(
+        infer_seg.find_weights(finished, load_manifest(finished.shards_dir)), torch.device("cpu")
+    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
+    for file in files_of(finished):
+        stored = read_label_shard(finished.stage_dir("infer_seg") / "labels" / file)
+        samples = list(read_shard(finished.shards_dir / file, masks=False, max_pixels=10**6))
+        assert list(stored) == [sample.key for sample in samples]
+        for sample in samples:
+            height, width = sample.image.shape[:2]
+            total = torch.zeros(1, 4, height, width)
+            for scale in SCALES:
+                size = (round(width * scale), round(height * scale))
+                pixels = np.array(Image.fromarray(sample.image).resize(size, Image.Resampling.BICUBIC))
+                image = ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
+                with torch.no_grad():
+                    both = [model(image), model(image.flip(-1)).flip(-1)]
+                for logits in both:
+                    total += interpolate(logits, (height, width), mode="bilinear", align_corners=True)
+            labels = decode_labels(stored[sample.key], max_pixels=10**6, num_classes=3)
+            top = total[0].topk(2, dim=0).values
+            clear = (top[0] - top[1] > 1e-3).numpy()
+            assert clear.mean() > 0.98
+            assert np.array_equal(labels[clear], total[0].argmax(dim=0).numpy()[clear])
+
+
+def test_stage_leaves_both_kinds_of_labels_and_facts_and_is_skipped(
+    finished: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read_json(finished.stage_dir("infer_seg") / "manifest.json")
+    files = files_of(finished)
+    assert set(record["outputs"]) == {f"{folder}/{file}" for folder in ("labels", "labels_crf") for file in files}
+    assert record["num_images"] == 8
+    assert record["images_per_s"] > 0
+    assert record["bad_samples"] == []
+    assert set(record["inputs"]) == {"shards", "network", "train_seg"}
+    refined = read_label_shard(finished.stage_dir("infer_seg") / "labels_crf" / files[0])
+    plain = read_label_shard(finished.stage_dir("infer_seg") / "labels" / files[0])
+    assert list(refined) == list(plain)
+    assert refined != plain
+    monkeypatch.setattr(infer_seg, "load_network", None)
+    infer_seg.run(finished)
+    assert "done already" in capsys.readouterr().out
+
+
+def test_stage_that_was_killed_goes_on_and_leaves_the_same_bytes(
+    root: Path, finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = settings(root)
+    written: list[str] = []
+    original = infer_seg.write_labels
+
+    def killed(path: Path, items: Any) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        original(path, items)
+        written.append(f"{path.parent.name}/{path.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer_seg, "write_labels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            infer_seg.run(cfg)
+    # The second shard has its labels, but not those of the CRF.
+    assert sorted(digests(cfg)) == sorted(written)
+    assert not (cfg.stage_dir("infer_seg") / "manifest.json").exists()
+    kept = (cfg.stage_dir("infer_seg") / written[0]).stat().st_mtime_ns
+    infer_seg.run(cfg)
+    assert digests(cfg) == digests(finished)
+    assert (cfg.stage_dir("infer_seg") / written[0]).stat().st_mtime_ns == kept
+    # Cut between the last shard and the manifest.
+    (cfg.stage_dir("infer_seg") / "manifest.json").unlink()
+    infer_seg.run(cfg)
+    assert digests(cfg) == digests(finished)
+
+
+def test_ranks_share_the_shards(root: Path, finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = settings(root)
+    manifest = load_manifest(cfg.shards_dir)
+    stage, todo = infer_seg._open(cfg, manifest, infer_seg.find_weights(cfg, manifest))
+    for rank in (1, 0):
+        world = World(rank=rank, size=2, local_rank=rank, local_size=2, device=torch.device("cpu"))
+        names: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(infer_seg, "init_world", lambda _cfg, world=world: world)
+            patch.setattr(infer_seg, "on_main", lambda function, _world, opened=(stage, todo): opened)
+            patch.setattr(infer_seg, "wait_for", lambda folder, files: None)
+            patch.setattr(infer_seg, "all_gather_object", lambda value, _world: [value])
+            patch.setattr(infer_seg, "barrier", lambda _world: None)
+            original = infer_seg.write_shard
+            patch.setattr(
+                infer_seg,
+                "write_shard",
+                lambda folder, name, parts, names=names, original=original, **more: (
+                    names.append(name),
+                    original(folder, name, parts, **more),
+                ),
+            )
+            infer_seg.run(cfg)
+        assert names == [part.file for part in todo[rank::2]]
+    assert digests(cfg) == digests(finished)
+
+
+def test_other_weights_or_scales_make_the_labels_again(root: Path) -> None:
+    cfg = settings(root, predict={"crf": False})
+    infer_seg.run(cfg)
+    before = digests(cfg)
+    assert all(name.startswith("labels/") for name in before)
+    infer_seg.run(replace(cfg, predict=replace(cfg.predict, scales=(1.5,))))
+    after = digests(cfg)
+    assert before.keys() == after.keys()
+    assert before != after
+    # CRF settings do not matter without the CRF.
+    stamp = (cfg.stage_dir("infer_seg") / "manifest.json").stat().st_mtime_ns
+    infer_seg.run(replace(cfg, predict=replace(cfg.predict, scales=(1.5,)), crf=replace(cfg.crf, gaussian_sxy=1.0)))
+    assert (cfg.stage_dir("infer_seg") / "manifest.json").stat().st_mtime_ns == stamp
+    other = settings(root, name="other", predict={"crf": False})
+    finish_training(other, seed=5)
+    infer_seg.run(settings(root, predict={"crf": False, "checkpoint": str(other.run_dir)}))
+    assert digests(cfg) != before
+    record = read_json(cfg.stage_dir("infer_seg") / "manifest.json")
+    assert set(record["inputs"]) == {"shards", "network"}
+    assert record["checkpoint"].startswith(str(other.run_dir))
+
+
+def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
+    root: Path, finished: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.stage_dir("infer_seg"), root / "runs" / "run" / "infer_seg")
+    cfg = settings(root, predict={"voc_server": "val"})
+    # Asked for after the labels were made: nothing else is made again.
+    before = digests(cfg)
+    infer_seg.run(cfg)
+    archive = cfg.stage_dir("infer_seg") / "voc_server.tar.gz"
+    assert str(archive) in capsys.readouterr().out
+    assert digests(cfg) == before
+    record = read_json(cfg.stage_dir("infer_seg") / "manifest.json")
+    assert record["outputs"]["voc_server.tar.gz"] == archive.stat().st_size
+    expected = {}
+    for part in load_manifest(cfg.shards_dir).split("val").shards:
+        stored = read_label_shard(cfg.stage_dir("infer_seg") / "labels_crf" / part.file)
+        for raw in read_raw(cfg.shards_dir / part.file):
+            name = json.loads(raw.members["json"])["source_id"]
+            expected[f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png"] = stored[raw.key]
+    with tarfile.open(archive, "r:gz") as tar:
+        found = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        assert all(member.isreg() and member.mtime == 0 and member.uname == "" for member in tar.getmembers())
+    assert found == expected
+    image = Image.open(io.BytesIO(next(iter(found.values()))))
+    assert image.mode == "P"
+    assert bytes(image.getpalette() or [])[:63] == voc_palette()[:63]
+    first = archive.read_bytes()
+    archive.unlink()
+    infer_seg.run(cfg)
+    assert archive.read_bytes() == first
+    # It is done now, and without the wish it stays.
+    stamp = archive.stat().st_mtime_ns
+    infer_seg.run(cfg)
+    infer_seg.run(settings(root))
+    assert archive.stat().st_mtime_ns == stamp
+
+
+def test_server_archive_needs_all_images_of_a_predicted_split(root: Path) -> None:
+    with pytest.raises(StageError, match=r"predict.voc_server=val is not one of predict.splits=\['train'\]"):
+        infer_seg.run(settings(root, predict={"voc_server": "val", "splits": ["train"]}))
+
+
+def rewrite(cfg: Config, split: str, change: Callable[[RawSample], RawSample]) -> None:
+    """Change the first sample of a split's first shard, and its entry in the manifest."""
+    path = cfg.shards_dir / load_manifest(cfg.shards_dir).split(split).shards[0].file
+    samples = list(read_raw(path))
+    samples[0] = change(samples[0])
+    with open(path, "wb") as file:
+        write_shard(file, samples)
+    tree = read_json(cfg.shards_dir / "manifest.json")
+    tree["splits"][split]["shards"][0].update(num_bytes=path.stat().st_size, sha256=sha256_file(path))
+    write_json(cfg.shards_dir / "manifest.json", tree)
+
+
+def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
+    cfg = settings(root, predict={"crf": False, "voc_server": "val"})
+    cut = lambda raw: RawSample(raw.key, {**raw.members, "jpg": raw.members["jpg"][:300]})  # noqa: E731
+    rewrite(cfg, "val", cut)
+    with pytest.raises(ValueError, match="1 of 8 images cannot be used"):
+        infer_seg.run(cfg)
+    shutil.rmtree(cfg.stage_dir("infer_seg"))
+    lenient = replace(cfg, data=replace(cfg.data, max_bad_fraction=0.5))
+    with pytest.raises(StageError, match="could not be read and has no labels, and the server wants all"):
+        infer_seg.run(lenient)
+    infer_seg.run(replace(lenient, predict=replace(cfg.predict, voc_server=None)))
+    record = read_json(cfg.stage_dir("infer_seg") / "manifest.json")
+    assert len(record["bad_samples"]) == 1
+    labels = read_label_shard(cfg.stage_dir("infer_seg") / "labels" / "val-00000.tar")
+    assert len(labels) == len(list(read_raw(cfg.shards_dir / "val-00000.tar"))) - 1
+
+
+def test_name_that_the_server_cannot_know_is_refused(root: Path) -> None:
+    cfg = settings(root, predict={"crf": False, "voc_server": "val"})
+
+    def rename(raw: RawSample) -> RawSample:
+        info = {**json.loads(raw.members["json"]), "source_id": "../x"}
+        return RawSample(raw.key, {**raw.members, "json": json.dumps(info).encode()})
+
+    rewrite(cfg, "val", rename)
+    with pytest.raises(StageError, match=r"is called '\.\./x' in its data set"):
+        infer_seg.run(cfg)
+
+
+def test_unfinished_training_and_other_classes_name_the_remedy(root: Path) -> None:
+    with pytest.raises(StageError, match=r"stage train_seg is not finished"):
+        infer_seg.run(settings(root, name="new"))
+    other = settings(root, name="other")
+    finish_training(other, classes=("a", "b"))
+    with pytest.raises(StageError, match=r"trained for 2 classes \(a, b\), the shards in .* have 3"):
+        infer_seg.run(other)
+
+
+def test_missing_crf_package_is_told_before_any_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(infer_seg, "load_network", None)
+    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
+        infer_seg.run(settings(root, crf={"impl": "lattice", "source_stride": 1}))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leave_the_world() -> Iterator[None]:
+    yield
+    shutdown(init_world(Config()))
