@@ -42,6 +42,7 @@ from seam_dist.files import read_json, sha256_file, write_json
 from seam_dist.inference import wait_for
 from seam_dist.interop import crf_folder, write_cam_dict
 from seam_dist.labels import write_labels
+from seam_dist.models import affinity_stride
 
 _SETTINGS = ("infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop")
 _INTEROP_SETTINGS = ("infer.cam_stride", "infer.interop")
@@ -164,11 +165,6 @@ class _ShardOutput:
             blocks = ((key, labels.affinity) for key, labels in made.items() if labels.affinity is not None)
             write_labels(self._folder / "affinity" / name, blocks)
         write_cams(self._folder / "cams" / name, self.cams)
-
-
-def affinity_stride(cfg: Config) -> int:
-    """Return the side of a block of the affinity labels, in pixels."""
-    return cfg.affinity.output_stride or cfg.model.output_stride
 
 
 def _bad_file(folder: Path, shard: str) -> Path:
