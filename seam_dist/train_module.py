@@ -6,7 +6,7 @@ another number of ranks or another split into micro batches therefore draws the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch.nn.functional import interpolate
 from seam_dist.cam import scaled_size
 from seam_dist.config import Config
 from seam_dist.data.transforms import normalize_images
+from seam_dist.distributed import World
 from seam_dist.losses import seam_losses
-from seam_dist.models.seam import SEAM, SEAMOutput
+from seam_dist.models.seam import SEAM, SEAMOutput, present_channels
 
 _MASK_53 = (1 << 53) - 1
 # splitmix64 (Steele, Lea, Flood 2014): its multipliers as signed 64-bit numbers; products wrap around.
@@ -98,18 +99,25 @@ class TrainModule(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    def begin_step(self, batches: Sequence[MutableMapping[str, Any]], _world: World) -> None:
+        """Add to each micro-batch, still on the CPU, the CAM channels that its losses read: PCM refines those alone."""
+        for batch in batches:
+            batch["channels"] = present_channels(batch["label"])
+
     def forward(self, batch: Mapping[str, Any], warmup: float) -> dict[str, Tensor]:
         """Return the float32 losses of a batch by name: "loss", the total, and the terms in use.
 
-        `batch` is what the loader yields, moved to the device; `warmup` in 0..1 scales the ER and ECR weights.
+        `batch` is what the loader yields, moved to the device; `warmup` in 0..1 scales the ER and ECR weights. Losses
+        and gradients are the same with and without the entry "channels" of begin_step.
         """
         self.keys.sample_number = batch["sample_number"]
         image = self.images(batch)
-        first = self._cams(image)
+        channels = batch.get("channels")
+        first = self._cams(image, channels)
         second = None
         if self.cfg.loss.ablation != "cam":
             size = second_view_size(image.shape[2], self.cfg)
-            second = self._cams(interpolate(image, (size, size), mode="bilinear", align_corners=True))
+            second = self._cams(interpolate(image, (size, size), mode="bilinear", align_corners=True), channels)
         with torch.autocast(image.device.type, enabled=False):
             losses = seam_losses(first, second, batch["label"], self.cfg.loss, warmup)
         # Only the total is trained; the rest is for the log and needs no graph.
@@ -132,8 +140,8 @@ class TrainModule(nn.Module):
         output = self._cams(image)
         return image * self.std[:, None, None] + self.mean[:, None, None], output.cam, output.cam_refined
 
-    def _cams(self, image: Tensor) -> SEAMOutput:
+    def _cams(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
         bf16 = self.cfg.train.precision == "bf16"
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output: SEAMOutput = self.model(image)
+            output: SEAMOutput = self.model(image, channels)
         return output

@@ -43,6 +43,16 @@ def pcm_input_cam(cam: Tensor) -> Tensor:
         return torch.cat([1 - strongest, foreground], dim=1)
 
 
+def present_channels(label: Tensor) -> Tensor:
+    """Return the CAM channels that the losses of a batch read, int64: 0, and 1 + each class of multi-hot (B, C) labels.
+
+    Every loss multiplies the refined maps by the label (the background by 1) before it compares channels, and PCM
+    refines each channel alone: the other channels may as well be 0. The result lives where the label does; on a GPU
+    the processor waits for it, so it is made from labels on the CPU.
+    """
+    return torch.cat([label.new_zeros(1, dtype=torch.int64), label.any(dim=0).nonzero()[:, 0] + 1])
+
+
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Return x resized to `size`, bilinear with align_corners=True, as everywhere in the published network."""
     if (x.shape[2], x.shape[3]) == size:
@@ -119,13 +129,16 @@ class SEAM(nn.Module):
             nn.init.kaiming_normal_(self.f8_4.weight)
             nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
-    def forward(self, image: Tensor) -> SEAMOutput:
-        """Return both CAMs at the size of the normalised image (B, 3, H, W)."""
-        cam, refined = self.forward_grid(image)
+    def forward(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
+        """Return both CAMs at the size of the normalised image (B, 3, H, W).
+
+        `channels` names the channels that the refined CAM is wanted for, see present_channels; the others are 0 there.
+        """
+        cam, refined = self.forward_grid(image, channels)
         size = (image.shape[2], image.shape[3])
         return SEAMOutput(resize(cam, size), None if refined is None else resize(refined, size))
 
-    def forward_grid(self, image: Tensor) -> SEAMOutput:
+    def forward_grid(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
         """Return both CAMs at the grid of the backbone's conv6; with pcm_grid "conv4" the refined one at conv4's."""
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
@@ -136,9 +149,9 @@ class SEAM(nn.Module):
         features: Features = self.backbone(image.to(self.fc8.weight.dtype))
         with torch.autocast(image.device.type, enabled=False):
             cam = self.fc8(self.dropout7(features.conv6))
-            return SEAMOutput(cam, self._refine(cam, features, image.float()) if self.pcm else None)
+            return SEAMOutput(cam, self._refine(cam, features, image.float(), channels) if self.pcm else None)
 
-    def _refine(self, cam: Tensor, features: Features, image: Tensor) -> Tensor:
+    def _refine(self, cam: Tensor, features: Features, image: Tensor, channels: Tensor | None) -> Tensor:
         if self.pcm_grid == "conv4":
             cam = resize(cam, (features.conv4.shape[2], features.conv4.shape[3]))
         size = (cam.shape[2], cam.shape[3])
@@ -149,5 +162,9 @@ class SEAM(nn.Module):
         if self.pcm_center:
             feature = feature - feature.mean(dim=2, keepdim=True)
         spread = pcm_input_cam(cam).flatten(2)  # [B, C + 1, N]
-        refined: Tensor = pcm_attention(spread, feature, eps=EPS, impl=self.pcm_impl)
+        if channels is None or len(channels) == spread.shape[1]:
+            refined: Tensor = pcm_attention(spread, feature, eps=EPS, impl=self.pcm_impl)
+        else:
+            wanted = pcm_attention(spread.index_select(1, channels), feature, eps=EPS, impl=self.pcm_impl)
+            refined = torch.zeros_like(spread).index_copy(1, channels, wanted)
         return refined.view(cam.shape)
