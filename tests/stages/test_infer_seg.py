@@ -247,6 +247,7 @@ def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
     assert image.mode == "P"
     assert bytes(image.getpalette() or [])[:63] == voc_palette()[:63]
     first = archive.read_bytes()
+    assert first[4:8] == bytes(4)  # gzip's own time
     archive.unlink()
     infer_seg.run(cfg)
     assert archive.read_bytes() == first
