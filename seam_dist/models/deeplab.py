@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> 
     if cfg.model.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if pretrained and source is not None:
-        return model, load_weights(cast(Any, model), source)
+        return model, load_weights(model, source)
     report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
     if pretrained and (seg.freeze_batchnorm or seg.freeze_stem):
         note = "random weights with frozen layers: set seg.freeze_batchnorm=false and seg.freeze_stem=false"

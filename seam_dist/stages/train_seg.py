@@ -41,6 +41,11 @@ def run(cfg: Config) -> None:
     manifest = load_manifest(cfg.shards_dir)
     labels = label_folder(cfg)
 
+    settings = list(_SETTINGS)
+    if cfg.model.activation_checkpointing and not cfg.seg.freeze_batchnorm:
+        # A block that runs twice counts its batch twice in its running statistics.
+        settings.append("model.activation_checkpointing")
+
     def wrap(model: DeepLab, train_cfg: Config) -> SegModule:
         synchronise_batchnorm(model, world)
         return SegModule(model, train_cfg)
@@ -50,7 +55,7 @@ def run(cfg: Config) -> None:
         world,
         "train_seg",
         cfg.seg.schedule,
-        settings=_SETTINGS,
+        settings=settings,
         ignored=[f"seg.{name}" for name in IGNORED_SCHEDULE],
         inputs=lambda: _inputs(cfg, manifest),
         facts=deeplab_facts(cfg, manifest.classes),
