@@ -15,7 +15,15 @@ LAYERS: list[set[str]] = [
     {
         *("artifacts", "checkpoint", "engine", "inference", "logger", "step_overhead", "supervision", "zero_state"),
         "cam_maps",
-        *("label_scores", "train_module", "affinity_module", "seg_module", "seg_inference", "training_stage"),
+        *(
+            "label_scores",
+            "train_module",
+            "affinity_module",
+            "affinity_bench",
+            "seg_module",
+            "seg_inference",
+            "training_stage",
+        ),
     },
     {"stages", "report"},
     {"cli", "launcher", "predict", "status"},
