@@ -177,7 +177,9 @@ class CrfPool:
             return done
         if self._executor is None:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
+            # torch imports its compiler, 2 s of work, when the first operation of ours is called.
+            exact = [] if self._cfg.impl == "lattice" else ["torch._dynamo"]
+            context.set_forkserver_preload([__name__, *exact])
             self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
         self._places.acquire()
         try:
