@@ -21,11 +21,12 @@ from torch.nn.functional import interpolate
 from seam_dist.artifacts import StageError, open_stage
 from seam_dist.config import Config
 from seam_dist.data.manifest import load_manifest
-from seam_dist.data.shards import RawSample, read_raw, read_shard, write_shard
+from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.distributed import World, init_world, shutdown
 from seam_dist.files import read_json, sha256_file, write_json
 from seam_dist.labels import decode_labels, read_label_shard, voc_palette
 from seam_dist.models import build_deeplab, deeplab_facts
+from seam_dist.seg_inference import Prediction
 from seam_dist.settings import from_tree
 from seam_dist.stages import infer_seg, shard
 
@@ -120,6 +121,21 @@ def test_labels_are_those_of_the_slow_order(finished: Config) -> None:
             clear = (top[0] - top[1] > 1e-3).numpy()
             assert clear.mean() > 0.98
             assert np.array_equal(labels[clear], total[0].argmax(dim=0).numpy()[clear])
+
+
+def test_shard_keeps_the_order_of_its_samples(tmp_path: Path) -> None:
+    # Images of equal size are predicted together, so predictions come in another order.
+    def prediction(index: int) -> Prediction:
+        labels = np.full((2, 3), index, np.uint8)
+        sample = Sample(f"image-{9 - index}", np.zeros((2, 3, 3), np.uint8), (), None, "name")
+        return Prediction(index, sample, labels, labels + 1)
+
+    infer_seg.write_shard(tmp_path, "a.tar", map(prediction, (2, 0, 1)), crf=True)
+    for folder, shift in (("labels", 0), ("labels_crf", 1)):
+        stored = read_label_shard(tmp_path / folder / "a.tar")
+        assert list(stored) == ["image-9", "image-8", "image-7"]
+        for index, data in enumerate(stored.values()):
+            assert (decode_labels(data, max_pixels=100) == index + shift).all()
 
 
 def test_stage_leaves_both_kinds_of_labels_and_facts_and_is_skipped(
