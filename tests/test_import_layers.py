@@ -14,6 +14,7 @@ LAYERS: list[set[str]] = [
     {"data", "models", "cam", "losses", "metrics", "affinity", "crf", "labels", "interop"},
     {
         *("artifacts", "checkpoint", "engine", "inference", "logger", "step_overhead", "supervision", "zero_state"),
+        "step_bench",
         "cam_maps",
         *(
             "label_scores",

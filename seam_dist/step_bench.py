@@ -1,0 +1,306 @@
+"""Speed, memory and time by part of a SEAM training step, against the published form of the step on the same machine.
+
+    python -m seam_dist.step_bench [--forms published ours ours-high] [--batch 8] [--crop 448] [--scale 0.3] [--width 1]
+                                   [--steps 10] [--csv FILE]
+
+published: float32, contiguous memory, PCM from dense N x N matrices, the losses as PARITY.md section 2 reads.
+ours: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses`.
+ours-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
+ours-compiled: ours, the network through torch.compile.
+
+All on ResNet38d with random weights and images, frozen as in training, SGD with momentum. `mfu` is the flops of the
+network (convolutions and matrix products of the published form, forward and backward, counted by torch) over the
+step's time and over the rate of large matrix products in bf16 (CPU: float32) measured just before. The parts are timed
+in a second pass of steps that is cut at their borders, so their sum is a little above the step. Needs no DeepSpeed and
+no data. Times are wall time on a GPU and process time on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, multilabel_soft_margin_loss, relu
+from torch.utils.flop_counter import FlopCounterMode
+
+from seam_dist.config import LossConfig, TrainConfig
+from seam_dist.losses import seam_losses
+from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
+from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.seam import EPS, pcm_input_cam, present_channels, resize
+
+FORMS = ("published", "ours", "ours-high", "ours-compiled")
+PARTS = (
+    "backbone_forward", "classifier_forward", "pcm_forward", "losses", "pcm_backward", "classifier_backward",
+    "backbone_backward", "optimizer",
+)  # fmt: skip
+FIELDS = (
+    "form", "batch", "crop", "scale", "width", "classes", "images_per_s", "step_ms", "tflop_per_image", "mfu",
+    "peak_gib", *(f"{part}_ms" for part in PARTS), "matrix_tflops", "device", "torch",
+)  # fmt: skip
+_LOSS = LossConfig()
+
+
+class PublishedSEAM(SEAM):
+    """SEAM whose PCM builds the similarity of all pixel pairs, normalises it and multiplies the CAM by it."""
+
+    def _refine(self, cam: Tensor, features: Features, image: Tensor, channels: Tensor | None) -> Tensor:
+        size = (cam.shape[2], cam.shape[3])
+        conv4, conv5 = features.conv4.detach(), features.conv5.detach()
+        branches = [resize(image, size), relu(self.f8_3(conv4)), relu(self.f8_4(conv5))]
+        feature = self.f9(torch.cat(branches, dim=1)).flatten(2)
+        feature = feature / (torch.norm(feature, dim=1, keepdim=True) + EPS)
+        similarity = relu(torch.matmul(feature.transpose(1, 2), feature))
+        similarity = similarity / (torch.sum(similarity, dim=1, keepdim=True) + EPS)
+        refined: Tensor = torch.matmul(pcm_input_cam(cam).flatten(2), similarity)
+        return refined.view(cam.shape)
+
+
+def _max_norm(cam: Tensor) -> Tensor:
+    positive = relu(cam)
+    low = positive.amin(dim=(2, 3), keepdim=True)
+    high = positive.amax(dim=(2, 3), keepdim=True)
+    return relu(positive - low - 1e-5) / (high - low + 1e-5)
+
+
+def published_loss(first: SEAMOutput, second: SEAMOutput, label: Tensor) -> Tensor:
+    """Return the total loss as PARITY.md section 2 reads, operation by operation, at full size."""
+    n = label.shape[0]
+    with_background = torch.cat([label.new_ones(n, 1), label], dim=1)[:, :, None, None]
+    size = (second.cam.shape[2], second.cam.shape[3])
+    assert first.cam_refined is not None
+    assert second.cam_refined is not None
+    total = label.new_zeros(())
+    maps = []
+    for view in (first, second):
+        assert view.cam_refined is not None
+        pooled = adaptive_avg_pool2d(view.cam, 1)[:, 1:, 0, 0]
+        strongest = (view.cam_refined * with_background)[:, 1:].amax(dim=1).flatten(1)
+        k = strongest.shape[1] // 4
+        lowest = torch.topk(strongest, k, dim=1, largest=False).values
+        total = total + (multilabel_soft_margin_loss(pooled, label) + relu(lowest).sum() / (k * n)) / 2
+        cam = resize(_max_norm(view.cam), size) * with_background
+        refined = resize(_max_norm(view.cam_refined), size) * with_background
+        background = 1 - cam[:, 1:].amax(dim=1, keepdim=True)
+        maps.append((cam, refined, torch.cat([background, cam[:, 1:]], dim=1)))
+    (cam1, refined1, target1), (cam2, refined2, target2) = maps
+    total = total + (cam1[:, 1:] - cam2[:, 1:]).abs().mean()
+    for target, refined in ((target2, refined1), (target1, refined2)):
+        onehot = target.detach().clone()
+        onehot[:, 1:][onehot[:, 1:] != onehot[:, 1:].amax(dim=1, keepdim=True)] = 0
+        difference = (onehot - refined).abs().flatten(1)
+        total = total + torch.topk(difference, int(difference.shape[1] * 0.2), dim=1).values.mean()
+    return total
+
+
+class Step:
+    """One form of the training step on a fixed random batch."""
+
+    def __init__(self, args: argparse.Namespace, form: str, device: torch.device) -> None:
+        self.form, self.device = form, device
+        self.ours = form != "published"
+        torch.manual_seed(0)
+        with device:
+            backbone = ResNet38d(width=args.width)
+            backbone.freeze(batchnorm=True, stem=True)
+            self.model = (SEAM if self.ours else PublishedSEAM)(backbone, args.classes)
+            self.image = torch.randn(args.batch, 3, args.crop, args.crop)
+        self.model.train()
+        generator = torch.Generator().manual_seed(0)
+        label = (torch.rand(args.batch, args.classes, generator=generator) < 1.5 / args.classes).float()
+        self.channels = present_channels(label).to(device) if self.ours else None
+        self.label = label.to(device)
+        side = max(1, int(args.crop * args.scale))
+        self.second_size = (side, side)
+        if self.ours:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.image = self.image.contiguous(memory_format=torch.channels_last)
+        self.run: nn.Module = torch.compile(self.model) if form == "ours-compiled" else self.model  # type: ignore[assignment]
+        # Noise teaches nothing: a small rate keeps the weights finite.
+        groups = parameter_groups(self.model, TrainConfig(lr=1e-9))
+        self.optimizer = torch.optim.SGD(groups, lr=1e-9, momentum=0.9)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the network's forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.ours)
+
+    def views(self) -> tuple[Tensor, Tensor]:
+        """Return the images of both views."""
+        second = interpolate(self.image, self.second_size, mode="bilinear", align_corners=True)
+        return self.image, second
+
+    def loss(self, first: SEAMOutput, second: SEAMOutput) -> Tensor:
+        """Return the total loss."""
+        if self.ours:
+            return seam_losses(first, second, self.label, _LOSS)["loss"]
+        return published_loss(first, second, self.label)
+
+    def forward(self) -> Tensor:
+        """Return the total loss of both views."""
+        with self.autocast():
+            first, second = (self.run(view, self.channels) for view in self.views())
+        return self.loss(first, second)
+
+    def __call__(self) -> Tensor:
+        """Train one step."""
+        loss = self.forward()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def parts(self, clock: Callable[[], float]) -> dict[str, float]:
+        """Train one step, cut at the borders of its parts, and return the seconds of each."""
+        spent = dict.fromkeys(PARTS, 0.0)
+        last = clock()
+
+        def ends(part: str) -> None:
+            nonlocal last
+            now = clock()
+            spent[part] += now - last
+            last = now
+
+        model, views = self.model, self.views()
+        with self.autocast():
+            features = [model.backbone(view) for view in views]
+        ends("backbone_forward")
+        leaves = [f.conv6.detach().requires_grad_() for f in features]
+        cams = [model.fc8(model.dropout7(leaf)) for leaf in leaves]
+        ends("classifier_forward")
+        refined = [
+            model._refine(cam.detach(), f, view.float(), self.channels)
+            for cam, f, view in zip(cams, features, views, strict=True)
+        ]
+        ends("pcm_forward")
+        grids = [[x.detach().requires_grad_() for x in pair] for pair in zip(cams, refined, strict=True)]
+        full = [
+            SEAMOutput(*(resize(x, (view.shape[2], view.shape[3])) for x in pair))
+            for pair, view in zip(grids, views, strict=True)
+        ]
+        torch.autograd.backward(self.loss(full[0], full[1]))
+        ends("losses")
+        torch.autograd.backward(refined, [pair[1].grad for pair in grids])
+        ends("pcm_backward")
+        torch.autograd.backward(cams, [pair[0].grad for pair in grids])
+        ends("classifier_backward")
+        torch.autograd.backward([f.conv6 for f in features], [leaf.grad for leaf in leaves])
+        ends("backbone_backward")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        ends("optimizer")
+        return spent
+
+
+def count_flops(args: argparse.Namespace) -> int:
+    """Return the flops of a forward and backward pass of the published form, counted without computing it."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        step = Step(args, "published", torch.device("cpu"))
+        torch.autograd.backward(step.forward())
+    return int(counter.get_total_flops())
+
+
+def make_clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock in seconds: process time, or wall time once the GPU is idle."""
+    if device.type == "cpu":
+        return lambda: time.process_time() / torch.get_num_threads()
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Return the flops a second of large products, bf16 on a GPU and float32 on a CPU."""
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    clock, seconds = make_clock(device), []
+    for _ in range(8):
+        begin = clock()
+        a @ a
+        seconds.append(clock() - begin)
+    return 2 * side**3 / statistics.median(seconds[2:])
+
+
+def measure(args: argparse.Namespace, form: str, flops: int, rate: float) -> dict[str, Any]:
+    """Return the row of a form."""
+    device = torch.device(args.device)
+    clock = make_clock(device)
+    is_gpu = device.type == "cuda"
+    if is_gpu:
+        torch.cuda.empty_cache()
+    torch.set_float32_matmul_precision("high" if form == "ours-high" else "highest")
+    step = Step(args, form, device)
+    for _ in range(args.warmup):
+        step()
+    if is_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    begin = clock()
+    for _ in range(args.steps):
+        step()
+    seconds = (clock() - begin) / args.steps
+    peak = torch.cuda.max_memory_allocated() / 2**30 if is_gpu else float("nan")
+    parts = [step.parts(clock) for _ in range(1 + args.steps)][1:]
+    row: dict[str, Any] = {name: getattr(args, name) for name in ("batch", "crop", "scale", "width", "classes")}
+    row |= {"form": form, "images_per_s": f"{args.batch / seconds:.4g}", "step_ms": f"{seconds * 1e3:.4g}"}
+    row |= {"tflop_per_image": f"{flops / args.batch / 1e12:.4g}", "mfu": f"{flops / seconds / rate:.3f}"}
+    row |= {"peak_gib": f"{peak:.3f}" if is_gpu else "", "matrix_tflops": f"{rate / 1e12:.4g}"}
+    row |= {f"{part}_ms": f"{statistics.median(entry[part] for entry in parts) * 1e3:.4g}" for part in PARTS}
+    row |= {"device": torch.cuda.get_device_name() if is_gpu else "cpu", "torch": torch.__version__}
+    return {name: row[name] for name in FIELDS}
+
+
+def main(words: list[str] | None = None) -> None:
+    """Print a row for each form, and what ours gains; add the rows to the CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS[:3]))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=448, help="side of the first view, pixels")
+    parser.add_argument("--scale", type=float, default=0.3, help="side of the second view over that of the first")
+    parser.add_argument("--width", type=float, default=1.0, help="factor on the network's channels")
+    parser.add_argument("--classes", type=int, default=20, help="foreground classes")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--csv", type=Path, help="file that the rows are added to")
+    args = parser.parse_args(words)
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    flops, rate = count_flops(args), matrix_rate(torch.device(args.device))
+    rows = []
+    for form in args.forms:
+        try:
+            rows.append(measure(args, form, flops, rate))
+        except torch.cuda.OutOfMemoryError:
+            print(f"{form}: out of memory at batch {args.batch}", flush=True)
+            continue
+        print("  ".join(f"{name} {value}" for name, value in rows[-1].items() if value != ""), flush=True)
+    by_form = {row["form"]: row for row in rows}
+    for form, row in by_form.items():
+        if form != "published" and "published" in by_form:
+            faster = float(row["images_per_s"]) / float(by_form["published"]["images_per_s"])
+            line = f"{form}: {faster:.2f} x the images/s of the published form"
+            if row["peak_gib"]:
+                line += f", {float(row['peak_gib']) / float(by_form['published']['peak_gib']):.2f} x its peak memory"
+            print(line, flush=True)
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        new = not args.csv.exists()
+        with args.csv.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

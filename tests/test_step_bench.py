@@ -1,0 +1,77 @@
+"""The benchmark of a training step: both forms compute the same step, its parts are the whole, and its rows."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seam_dist.config import LossConfig
+from seam_dist.losses import seam_losses
+from seam_dist.models import SEAMOutput
+from seam_dist.step_bench import FORMS, PARTS, Step, main, published_loss
+
+TINY = argparse.Namespace(batch=2, crop=40, scale=0.6, width=1 / 16, classes=3)
+
+
+def step(form: str) -> Step:
+    made = Step(TINY, form, torch.device("cpu"))
+    made.model.eval()  # dropout would draw
+    return made
+
+
+def test_published_loss_is_that_of_the_trainer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 4, *size, generator=generator).requires_grad_() for size in ((31, 29), (17, 16)) * 2]
+    label = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    views = SEAMOutput(maps[0], maps[2]), SEAMOutput(maps[1], maps[3])
+    plain, trained = published_loss(*views, label), seam_losses(*views, label, LossConfig())["loss"]
+    torch.testing.assert_close(plain, trained)
+    for got, expected in zip(torch.autograd.grad(plain, maps), torch.autograd.grad(trained, maps), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_forms_share_weights_and_loss() -> None:
+    published, ours = step("published"), step("ours")
+    exact = published.forward()
+    assert ours.forward().item() == pytest.approx(exact.item(), rel=0.03)  # bf16
+    ours.autocast = published.autocast  # type: ignore[method-assign]
+    torch.testing.assert_close(ours.forward(), exact)
+
+
+@pytest.mark.parametrize("form", ["published", "ours"])
+def test_parts_of_a_step_train_as_the_whole_step(form: str) -> None:
+    whole, cut = step(form), step(form)
+    whole()
+    spent = cut.parts(lambda: 0.0)
+    assert tuple(spent) == PARTS
+    for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        if a.requires_grad:
+            expected = whole.optimizer.state[a]["momentum_buffer"]
+            got = cut.optimizer.state[b]["momentum_buffer"]
+            assert (got - expected).norm() <= 1e-4 * expected.norm() + 1e-7
+
+
+def test_rows_hold_the_figures_of_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "step.csv"
+    words = "--device cpu --batch 2 --crop 32 --scale 0.5 --width 0.0625 --classes 3 --steps 1 --warmup 0 --forms"
+    main([*words.split(), *FORMS[:2], "--csv", str(table)])
+    rows = list(csv.DictReader(table.open()))
+    assert [row["form"] for row in rows] == ["published", "ours"]
+    for row in rows:
+        assert float(row["images_per_s"]) > 0
+        assert float(row["mfu"]) > 0
+        assert all(float(row[f"{part}_ms"]) >= 0 for part in PARTS)
+        assert row["tflop_per_image"] == rows[0]["tflop_per_image"]
+    assert "x the images/s of the published form" in capsys.readouterr().out
+
+
+def test_needs_neither_deepspeed_nor_webdataset() -> None:
+    code = "import sys, seam_dist.step_bench; print(sorted({'deepspeed', 'webdataset', 'cv2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
