@@ -191,4 +191,4 @@ class _Array:
         if not isinstance(self.content, bytes) or len(self.content) != math.prod(self.shape) * dtype.itemsize:
             raise ValueError(f"an array of shape {self.shape} has other bytes than it needs")
         array = np.frombuffer(self.content, dtype).reshape(self.shape, order="F" if self.by_columns else "C")
-        return np.ascontiguousarray(array, np.float32)
+        return np.array(array, np.float32, order="C")

@@ -8,23 +8,26 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from torch.nn.functional import interpolate
 
 from seam_dist.artifacts import StageError, input_fingerprint, open_stage
 from seam_dist.cam import read_cams, store_cam
 from seam_dist.cam_maps import find_checkpoint, infer_samples, load_model
 from seam_dist.config import Config
+from seam_dist.crf import affinity_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.files import read_json, write_json
 from seam_dist.inference import by_size
+from seam_dist.interop import read_cam_dict, read_crf_dict, write_cam_dict
+from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.models import authors_state_dict, build_seam
 from seam_dist.settings import dump_yaml, from_tree
 from seam_dist.stages import infer_cam, shard
@@ -99,28 +102,17 @@ def stored_of(cfg: Config, split: str) -> dict[str, object]:
     return {cam.key: cam for part in parts for cam in read_cams(cfg.stage_dir("infer_cam") / "cams" / part.file)}
 
 
-def published_map(cfg: Config, sample: Sample, kind: str) -> np.ndarray:
+def published_map(dense_reading: ModuleType, cfg: Config, sample: Sample, kind: str) -> np.ndarray:
     """One image, one scale and one direction at a time, every map at full size before it is added, in float64."""
     manifest = load_manifest(cfg.shards_dir)
     model = load_model(cfg, manifest, find_checkpoint(cfg)).eval().double()
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
-    height, width = sample.image.shape[:2]
-    total = np.zeros((manifest.num_classes, height, width))
-    for scale in cfg.infer.scales:
-        size = (round(width * scale), round(height * scale))
-        pixels = np.array(Image.fromarray(sample.image).resize(size, Image.Resampling.BICUBIC))
-        image = (torch.from_numpy(pixels).permute(2, 0, 1).double() / 255 - mean) / std
-        for turned in (False, True):
-            with torch.no_grad():
-                out = model((image.flip(-1) if turned else image)[None])
-            cam = out.cam_refined if kind == "refined" else out.cam
-            full = interpolate(cam[:, 1:].double(), (height, width), mode="bilinear", align_corners=False)[0].numpy()
-            total += np.flip(full, -1) if turned else full
-    total = total[[index - 1 for index in sample.classes]]
-    total[total < 0] = 0
-    high, low = total.max((1, 2), keepdims=True), total.min((1, 2), keepdims=True)
-    total[total < low + 1e-5] = 0
-    return (total - low - 1e-5) / (high - low + 1e-5)
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        out = model(image)
+        return out.cam_refined if kind == "refined" else out.cam
+
+    mean, std = model.backbone.mean, model.backbone.std
+    return dense_reading.cam_map(network, sample.image, sample.classes, cfg.infer.scales, mean, std)
 
 
 def test_every_input_shard_has_its_cams_and_both_maps(finished):
@@ -144,21 +136,22 @@ def test_every_input_shard_has_its_cams_and_both_maps(finished):
     assert shards <= set(record["outputs"])
 
 
-def test_interop_files_equal_the_published_computation(finished):
+def test_interop_files_equal_the_published_computation(finished, dense_reading):
     for sample in samples_of(finished, "val"):
         path = finished.stage_dir("infer_cam") / "interop" / f"{sample.key}.npy"
         maps = np.load(path, allow_pickle=True).item()
         assert list(maps) == [index - 1 for index in sample.classes]
         assert all(cam.dtype == np.float32 for cam in maps.values())
         # float32 against float64 through a network: ulps of the sums, divided by the range.
-        np.testing.assert_allclose(np.stack(list(maps.values())), published_map(finished, sample, "refined"), atol=2e-4)
+        expected = published_map(dense_reading, finished, sample, "refined")
+        np.testing.assert_allclose(np.stack(list(maps.values())), expected, atol=1e-4)
 
 
-def test_stored_maps_are_the_published_ones_on_the_grid(finished):
+def test_stored_maps_are_the_published_ones_on_the_grid(finished, dense_reading):
     sample = samples_of(finished, "val")[0]
     stored = stored_of(finished, "val")[sample.key]
     for kind, cam in (("refined", stored.cam), ("plain", stored.plain)):
-        expected = store_cam(torch.from_numpy(published_map(finished, sample, kind)), 8)
+        expected = store_cam(torch.from_numpy(published_map(dense_reading, finished, sample, kind)), 8)
         np.testing.assert_allclose(cam.astype(np.float32), expected.astype(np.float32), atol=2e-3)
 
 
@@ -370,6 +363,225 @@ def test_a_split_without_labels_is_refused(root):
     write_json(cfg.shards_dir / "manifest.json", record)
     with pytest.raises(StageError, match=r"split 'val' has no image-level labels"):
         infer_cam.run(cfg)
+
+
+CRF = {"impl": "torch", "num_iters": 2, "num_workers": 0, "bilateral_sxy": 20.0}
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run on small images with CRF labels, affinity labels and the authors' files."""
+    root = tmp_path_factory.mktemp("refined")
+    sizes = {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [45, 35]}
+    cfg = make_config(root, source=sizes, crf=CRF, infer={"scales": SCALES, "crf": True, "interop": True})
+    shard.run(cfg)
+    finish_training(cfg)
+    infer_cam.run(cfg)
+    return cfg
+
+
+def tar_labels(cfg: Config, split: str, folder: str) -> dict[str, np.ndarray]:
+    return {
+        key: decode_labels(data, max_pixels=10**6, num_classes=3)
+        for part in load_manifest(cfg.shards_dir).split(split).shards
+        for key, data in read_label_shard(cfg.stage_dir("infer_cam") / folder / part.file).items()
+    }
+
+
+def reading_of(dense_reading: ModuleType, cfg: Config, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of both CRFs from the full-size map, by the dense reading."""
+    crf = dense_reading.dense_crf(2, (3.0, 3.0), (20.0, 13.0, 10.0))
+    cam = read_cam_dict(cfg.stage_dir("infer_cam") / "interop" / f"{sample.key}.npy")
+    full = np.stack([cam[index - 1] for index in sample.classes])
+    return tuple(dense_reading.crf_scores(crf, sample.image, full, alpha) for alpha in (4.0, 24.0))
+
+
+def test_crf_and_affinity_labels_equal_the_dense_reading(refined, dense_reading):
+    labels, affinity = tar_labels(refined, "train", "crf"), tar_labels(refined, "train", "affinity")
+    samples = samples_of(refined, "train")
+    assert list(labels) == list(affinity) == [sample.key for sample in samples]
+    seen = set()
+    for sample in samples[:3]:
+        low, high = reading_of(dense_reading, refined, sample)
+        assert sample.image.shape[0] % 8
+        assert sample.image.shape[1] % 8
+        np.testing.assert_array_equal(labels[sample.key], np.array([0, *sample.classes])[low.argmax(0)])
+        expected = dense_reading.affinity_labels(low, high, sample.classes, 8)
+        np.testing.assert_array_equal(affinity[sample.key], expected)
+        seen |= set(np.unique(expected))
+    assert {0, 255} < seen
+
+
+def test_crf_dicts_equal_the_dense_reading(refined, dense_reading):
+    for sample in samples_of(refined, "val")[:1]:
+        for folder, scores in zip(("4.0", "24.0"), reading_of(dense_reading, refined, sample), strict=True):
+            path = refined.stage_dir("infer_cam") / f"interop_crf_{folder}" / f"{sample.key}.npy"
+            maps = read_crf_dict(path)
+            assert list(maps) == [0, *sample.classes]
+            np.testing.assert_allclose(np.stack(list(maps.values())), scores, atol=1e-4)
+
+
+def test_lattice_labels_equal_the_published_ones(root, finished, dense_reading):
+    pytest.importorskip("pydensecrf")
+    cfg = make_config(
+        root,
+        crf={"num_workers": 0},
+        infer={"crf": True, "splits": ["train"], "from_interop": str(finished.stage_dir("infer_cam") / "interop")},
+    )
+    infer_cam.run(cfg)
+    crf = dense_reading.lattice_crf(10, (3, 3), (80, 13, 10))
+    labels, affinity = tar_labels(cfg, "train", "crf"), tar_labels(cfg, "train", "affinity")
+    for sample in samples_of(cfg, "train"):
+        cam = read_cam_dict(cfg.infer.from_interop / f"{sample.key}.npy")
+        full = np.stack([cam[index - 1] for index in sample.classes])
+        low, high = (dense_reading.crf_scores(crf, sample.image, full, alpha) for alpha in (4.0, 24.0))
+        np.testing.assert_array_equal(labels[sample.key], np.array([0, *sample.classes])[low.argmax(0)])
+        expected = dense_reading.affinity_labels(low, high, sample.classes, 8)
+        np.testing.assert_array_equal(affinity[sample.key], expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (8, 16), (-16, 8), (24, -8)])
+def test_stored_affinity_labels_are_exact_after_cropping(dense_reading, top, left, flip):
+    """The published order: crop and flip the scores at full size, then block means, argmax and the rule."""
+    rng = np.random.default_rng(0)
+    low, high = (rng.random((3, 5, 7)).repeat(8, 1).repeat(8, 2)[:, :37, :53] ** 3 for _ in range(2))
+    low, high = low + 0.3 * rng.random(low.shape), high + 0.3 * rng.random(high.shape)
+    side = 32
+    crops = (dense_reading.crop_scores(scores, top, left, side, flip=flip) for scores in (low, high))
+    published = dense_reading.affinity_labels(*crops, (2, 3), 8)
+    stored = affinity_labels(low.astype(np.float32), high.astype(np.float32), (2, 3), 8)
+    around = np.full((20, 20), 255, np.uint8)
+    around[8 : 8 + stored.shape[0], 8 : 8 + stored.shape[1]] = stored
+    crop = around[8 + top // 8 :, 8 + left // 8 :][: side // 8, : side // 8]
+    np.testing.assert_array_equal(crop[:, ::-1] if flip else crop, published)
+
+
+def test_affinity_labels_are_made_for_the_split_that_trains_only(refined):
+    folder = refined.stage_dir("infer_cam")
+    assert sorted(path.name for path in (folder / "affinity").iterdir()) == [f"train-0000{i}.tar" for i in range(3)]
+    assert len(list((folder / "crf").iterdir())) == 5
+    outputs = read_json(folder / "manifest.json")["outputs"]
+    assert {"affinity/train-00000.tar", "crf/val-00000.tar", "cams/val-00000.tar"} <= set(outputs)
+
+
+def test_a_shard_counts_as_done_with_all_its_tars_only(refined, tmp_path):
+    shutil.copytree(refined.run.dir.parent, tmp_path / "copy")
+    cfg = replace(refined, run=replace(refined.run, dir=tmp_path / "copy" / "runs"))
+    folder = cfg.stage_dir("infer_cam")
+    tars = sorted(folder.rglob("*.tar"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tars}
+    (folder / "affinity" / "train-00001.tar").unlink()
+    (folder / "manifest.json").unlink()
+    infer_cam.run(cfg)
+    assert {path: path.read_bytes() for path in tars} == {path: data for path, (data, _) in before.items()}
+    made = {path.name for path in tars if path.stat().st_mtime_ns != before[path][1]}
+    assert made == {"train-00001.tar"}
+
+
+def test_settings_of_the_crf_count_only_where_there_is_one(finished, refined):
+    def settings(cfg: Config) -> set[str]:
+        return set(read_json(cfg.stage_dir("infer_cam") / "stage.json")["settings"])
+
+    plain = {"infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop"}
+    assert settings(finished) == plain
+    assert settings(refined) - plain >= {"infer.crf", "infer.crf_alphas", "crf.num_iters", "crf.impl"}
+    assert "crf.num_workers" not in settings(refined)
+    assert not (finished.stage_dir("infer_cam") / "crf").exists()
+
+
+def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cfg = make_config(root, infer={"crf": True, "scales": SCALES})
+    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
+        infer_cam.run(cfg)
+    assert not cfg.stage_dir("infer_cam").exists()
+
+
+def test_authors_files_take_the_place_of_a_network(root, finished):
+    folder = finished.stage_dir("infer_cam") / "interop"
+    cfg = make_config(root, name="theirs", infer={"from_interop": str(folder)})
+    infer_cam.run(cfg)
+    expected = stored_of(finished, "val")
+    found = stored_of(cfg, "val")
+    assert list(found) == list(expected)
+    for key, cam in found.items():
+        np.testing.assert_array_equal(cam.cam, expected[key].cam)
+        assert cam.classes == expected[key].classes
+        assert cam.plain is None
+    assert read_json(cfg.stage_dir("infer_cam") / "manifest.json")["cam"] == "plain"
+
+
+def test_authors_files_may_be_named_by_source(root, finished, tmp_path):
+    shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "named")
+    cfg = make_config(root, name="named", infer={"from_interop": str(tmp_path / "named"), "splits": ["val"]})
+    for name in ("val-00000.tar", "val-00001.tar"):
+        rewrite_shard(cfg, name, lambda s: with_source(s, f"2007_{s.key}"))
+    for sample in samples_of(cfg, "val"):
+        (tmp_path / "named" / f"{sample.key}.npy").rename(tmp_path / "named" / f"2007_{sample.key}.npy")
+    infer_cam.run(cfg)
+    assert len(stored_of(cfg, "val")) == 3
+
+
+def with_source(sample: RawSample, source: str) -> RawSample:
+    info = json.loads(sample.members["json"]) | {"source_id": source}
+    return RawSample(sample.key, {**sample.members, "json": json.dumps(info).encode()})
+
+
+@pytest.mark.parametrize("fault", ["missing", "class", "size", "path"])
+def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fault):
+    shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "theirs")
+    cfg = make_config(root, name="theirs", infer={"from_interop": str(tmp_path / "theirs"), "splits": ["val"]})
+    sample = samples_of(cfg, "val")[1]
+    path = tmp_path / "theirs" / f"{sample.key}.npy"
+    cam = np.zeros((len(sample.classes), *sample.image.shape[:2]), np.float32)
+    if fault in ("missing", "path"):
+        path.rename(tmp_path / "outside.npy")
+        expected = r"has no CAM dict .*\.npy in infer\.from_interop=.*: write it, or leave"
+        if fault == "path":
+            for name in ("val-00000.tar", "val-00001.tar"):
+                rewrite_shard(cfg, name, lambda s: with_source(s, "../outside"))
+    elif fault == "class":
+        write_cam_dict(path, [index % 3 + 1 for index in sample.classes], cam)
+        expected = r"has maps of the classes \[.*\] \(ids from 1\), the label of .* says"
+        if len(sample.classes) == 3:
+            write_cam_dict(path, sample.classes[:2], cam[:2])
+    else:
+        write_cam_dict(path, sample.classes, cam[:, 1:])
+        expected = "use maps at the size of the image"
+    with pytest.raises(StageError, match=expected):
+        infer_cam.run(cfg)
+
+
+def test_a_folder_without_the_authors_files_is_named(root, tmp_path):
+    cfg = make_config(root, name="none", infer={"from_interop": str(tmp_path)})
+    with pytest.raises(StageError, match=r"infer\.from_interop=.* holds no \.npy file"):
+        infer_cam.run(cfg)
+
+
+def test_changed_authors_files_make_the_cams_anew(root, finished, tmp_path):
+    shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "theirs")
+    cfg = make_config(root, name="theirs", infer={"from_interop": str(tmp_path / "theirs"), "splits": ["val"]})
+    infer_cam.run(cfg)
+    sample = samples_of(cfg, "val")[0]
+    cam = np.full((len(sample.classes), *sample.image.shape[:2]), 0.5, np.float32)
+    write_cam_dict(tmp_path / "theirs" / f"{sample.key}.npy", sample.classes, cam)
+    infer_cam.run(cfg)
+    assert stored_of(cfg, "val")[sample.key].cam.min() == np.float16(0.5)
+
+
+def test_bad_images_of_an_earlier_call_count_too(root):
+    """One bad image in each of two shards, of 8 images: 2 are too many, 1 is not."""
+    cfg = make_config(root, data={"max_bad_fraction": 0.15, "shards": str(root / "shards")})
+    for name in ("train-00000.tar", "val-00001.tar"):
+        first = next(iter(read_raw(cfg.shards_dir / name))).key
+        rewrite_shard(cfg, name, lambda s, first=first: break_jpeg(s) if s.key == first else s)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2 of 8 images cannot be used, more than data\.max_bad_fraction=0\.15"):
+            infer_cam.run(cfg)
+    cfg = make_config(root, data={"max_bad_fraction": 0.25, "shards": str(root / "shards")})
+    infer_cam.run(cfg)
+    assert len(read_json(cfg.stage_dir("infer_cam") / "manifest.json")["bad_samples"]) == 2
 
 
 @pytest.mark.slow

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,12 +21,6 @@ from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.models import affinity_facts, build_affinity_net
 from seam_dist.settings import from_tree
 from seam_dist.stages import random_walk, shard
-
-_spec = importlib.util.spec_from_file_location("dense_reading", Path(__file__).with_name("dense_reading.py"))
-assert _spec is not None
-assert _spec.loader is not None
-dense_reading = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(dense_reading)
 
 
 def make_config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
@@ -115,7 +109,9 @@ def labels_of(cfg: Config, split: str, folder: str = "labels") -> dict[str, np.n
     }
 
 
-def published_labels(cfg: Config, sample: Sample, cam: np.ndarray, log_steps: int) -> np.ndarray:
+def published_labels(
+    dense_reading: ModuleType, cfg: Config, sample: Sample, cam: np.ndarray, log_steps: int
+) -> np.ndarray:
     net = random_walk.load_network(cfg, load_manifest(cfg.shards_dir)).eval()
     backbone = net.backbone.double()
     net.double()
@@ -148,7 +144,7 @@ def published_labels(cfg: Config, sample: Sample, cam: np.ndarray, log_steps: in
         ("full", {"num_steps": 256, "method": "chebyshev", "alpha": 16.0}, 8),
     ],
 )
-def test_labels_equal_the_dense_reading(root, border, walk, log_steps):
+def test_labels_equal_the_dense_reading(root, dense_reading, border, walk, log_steps):
     cfg = make_config(
         root,
         affinity={"channels": [4, 6, 8], "border": border},
@@ -161,7 +157,7 @@ def test_labels_equal_the_dense_reading(root, border, walk, log_steps):
         height, width = sample.image.shape[:2]
         assert (height % 8, width % 8) != (0, 0)
         cam = upsample_cam(cams[sample.key].cam, (height, width)).numpy()
-        expected = published_labels(cfg, sample, cam, log_steps)
+        expected = published_labels(dense_reading, cfg, sample, cam, log_steps)
         same += int((found[sample.key] == expected).sum())
         total += expected.size
         several += len(np.unique(expected)) > 1
