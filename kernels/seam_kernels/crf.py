@@ -40,6 +40,9 @@ def _gaussian_sum(values: Tensor, sources: Tensor, targets: Tensor, impl: str) -
         return crf_kernels.gaussian_sum(values, sources, targets)
     result = values.new_zeros(values.shape[0], values.shape[1], targets.shape[2])
     block = max(1, _BLOCK_ELEMENTS // max(1, sources.shape[2]))
+    # Colours far apart are the common case, and exp takes ten times as long where its result is below the normal
+    # numbers; e^-80 is as good as nothing.
+    lowest = -80 if values.dtype == torch.float32 else -700
     for value, source, target, out in zip(values, sources, targets, result, strict=True):
         half = (source * source).sum(dim=0) / 2
         for i0 in range(0, target.shape[1], block):
@@ -47,7 +50,7 @@ def _gaussian_sum(values: Tensor, sources: Tensor, targets: Tensor, impl: str) -
             exponent = t.t() @ source  # [block, S]
             exponent -= half
             exponent -= ((t * t).sum(dim=0) / 2).unsqueeze(1)
-            torch.mm(value, exponent.clamp_(max=0).exp_().t(), out=out[:, i0 : i0 + block])
+            torch.mm(value, exponent.clamp_(lowest, 0).exp_().t(), out=out[:, i0 : i0 + block])
     return result
 
 
