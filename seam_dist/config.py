@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+
+# A word of the command line arrives as text, which a Literal of numbers does not take.
+Stride = Annotated[Literal[8, 16], BeforeValidator(lambda value: {"8": 8, "16": 16}.get(str(value), value))]
 
 Stage = Literal[
     "shard",
@@ -135,8 +138,8 @@ class ModelConfig:
     """resnet38d, lite0 (extra `lite`) or timm:<name> (extra `timm`)."""
     width: float = Field(default=1.0, gt=0, le=4)
     """resnet38d: factor on every channel count."""
-    output_stride: Literal[8, 16] = 8
-    """Input pixels a cell of the CAM."""
+    output_stride: Stride = 8
+    """Input pixels a cell of the CAM, 8 or 16."""
     pretrained: str | None = None
     """Weights: a .pth, .params (MXNet) or .safetensors file, `package` (the weights that the backbone's package
     ships) or unset for random initialisation."""
@@ -301,8 +304,8 @@ class AffinityConfig(TrainConfig):
     """paper: cells near the left, right and bottom edge are never the first of a pair; full: all pairs."""
     channels: tuple[int, int, int] = (64, 128, 256)
     """Channels that f8_3, f8_4 and f8_5 reduce the three feature maps to."""
-    output_stride: Literal[8, 16] | None = None
-    """Input pixels a cell of the affinity grid; unset: model.output_stride."""
+    output_stride: Stride | None = None
+    """Input pixels a cell of the affinity grid, 8 or 16; unset: model.output_stride."""
 
     @property
     def schedule(self) -> TrainConfig:
@@ -352,8 +355,8 @@ class SegConfig(TrainConfig):
     """Backbone of the network; unset: model.backbone."""
     pretrained: str | None = None
     """Weights that it starts from, as in model.pretrained; unset: those of model.pretrained."""
-    output_stride: Literal[8, 16] | None = None
-    """Input pixels a cell of the logits; unset: model.output_stride."""
+    output_stride: Stride | None = None
+    """Input pixels a cell of the logits, 8 or 16; unset: model.output_stride."""
     width: int = Field(default=512, ge=1)
     """Channels of the head (deeplabv3plus uses half of it)."""
     dropout: float = Field(default=0.5, ge=0, lt=1)

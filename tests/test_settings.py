@@ -71,6 +71,13 @@ def test_wrong_words_are_refused_by_name(word: str, message: str) -> None:
         load_config(None, [word])
 
 
+def test_strides_are_read_from_words() -> None:
+    config = load_config(None, ["model.output_stride=16", "affinity.output_stride=8"]).config
+    assert (config.model.output_stride, config.affinity.output_stride, config.seg.output_stride) == (16, 8, None)
+    with pytest.raises(ConfigError, match=r"model.output_stride='4'"):
+        load_config(None, ["model.output_stride=4"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
