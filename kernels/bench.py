@@ -1,13 +1,17 @@
 """Time, memory and distance from the machine's limits of the operations: op x impl x direction x shape.
 
     python kernels/bench.py [--ops pcm edges walk crf] [--impls published torch] [--shapes voc448] [--batch 8]
-                            [--dtype float32] [--threads 1] [--repeats 7] [--no-memory] [--csv FILE] [--plot FILE]
+                            [--dtype float32] [--threads 1] [--repeats 7] [--budget 30] [--no-memory] [--csv FILE]
+    python kernels/bench.py --csv FILE [--plot FILE] [--ratios]
 
 First the machine's matrix rate, float32 vector rate and copy bandwidth are measured; `fraction` is the least time
 that they allow over the median time. Times are process time on a CPU (neighbours do not count) and event time on a
-GPU; the impls of a shape take turns, so that a drift of the machine meets them alike. Peak memory counts from the
-inputs on: what a forward and backward run adds; on a CPU it is the growth of the resident set of a process of its own.
-`--plot` draws a CSV that exists: log-log time and memory against pixels.
+GPU; the impls of a shape take turns, so that a drift of the machine meets them alike. A row gets `--budget` seconds: a
+slow impl is repeated less often (column repeats), and its first run, else a warm-up, counts where it takes half of it.
+Peak memory counts from the inputs on: what a forward and backward run adds; on a CPU it is the growth of the resident
+set of a process of its own.
+`--plot` draws a CSV that exists: log-log time and memory against pixels. `--ratios` prints, as a table, how many times
+faster and smaller than the published form each row of a CSV is.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -44,8 +49,8 @@ SHAPES = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIELDS = (
-    "op", "impl", "direction", "dtype", "shape", "pixels", "median_ms", "p20_ms", "p80_ms", "peak_mib", "fraction",
-    "device", "torch", "triton", "commit",
+    "op", "impl", "direction", "dtype", "shape", "pixels", "median_ms", "p20_ms", "p80_ms", "repeats", "peak_mib",
+    "fraction", "device", "torch", "triton", "commit",
 )  # fmt: skip
 
 
@@ -111,7 +116,7 @@ def operations(args: argparse.Namespace) -> dict[str, dict[str, Function]]:
         },
     }
     for op, published in (("pcm", published_pcm), ("edges", published_edges)):
-        ops[op]["compiled"] = lambda *inputs, f=published: torch.compile(f)(*inputs)
+        ops[op]["compiled"] = torch.compile(published)
     if importlib.util.find_spec("pydensecrf"):
         ops["crf"]["lattice"] = lambda prob, image: dense_crf(prob, image, num_iters=args.iterations, impl="lattice")
     return ops
@@ -238,7 +243,10 @@ def peak_mib_here(args: argparse.Namespace, op: str, impl: str, shape: str, dire
 def peak_mib(args: argparse.Namespace, *which: str) -> float:
     """Return the peak memory of one run, measured in a fresh process."""
     words = [sys.executable, __file__, *sys.argv[1:], "--peak-of", *which]
-    return float(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+    # glibc would keep freed blocks, such as those of making the inputs, and hand them out again unseen.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    return float(json.loads(done.stdout))
 
 
 def measure(args: argparse.Namespace, op: str, shape: str, limits: dict[str, float]) -> list[dict[str, object]]:
@@ -252,10 +260,14 @@ def measure(args: argparse.Namespace, op: str, shape: str, limits: dict[str, flo
         inputs = make_inputs(args, op, shape)
         runs = {name: runner(function, inputs, direction) for name, function in functions.items()}
         times: dict[str, list[float]] = {name: [] for name, run in runs.items() if run}
+        spent = dict.fromkeys(times, 0.0)
         for repeat in range(args.repeats + 1):
             for name, run in runs.items():
-                took = time_ms(run, args.device) if run else 0.0
-                if repeat and run:  # the first round warms up
+                if run is None or (times[name] and spent[name] >= args.budget * 1e3):
+                    continue
+                took = time_ms(run, args.device)
+                spent[name] += took
+                if repeat or took >= args.budget * 500:  # the first round warms up
                     times[name].append(took)
         work = least_work(args, op, direction, shape)
         least = max(work.matrix / limits["matrix"], work.vector / limits["vector"], work.bytes / limits["bytes"])
@@ -265,7 +277,7 @@ def measure(args: argparse.Namespace, op: str, shape: str, limits: dict[str, flo
         for name, took in times.items():
             p20, median, p80 = torch.tensor(took).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
             peak = f"{peak_mib(args, op, name, shape, direction):.1f}" if args.memory else ""
-            figures = (f"{median:.4g}", f"{p20:.4g}", f"{p80:.4g}", peak, f"{least * 1e3 / median:.3f}")
+            figures = (f"{median:.4g}", f"{p20:.4g}", f"{p80:.4g}", len(took), peak, f"{least * 1e3 / median:.3f}")
             which = (op, name, direction, args.dtype, size, height * width)
             versions = (device, torch.__version__, triton_version, commit.stdout.strip())
             rows.append(dict(zip(FIELDS, (*which, *figures, *versions), strict=True)))
@@ -273,32 +285,87 @@ def measure(args: argparse.Namespace, op: str, shape: str, limits: dict[str, flo
     return rows
 
 
+def read_rows(source: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV; of rows that were measured again, the last one."""
+    with source.open() as file:
+        rows = list(csv.DictReader(file))
+    return list(
+        {tuple(row[key] for key in ("op", "impl", "direction", "dtype", "shape")): row for row in rows}.values()
+    )
+
+
 def plot(source: Path, target: Path) -> None:
-    """Draw time and memory against pixels from a CSV, a column for each operation."""
+    """Draw time and memory against pixels from a CSV, a column for each operation, a line for each impl and setting."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
-    with source.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(source)
     ops = list(dict.fromkeys(row["op"] for row in rows))
-    figure, axes = plt.subplots(2, len(ops), figsize=(4.5 * len(ops), 7), squeeze=False)
+    impls = list(dict.fromkeys(row["impl"] for row in rows))
+    figure, axes = plt.subplots(2, len(ops), figsize=(5 * len(ops), 9.5), squeeze=False)
     for column, op in enumerate(ops):
+        chosen = [row for row in rows if row["op"] == op]
+        words = [row["shape"].split()[1:] for row in chosen]
         for axis, key in zip(axes[:, column], ("median_ms", "peak_mib"), strict=True):
-            groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
-            for row in rows:
-                if row["op"] == op and row[key]:
-                    point = int(row["pixels"]), float(row[key])
-                    groups.setdefault((row["impl"], row["direction"]), []).append(point)
-            for (impl, direction), points in groups.items():
-                style = "-o" if direction == "forward" else "--s"
-                axis.loglog(*zip(*sorted(points), strict=True), style, label=f"{impl} {direction}")
-            axis.set(title=op, xlabel="pixels", ylabel="ms" if key == "median_ms" else "peak MiB")
-            axis.grid(True, which="both", alpha=0.3)
-            axis.legend(fontsize=7)
+            groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+            for row, settings in zip(chosen, words, strict=True):
+                # Of the settings (batch, classes, ...), those that differ between the rows of the operation.
+                varied = " ".join(word for i, word in enumerate(settings) if len({other[i] for other in words}) > 1)
+                if row[key]:
+                    group = (row["impl"], row["direction"], varied)
+                    groups.setdefault(group, []).append((int(row["pixels"]), float(row[key])))
+            settings_seen = list(dict.fromkeys(varied for _, _, varied in groups))
+            for (impl, direction, varied), points in groups.items():
+                axis.loglog(
+                    *zip(*sorted(points), strict=True),
+                    "-" if direction == "forward" else "--",
+                    marker="osD^v<>*"[settings_seen.index(varied) % 8],
+                    color=f"C{impls.index(impl)}",
+                    markersize=5,
+                    label=f"{impl} {direction} {varied}".strip(),
+                )
+            ticks = sorted({int(row["pixels"]) for row in chosen})
+            axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, ha="right")
+            axis.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set(title=op, xlabel="pixels N", ylabel="ms" if key == "median_ms" else "peak MiB")
+            axis.grid(True, which="major", alpha=0.4)
+        # Both plots of a column have the same lines; below them no line is hidden.
+        axes[1, column].legend(fontsize=7, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+    devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
+    figure.suptitle(f"{devices}; backward without its forward, memory of both together")
     figure.tight_layout()
-    figure.savefig(target, dpi=110)
+    figure.savefig(target, dpi=100)
+
+
+def ratios(source: Path) -> str:
+    """Return a Markdown table of a CSV: time and memory, and how many times less than the published form's they are."""
+    rows = read_rows(source)
+    halves: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        halves.setdefault((row["op"], row["impl"], row["shape"]), {})[row["direction"]] = row
+    for pair in halves.values():
+        if len(pair) == 2:
+            total = sum(float(row["median_ms"]) for row in pair.values())
+            rows.append(pair["backward"] | {"direction": "both", "median_ms": f"{total:.4g}", "fraction": ""})
+    published = {(row["op"], row["direction"], row["shape"]): row for row in rows if row["impl"] == "published"}
+    lines = ["| op | shape | direction | impl | ms | x faster | peak MiB | x smaller | of the limit |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        base = published.get((row["op"], row["direction"], row["shape"]))
+        gains = {"median_ms": "", "peak_mib": ""}
+        for key in gains:
+            if base and base is not row and row[key] and base[key]:
+                gains[key] = f"{float(base[key]) / float(row[key]):.3g}"
+        cells = (
+            row["op"], row["shape"], row["direction"], row["impl"], row["median_ms"], gains["median_ms"],
+            row["peak_mib"], gains["peak_mib"], row["fraction"],
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -318,15 +385,22 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="source_stride of crf")
     parser.add_argument("--iterations", type=int, default=10, help="of crf")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--budget", type=float, default=30.0, help="seconds of a row, beyond which it is not repeated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--csv", type=Path, help="file that the rows are added to")
     parser.add_argument("--plot", type=Path, help="draw the rows of --csv instead of measuring")
+    parser.add_argument("--ratios", action="store_true", help="print the rows of --csv as a table instead of measuring")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.plot:
-        plot(args.csv, args.plot)
+    if args.plot or args.ratios:
+        if args.csv is None:
+            parser.error("--plot and --ratios read a CSV: name it with --csv")
+        if args.plot:
+            plot(args.csv, args.plot)
+        if args.ratios:
+            print(ratios(args.csv))
         return
     torch.set_num_threads(args.threads)
     if args.peak_of:

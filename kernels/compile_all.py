@@ -2,9 +2,10 @@
 
     python kernels/compile_all.py [--targets sm_80 sm_90 sm_100 gfx942] [--quick] [--only pcm] [--csv FILE]
 
-A row: kernel, target, data type, shape, configuration, shared memory (KiB), registers, spilled bytes (stack), and the
-matrix instruction found in the assembly. Exit code 1 when a kernel does not compile, a kernel with a product has no
-matrix instruction, or no configuration of a kernel fits in the target's shared memory.
+A row: kernel, target, data type, shape, configuration, shared memory (KiB), registers, spilled bytes (stack) of a
+thread, and the matrix instructions found in the assembly. Exit code 1 when a kernel does not compile, a product of
+16-bit operands has not the target's own matrix instruction (a product of float32: any), no configuration of a kernel
+fits in the target's memories, or one that fits spills more than 64 bytes (float32 in full: 512).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
 
 import triton
 from seam_kernels import crf_kernels, edges_kernels, pcm_kernels, walk_kernels
+from seam_kernels.tuning import family
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -38,6 +40,10 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64),
 }
 MATRIX = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma)")
+OWN_MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+TENSOR_MEMORY_COLUMNS = 512
+SPILL_LIMIT, FULL_SPILL_LIMIT = 64, 512
+FULL = "fp32 full"
 FIELDS = ("kernel", "target", "dtype", "shape", "config", "shared_kib", "registers", "spilled_bytes", "matrix", "fits")
 
 
@@ -62,38 +68,39 @@ def _configured(configs: list[Any], quick: bool) -> Iterator[tuple[dict[str, int
         yield config.kwargs, config.num_warps, config.num_stages
 
 
-def pcm_jobs(quick: bool) -> Iterator[Job]:
+def pcm_jobs(quick: bool, family: str) -> Iterator[Job]:
     """Yield the kernels of pcm_attention at D = 192, C = 21 and 81."""
-    dtypes = {"bf16": 16} if quick else {"bf16": 16, "fp16": 16, "fp32": 32}
+    full = "ieee" if family == "amd" else "tf32x3"
+    kinds = [("bf16", "16", "tf32"), ("fp16", "16", "tf32"), ("fp32", "tf32", "tf32"), (FULL, "x3", full)]
     d0, d1 = pcm_kernels.pieces(192)
-    for dtype, bits in dtypes.items():
-        unit = dict.fromkeys(("feature_ptr", "unit_ptr"), f"*{dtype}") | {"norm_ptr": "*fp32", "eps": "fp32"}
-        yield Job(
-            "pcm_unit", pcm_kernels._unit_kernel, unit, {"D_PADDED": d0 + d1, "DEPTH": 16, "BLOCK": 64}, dtype, "D192"
-        )
+    for dtype, kind, precision in kinds[:1] if quick else kinds:
+        element = dtype.split()[0]
+        if dtype != FULL:
+            unit = dict.fromkeys(("feature_ptr", "unit_ptr"), f"*{element}") | {"norm_ptr": "*fp32", "eps": "fp32"}
+            sizes = {"D_PADDED": d0 + d1, "DEPTH": 16, "BLOCK": 64}
+            yield Job("pcm_unit", pcm_kernels._unit_kernel, unit, sizes, dtype, "D192")
         for classes in (21,) if quick else (21, 81):
-            precision = "tf32"
             shape = f"D192 C{classes}"
             v0, v1 = pcm_kernels.pieces(classes + 1)
-            forward = dict.fromkeys(("unit_ptr", "rows_ptr", "out_ptr"), f"*{dtype}")
+            forward = dict.fromkeys(("unit_ptr", "rows_ptr", "out_ptr"), f"*{element}")
             forward |= {"colsum_ptr": "*fp32", "eps": "fp32"}
             sizes = {"D0": d0, "D1": d1, "V0": v0, "V1": v1, "NORMALISE": True, "PRECISION": precision}
-            for tile, warps, stages in _configured(pcm_kernels.FORWARD_CONFIGS[bits], quick):
+            for tile, warps, stages in _configured(pcm_kernels.FORWARD_CONFIGS[family][kind], quick):
                 yield Job(
                     "pcm_forward", pcm_kernels._pcm_fwd_kernel, forward, sizes, dtype, shape, warps, stages, True, tile
                 )
             w0, w1 = pcm_kernels.pieces(2 * (classes + 1))
-            backward = dict.fromkeys(("unit_ptr", "left_ptr", "right_ptr", "out_ptr"), f"*{dtype}")
+            backward = dict.fromkeys(("unit_ptr", "left_ptr", "right_ptr", "out_ptr"), f"*{element}")
             backward |= {"norm_ptr": "*fp32", "scale_ptr": "*fp32", "eps": "fp32"}
             sizes = {"D0": d0, "D1": d1, "W0": w0, "W1": w1, "PRECISION": precision}
-            for tile, warps, stages in _configured(pcm_kernels.BACKWARD_CONFIGS[bits], quick):
+            for tile, warps, stages in _configured(pcm_kernels.BACKWARD_CONFIGS[family][kind], quick):
                 yield Job(
                     "pcm_backward", pcm_kernels._pcm_bwd_kernel, backward, sizes, dtype, shape, warps, stages, True,
                     tile,
                 )  # fmt: skip
 
 
-def edge_jobs(quick: bool) -> Iterator[Job]:
+def edge_jobs(quick: bool, _family: str) -> Iterator[Job]:
     """Yield the kernels of edge_affinity."""
     for dtype in ("bf16",) if quick else ("bf16", "fp16", "fp32"):
         forward = {"feature_ptr": f"*{dtype}", "offsets_ptr": "*i32", "out_ptr": f"*{dtype}"}
@@ -106,7 +113,7 @@ def edge_jobs(quick: bool) -> Iterator[Job]:
             )
 
 
-def walk_jobs(quick: bool) -> Iterator[Job]:
+def walk_jobs(quick: bool, _family: str) -> Iterator[Job]:
     """Yield the kernels of random_walk with every combination of flags in use."""
     tables = {"offsets_ptr": "*i32", "images_ptr": "*i64", "table_ptr": "*i32", "counts_ptr": "*i32"}
     block = {"BLOCK": walk_kernels.PIXEL_BLOCK}
@@ -139,7 +146,7 @@ def walk_jobs(quick: bool) -> Iterator[Job]:
     )
 
 
-def crf_jobs(quick: bool) -> Iterator[Job]:
+def crf_jobs(quick: bool, _family: str) -> Iterator[Job]:
     """Yield the bilateral sum for few and many labels."""
     names = ("target_half_ptr", "source_half_ptr", "out_ptr")
     types = dict.fromkeys(("targets_ptr", "sources_ptr", "values_ptr"), "*fp16") | dict.fromkeys(names, "*fp32")
@@ -192,22 +199,31 @@ def row(job: Job, name: str) -> dict[str, Any]:
     binary = compiled(job, target)
     registers, spilled = resources(binary, target)
     text = binary.asm["amdgcn"] if target.backend == "hip" else binary.asm["ptx"]
-    found = MATRIX.search(text)
+    found = "+".join(sorted(set(MATRIX.findall(text))))
     shared = binary.metadata.shared / 1024
+    # Beyond the tensor memory Triton emits a trap and refuses to launch.
+    fits = shared <= limit and (getattr(binary.metadata, "tmem_size", 0) or 0) <= TENSOR_MEMORY_COLUMNS
     tile = " ".join(f"{key}{value}" for key, value in job.tile.items()) + f" warps{job.warps} stages{job.stages}"
-    values = (job.name, name, job.dtype, job.shape, tile.strip(), f"{shared:.1f}", registers, spilled)
-    return dict(zip(FIELDS, (*values, found.group(1) if found else "", shared <= limit), strict=True))
+    values = (job.name, name, job.dtype, job.shape, tile.strip(), f"{shared:.1f}", registers, spilled, found, fits)
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Return what is wrong with the rows: products without matrix instructions, kernels without a fitting tile."""
+    """Return what is wrong with the rows; see the module."""
     found = []
     groups: dict[tuple[str, ...], list[bool]] = {}
     for entry in rows:
         label = tuple(str(entry[key]) for key in ("kernel", "target", "dtype", "shape"))
         groups.setdefault(label, []).append(bool(entry["fits"]))
-        if entry["kernel"] in ("pcm_forward", "pcm_backward", "crf_gaussian_sum") and not entry["matrix"]:
-            found.append(f"{' '.join(label)} {entry['config']}: no matrix instruction")
+        name = f"{' '.join(label)} {entry['config']}"
+        if entry["kernel"] in ("pcm_forward", "pcm_backward", "crf_gaussian_sum") and entry["fits"]:
+            own = OWN_MATRIX[entry["target"]]
+            wrong = not entry["matrix"] if entry["dtype"].startswith("fp32") else own not in entry["matrix"]
+            if wrong:
+                found.append(f"{name}: matrix instructions {entry['matrix'] or 'none'}, expected {own}")
+        spilled = int(entry["spilled_bytes"]) if entry["spilled_bytes"].isdigit() else 0
+        if entry["fits"] and spilled > (FULL_SPILL_LIMIT if entry["dtype"] == FULL else SPILL_LIMIT):
+            found.append(f"{name}: {spilled} bytes spilled")
     found += [
         f"{' '.join(label)}: no configuration fits in shared memory" for label, fit in groups.items() if not any(fit)
     ]
@@ -225,7 +241,7 @@ def main() -> int:
     rows = []
     for target in args.targets:
         for op in args.only:
-            for job in JOBS[op](args.quick):
+            for job in JOBS[op](args.quick, family(TARGETS[target][0].arch)):
                 rows.append(row(job, target))
                 print("  ".join(str(value) for value in rows[-1].values()), flush=True)
     if args.csv:

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from seam_kernels.tuning import tuned
 
-# Not yet measured on a GPU. MP (the labels, padded) beyond 128 is served in slices of 128.
+# Not yet measured on a GPU. MP (the labels, padded) beyond 128 is served in slices of 128. The small tile is for AMD,
+# where the others do not fit in shared memory at MP = 128; what does not fit is skipped by the autotuner.
 CONFIGS = [
     triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=8, num_stages=2),
     triton.Config({"ROWS": 128, "COLUMNS": 64}, num_warps=4, num_stages=3),
+    triton.Config({"ROWS": 64, "COLUMNS": 64}, num_warps=4, num_stages=2),
 ]
 _DEPTH = 16
 _SQRT_LOG2E = 1.2011224087864498  # sqrt(log2(e))

@@ -15,12 +15,14 @@ Memory     the padded rows of features, scores and (backward) gradients; no atom
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from seam_kernels.tuning import tuned
+from seam_kernels.tuning import current_family, tuned
 
 _PAD = 128  # a multiple of every ROWS and COLUMNS
 
@@ -29,14 +31,40 @@ def _config(rows: int, columns: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps, num_stages=stages)
 
 
-# Not yet measured on a GPU. Those that do not fit in a chip's shared memory are skipped by the autotuner.
+# By family of matrix units and by kind of operand: 16 bits, tf32, or x3, float32 in full. What does not fit in a chip's
+# shared memory is skipped by the autotuner. Left out is what spills more than 64 bytes of registers (x3: 512) on a chip
+# of the family (kernels/results/compiled.csv): backward holds [ROWS, D] sums beside two [ROWS, COLUMNS] products, and
+# where operands live in registers too, 64 columns spill 110 to 290 bytes; on AMD so do 128 rows and 8 warps.
+# Which of them is fastest has not yet been measured on a GPU.
 FORWARD_CONFIGS = {
-    16: [_config(128, 128, 8, 3), _config(128, 128, 8, 2), _config(128, 64, 4, 3), _config(64, 64, 4, 2)],
-    32: [_config(128, 64, 8, 2), _config(64, 32, 4, 2)],
+    "wgmma": {
+        "16": [_config(128, 128, 8, 3), _config(128, 128, 8, 2), _config(128, 64, 4, 3), _config(64, 64, 4, 2)],
+        "tf32": [_config(128, 64, 8, 2), _config(64, 32, 4, 2)],
+        "x3": [_config(64, 32, 8, 2), _config(32, 32, 8, 2)],
+    },
+    "amd": {
+        "16": [_config(128, 64, 4, 2), _config(64, 64, 8, 2), _config(64, 64, 4, 2), _config(128, 32, 4, 2)],
+        "tf32": [_config(64, 32, 4, 2), _config(32, 32, 4, 1)],
+        "x3": [_config(64, 32, 4, 2), _config(32, 32, 4, 1)],
+    },
 }
+FORWARD_CONFIGS["mma"] = FORWARD_CONFIGS["wgmma"]
 BACKWARD_CONFIGS = {
-    16: [_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(64, 64, 4, 2)],
-    32: [_config(64, 64, 8, 2), _config(64, 32, 4, 1)],
+    "wgmma": {
+        "16": [_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(64, 64, 4, 2)],
+        "tf32": [_config(64, 64, 8, 2), _config(64, 32, 8, 2)],
+        "x3": [_config(32, 32, 8, 2), _config(16, 32, 4, 2)],
+    },
+    "mma": {
+        "16": [_config(128, 32, 8, 3), _config(128, 32, 8, 2), _config(64, 32, 4, 3)],
+        "tf32": [_config(32, 32, 4, 2)],
+        "x3": [_config(32, 32, 8, 2), _config(16, 32, 4, 2)],
+    },
+    "amd": {
+        "16": [_config(64, 32, 8, 3), _config(64, 32, 4, 3)],
+        "tf32": [_config(64, 32, 4, 1), _config(32, 32, 4, 1)],
+        "x3": [_config(64, 32, 4, 1), _config(32, 32, 4, 1)],
+    },
 }
 
 
@@ -225,12 +253,14 @@ def _pcm_bwd_kernel(
         tl.store(out + columns1, gradient1.to(element), mask=here[:, None] & (d1 < num_channels)[None, :])
 
 
-_FORWARD = {
-    bits: tuned(_pcm_fwd_kernel, configs, ["D0", "D1", "V0", "V1"]) for bits, configs in FORWARD_CONFIGS.items()
-}
-_BACKWARD = {
-    bits: tuned(_pcm_bwd_kernel, configs, ["D0", "D1", "W0", "W1"]) for bits, configs in BACKWARD_CONFIGS.items()
-}
+@lru_cache
+def _forward(family: str, kind: str):
+    return tuned(_pcm_fwd_kernel, FORWARD_CONFIGS[family][kind], ["D0", "D1", "V0", "V1"])
+
+
+@lru_cache
+def _backward(family: str, kind: str):
+    return tuned(_pcm_bwd_kernel, BACKWARD_CONFIGS[family][kind], ["D0", "D1", "W0", "W1"])
 
 
 def pieces(length: int) -> tuple[int, int]:
@@ -245,6 +275,12 @@ def _precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "ieee" if torch.version.hip else "tf32x3"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype != torch.float32:
+        return "16"
+    return "tf32" if _precision(dtype) == "tf32" else "x3"
 
 
 def _padded(rows: Tensor, pixels: int, width: int) -> Tensor:
@@ -280,7 +316,7 @@ def _sweep(unit: Tensor, values: Tensor, padded: int, eps: float, *, normalise: 
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(pixels, meta["ROWS"]), batch
 
-    _FORWARD[8 * unit.element_size()][grid](
+    _forward(current_family(), _kind(unit.dtype))[grid](
         unit, rows, out, colsum, eps, pixels, padded, classes, D0=d0, D1=d1, V0=first, V1=second, NORMALISE=normalise,
         PRECISION=_precision(unit.dtype),
     )  # fmt: skip
@@ -327,7 +363,7 @@ def backward(
         def grid(meta: dict[str, int]) -> tuple[int, int]:
             return triton.cdiv(pixels, meta["ROWS"]), batch
 
-        _BACKWARD[8 * unit.element_size()][grid](
+        _backward(current_family(), _kind(unit.dtype))[grid](
             unit, norm, left, right, scale, dfeature, eps, pixels, padded, channels, D0=d0, D1=d1, W0=first, W1=second,
             PRECISION=_precision(unit.dtype),
         )  # fmt: skip
