@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seam_dist.artifacts import open_stage
+from seam_dist.artifacts import StageError, open_stage
 from seam_dist.cam import StoredCam, read_cams, upsample_cam, write_cams
 from seam_dist.config import Config
+from seam_dist.crf import CrfPool
 from seam_dist.data.manifest import load_manifest
-from seam_dist.data.shards import Sample, read_shard
-from seam_dist.files import write_json
+from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
+from seam_dist.files import read_json, write_json
 from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.models import affinity_facts, build_affinity_net
 from seam_dist.settings import from_tree
@@ -163,3 +165,170 @@ def test_labels_equal_the_dense_reading(root, dense_reading, border, walk, log_s
         several += len(np.unique(expected)) > 1
     assert several == 3
     assert same >= 0.999 * total
+
+
+EXACT_CRF = {"impl": "torch", "source_stride": 4, "num_workers": 0, "num_iters": 7, "bilateral_sxy": 20.0}
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path) -> Config:
+    """A run of the split val with CRF labels and files."""
+    root = prepared.parent / "finished"
+    shutil.copytree(prepared, root)
+    cfg = make_config(root, crf=EXACT_CRF, walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True})
+    random_walk.run(cfg)
+    return cfg
+
+
+def walked(cfg: Config, samples: list[Sample], cams: dict[str, StoredCam]) -> dict[str, np.ndarray]:
+    net = random_walk.load_network(cfg, load_manifest(cfg.shards_dir)).eval()
+    return {
+        walker.sample.key: scores.numpy() for walker, scores in random_walk.walk_samples(net, iter(samples), cams, cfg)
+    }
+
+
+def test_every_image_has_labels_with_and_without_crf_and_a_file(finished):
+    samples = samples_of(finished, "val")
+    labels, refined = labels_of(finished, "val"), labels_of(finished, "val", "labels_crf")
+    assert list(labels) == list(refined) == [sample.key for sample in samples]
+    for sample in samples:
+        assert labels[sample.key].shape == refined[sample.key].shape == sample.image.shape[:2]
+        assert set(np.unique(labels[sample.key])) <= {0, *sample.classes}
+        data = (finished.stage_dir("random_walk") / "files" / f"{sample.key}.png").read_bytes()
+        np.testing.assert_array_equal(decode_labels(data, max_pixels=10**6), labels[sample.key])
+    assert any(not np.array_equal(labels[key], refined[key]) for key in labels)
+
+
+def test_crf_refines_the_walked_scores_with_its_own_iterations(finished):
+    sample = samples_of(finished, "val")[0]
+    scores = walked(finished, [sample], cams_of(finished, "val"))[sample.key]
+    with CrfPool(finished.crf, 0) as pool:
+        expected = pool.submit_labels(sample.image, scores, sample.classes, 2, 20.0).result()
+    np.testing.assert_array_equal(labels_of(finished, "val", "labels_crf")[sample.key], expected)
+
+
+def test_manifest_lists_outputs_and_facts(finished):
+    record = read_json(finished.stage_dir("random_walk") / "manifest.json")
+    names = {f"{folder}/val-0000{i}.tar" for folder in ("labels", "labels_crf") for i in range(2)}
+    assert {name for name in record["outputs"] if name.endswith(".tar")} == names
+    assert sum(name.startswith("files/") for name in record["outputs"]) == 3
+    assert record["num_images"] == 3
+    assert record["images_per_s"] > 0
+    assert record["host_peak_gib"] > 0
+    assert set(record["inputs"]) == {"shards", "infer_cam", "train_affinity"}
+
+
+def test_a_finished_stage_is_left_alone_and_one_cut_short_makes_what_is_missing(finished, capsys):
+    folder = finished.stage_dir("random_walk")
+    random_walk.run(finished)
+    assert "done already" in capsys.readouterr().out
+    tars = sorted(folder.rglob("*.tar"))
+    contents = {path: path.read_bytes() for path in tars}
+    times = {path: path.stat().st_mtime_ns for path in tars}
+    (folder / "labels_crf" / "val-00001.tar").unlink()
+    (folder / "manifest.json").unlink()
+    random_walk.run(finished)
+    assert {path: path.read_bytes() for path in tars} == contents
+    assert {path.name for path in tars if path.stat().st_mtime_ns != times[path]} == {"val-00001.tar"}
+    assert (folder / "manifest.json").is_file()
+
+
+def test_images_of_any_size_walk_together_as_they_walk_alone(prepared):
+    rng = np.random.default_rng(1)
+    sizes = [(64, 40), (16, 16), (40, 64), (9, 90), (64, 40), (1, 1)]
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    classes = [(1, 3), (2,), (), (1,), (2, 3), (3,)]
+    samples = [Sample(f"s{i}", im, ids, None, "") for i, (im, ids) in enumerate(zip(images, classes, strict=True))]
+    cams = {
+        f"s{i}": StoredCam(f"s{i}", ids, size, rng.random((len(ids), -(-size[0] // 8), -(-size[1] // 8))).astype("f2"))
+        for i, (size, ids) in enumerate(zip(sizes, classes, strict=True))
+    }
+    together = walked(make_config(prepared, walk={"batch_size": 4}), samples, cams)
+    for sample in samples:
+        alone = walked(make_config(prepared, walk={"batch_size": 1}), [sample], cams)[sample.key]
+        assert together[sample.key].shape == (len(sample.classes) + 1, *sample.image.shape[:2])
+        np.testing.assert_allclose(together[sample.key], alone, atol=1e-5)
+    np.testing.assert_array_equal(together["s2"].argmax(0), np.zeros((40, 64)))
+
+
+def test_leaving_absent_classes_out_is_exact():
+    rng = np.random.default_rng(0)
+    stored = StoredCam("s", (2,), (20, 28), rng.random((1, 3, 4)).astype(np.float16))
+    absent = np.zeros((1, 3, 4), np.float16)
+    all_classes = StoredCam("s", (1, 2, 3), (20, 28), np.concatenate([absent, stored.cam, absent]))
+    few, many = (random_walk.start_scores(cam, 8, 6.0, torch.device("cpu")) for cam in (stored, all_classes))
+    np.testing.assert_array_equal(many[[0, 2]], few)
+    assert not many[[1, 3]].any()
+
+
+def test_scores_are_zero_outside_the_image_background_included():
+    stored = StoredCam("s", (1,), (4, 12), np.zeros((1, 1, 2), np.float16))
+    scores = random_walk.start_scores(stored, 8, 6.0, torch.device("cpu"))
+    np.testing.assert_allclose(scores[0], [[0.5, 0.25]])
+
+
+def rewrite_shard(cfg: Config, name: str, change) -> None:
+    """Pass the samples of one shard through `change` and correct the manifest."""
+    path = cfg.shards_dir / name
+    samples = [change(sample) for sample in read_raw(path)]
+    with open(path, "wb") as file:
+        write_shard(file, samples)
+    record = read_json(cfg.shards_dir / "manifest.json")
+    for split in record["splits"].values():
+        for part in split["shards"]:
+            if part["file"] == name:
+                part["num_bytes"] = path.stat().st_size
+    write_json(cfg.shards_dir / "manifest.json", record)
+
+
+def rewrite_cams(cfg: Config, name: str, change) -> None:
+    path = cfg.stage_dir("infer_cam") / "cams" / name
+    write_cams(path, [cam for cam in map(change, list(read_cams(path))) if cam is not None])
+
+
+def test_an_image_that_infer_cam_left_out_is_left_out(root):
+    cfg = make_config(root, walk={"crf": False, "splits": ["val"]})
+    key = samples_of(cfg, "val")[0].key
+    rewrite_cams(cfg, "val-00000.tar", lambda cam: None if cam.key == key else cam)
+    with pytest.raises(StageError, match=f"image {key} has no CAM: run `--stage infer_cam` again"):
+        random_walk.run(cfg)
+    broken = {"jpg": b"\xff\xd8 broken"}
+    rewrite_shard(cfg, "val-00000.tar", lambda s: RawSample(s.key, {**s.members, **broken}) if s.key == key else s)
+    random_walk.run(cfg)
+    assert len(labels_of(cfg, "val")) == 2
+
+
+def test_cams_that_do_not_fit_the_images_are_refused(root):
+    cfg = make_config(root, walk={"crf": False, "splits": ["val"]})
+    rewrite_cams(cfg, "val-00000.tar", lambda cam: replace(cam, size=(cam.size[0] - 1, cam.size[1])))
+    with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--stage infer_cam` again on these shards"):
+        random_walk.run(cfg)
+
+
+def test_a_split_without_cams_is_named(root):
+    cfg = make_config(root, walk={"crf": False, "splits": ["val"]})
+    (cfg.stage_dir("infer_cam") / "cams" / "val-00001.tar").unlink()
+    with pytest.raises(StageError, match=r"val-00001\.tar is missing, so split 'val' has no CAMs: add it"):
+        random_walk.run(cfg)
+
+
+@pytest.mark.parametrize("stage", ["infer_cam", "train_affinity"])
+def test_earlier_stages_must_be_finished(root, stage):
+    cfg = make_config(root)
+    (cfg.stage_dir(stage) / "manifest.json").unlink()
+    with pytest.raises(StageError, match=f"stage {stage} is not finished there: run `--stage {stage}` first"):
+        random_walk.run(cfg)
+
+
+def test_weights_of_another_network_are_refused(root):
+    cfg = make_config(root, affinity={"channels": [4, 6, 9]})
+    with pytest.raises(StageError, match=r"channels: \[4, 6, 8\] -> \[4, 6, 9\].*run `--stage train_affinity` again"):
+        random_walk.run(cfg)
+
+
+def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cfg = make_config(root, walk={"crf": True})
+    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*walk\.crf=false"):
+        random_walk.run(cfg)
+    assert not cfg.stage_dir("random_walk").exists()
