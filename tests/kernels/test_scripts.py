@@ -1,0 +1,94 @@
+"""The scripts beside the kernels: what the compile check refuses, what the benchmark's table says, soft scores."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+
+def script(name, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    spec = importlib.util.spec_from_file_location(f"kernels_{name}", KERNELS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+ROW = {
+    "kernel": "pcm_forward", "target": "sm_90", "dtype": "bf16", "shape": "D192 C21", "config": "ROWS64",
+    "shared_kib": "80.0", "registers": "78", "spilled_bytes": "0", "matrix": "wgmma.mma_async", "fits": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matrix": "mma.sync"}, "matrix instructions mma.sync, expected wgmma.mma_async"),
+        ({"matrix": "", "dtype": "fp32"}, "matrix instructions none"),
+        ({"spilled_bytes": "65"}, "65 bytes spilled"),
+        ({"fits": False}, "no configuration fits"),
+    ],
+)
+def test_compile_check_refuses(change, message, monkeypatch):
+    pytest.importorskip("triton")
+    problems = script("compile_all", monkeypatch).problems
+    assert problems([ROW]) == []
+    found = problems([ROW | change])
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_compile_check_lets_misfits_pass_beside_one_that_fits(monkeypatch):
+    pytest.importorskip("triton")
+    compile_all = script("compile_all", monkeypatch)
+    assert compile_all.problems([ROW, ROW | {"fits": False, "spilled_bytes": "900", "matrix": ""}]) == []
+    assert compile_all.problems([ROW | {"dtype": "fp32 full", "spilled_bytes": "500", "matrix": "mma.sync"}]) == []
+
+
+def test_every_target_has_tiles_for_every_operand():
+    pytest.importorskip("triton")
+    from seam_kernels import pcm_kernels
+    from seam_kernels.tuning import family
+
+    assert [family(arch) for arch in (80, 89, 90, 100, 103, 120, "gfx942")] == [
+        *("mma", "mma", "wgmma", "wgmma", "wgmma", "mma", "amd")
+    ]
+    for configs in (pcm_kernels.FORWARD_CONFIGS, pcm_kernels.BACKWARD_CONFIGS):
+        assert set(configs) == {"wgmma", "mma", "amd"}
+        for kinds in configs.values():
+            assert set(kinds) == {"16", "tf32", "x3"}
+            for config in [config for entries in kinds.values() for config in entries]:
+                assert pcm_kernels._PAD % config.kwargs["ROWS"] == pcm_kernels._PAD % config.kwargs["COLUMNS"] == 0
+
+
+def test_ratios_compare_with_the_published_rows_of_the_same_shape(tmp_path, monkeypatch):
+    bench = script("bench", monkeypatch)
+    table = tmp_path / "rows.csv"
+    lines = [",".join(bench.FIELDS)]
+    for impl, direction, ms, mib in [
+        ("published", "forward", 100, 50), ("torch", "forward", 999, 5), ("published", "backward", 300, 80),
+        ("torch", "backward", 30, 8), ("torch", "forward", 10, 5),
+    ]:  # fmt: skip
+        lines.append(f"pcm,{impl},{direction},float32,tiny B1,256,{ms},1,1,3,{mib},0.5,cpu,2,3,abc")
+    table.write_text("\n".join(lines))
+    text = bench.ratios(table).splitlines()
+    assert "| pcm | tiny B1 | forward | torch | 10 | 10 | 5 | 10 | 0.5 |" in text  # measured again: the last counts
+    assert "| pcm | tiny B1 | both | torch | 40 | 10 | 8 | 10 |  |" in text
+
+
+def test_soft_scores_find_the_classes_of_the_mask(monkeypatch):
+    scores = script("crf_curve", monkeypatch).soft_scores
+    mask = torch.zeros(40, 60, dtype=torch.uint8)
+    mask[5:35, 30:55] = 7
+    prob = scores(mask, (20, 30))
+    assert prob.shape == (1, 2, 20, 30)
+    assert prob.min() >= 0
+    assert prob.max() <= 1
+    assert (prob.argmax(dim=1)[0] == (mask[::2, ::2] > 0)).double().mean() > 0.8
