@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
             "seg_module",
             "seg_inference",
             "training_stage",
+            "export",
         ),
     },
     {"stages", "report"},
