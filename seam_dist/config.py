@@ -354,7 +354,8 @@ class SegConfig(TrainConfig):
     backbone: str | None = Field(default=None, pattern=r"^(resnet38d|lite0|timm:[A-Za-z0-9_.-]+)$")
     """Backbone of the network; unset: model.backbone."""
     pretrained: str | None = None
-    """Weights that it starts from, as in model.pretrained; unset: those of model.pretrained."""
+    """Weights that it starts from, as in model.pretrained, or `train_seam`: the backbone of this run's SEAM; unset:
+    those of model.pretrained."""
     output_stride: Stride | None = None
     """Input pixels a cell of the logits, 8 or 16; unset: model.output_stride."""
     width: int = Field(default=512, ge=1)

@@ -23,6 +23,8 @@ from seam_dist.models.backbone import Backbone
 from seam_dist.models.build import build_backbone
 from seam_dist.models.pretrained import PACKAGE, LoadReport, load_weights, read_weights
 
+SEAM_STAGE = "train_seam"
+
 _FOV_DILATION = 12  # of LargeFOV at output stride 8
 _RATES = (6, 12, 18)  # of the atrous pyramid at output stride 16
 _DECODER_CHANNELS = 48  # that conv4 is reduced to
@@ -162,13 +164,16 @@ def deeplab_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
 def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[DeepLab, LoadReport]:
     """Return the network of cfg.seg for `num_classes` foreground classes and the report of loading its backbone.
 
-    Unset in seg, the backbone, its weights and its stride are those of cfg.model. `pretrained=False` skips the weights,
-    for a model whose checkpoint comes next. Random weights come from torch's global generator: seed it first. Raises
-    ValueError when the weights of cfg.model are for another backbone than the one asked for.
+    Unset in seg, the backbone, its weights and its stride are those of cfg.model; seg.pretrained=train_seam takes the
+    backbone of this run's SEAM. `pretrained=False` skips the weights, for a model whose checkpoint comes next. Random
+    weights come from torch's global generator: seed it first. Raises ValueError when the weights of cfg.model are for
+    another backbone than the one asked for.
     """
     seg = cfg.seg
     model_config = _model_config(cfg)
-    source = seg.pretrained or cfg.model.pretrained
+    source: str | Path | None = seg.pretrained or cfg.model.pretrained
+    if source == SEAM_STAGE:
+        source = cfg.stage_dir(SEAM_STAGE) / "final" / "model.safetensors"
     if seg.pretrained is None and source not in (None, PACKAGE) and model_config.backbone != cfg.model.backbone:
         raise ValueError(
             f"seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which model.pretrained={source} "

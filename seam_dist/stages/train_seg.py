@@ -14,6 +14,7 @@ from seam_dist.data.joint import make_joint_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.distributed import init_world
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
+from seam_dist.models.deeplab import SEAM_STAGE
 from seam_dist.seg_module import SegModule, synchronise_batchnorm
 from seam_dist.training_stage import IGNORED_SCHEDULE, run_training
 
@@ -79,6 +80,8 @@ def label_folder(cfg: Config) -> Path | None:
 def _inputs(cfg: Config, manifest: Manifest) -> dict[str, str]:
     """Return the fingerprints of shards and labels; raise StageError when a label tar of the split is missing."""
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
+    if cfg.seg.pretrained == SEAM_STAGE:
+        inputs[SEAM_STAGE] = input_fingerprint(cfg.stage_dir(SEAM_STAGE), SEAM_STAGE)
     folder = label_folder(cfg)
     if folder is None:
         return inputs

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from seam_dist.artifacts import StageError, open_stage
 from seam_dist.config import Config, DataConfig, ModelConfig, RunConfig, SegConfig, SourceConfig, WalkConfig
@@ -20,7 +20,7 @@ from seam_dist.data.shards import read_shard
 from seam_dist.distributed import init_world, shutdown
 from seam_dist.files import read_json
 from seam_dist.labels import write_labels
-from seam_dist.models import load_deeplab
+from seam_dist.models import build_seam, load_deeplab
 from seam_dist.stages import shard, train_seg
 
 
@@ -162,6 +162,24 @@ def test_labels_that_are_not_made_name_the_remedy(make: Callable[..., Config]) -
     write_walk(again, "labels", constant=1)
     with pytest.raises(StageError, match="random_walk: "):
         train_seg.run(again)
+
+
+def test_backbone_of_this_runs_seam_is_a_start(make: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = make(max_steps=1, pretrained="train_seam", lr=1e-9)
+    with pytest.raises(StageError, match="stage train_seam is not finished"):
+        train_seg.run(cfg)
+    torch.manual_seed(7)
+    seam, _ = build_seam(cfg, 3)
+    stage = open_stage(cfg, "train_seam", settings=("model",))
+    (stage.dir / "final").mkdir()
+    save_file({k: v.contiguous() for k, v in seam.state_dict().items()}, stage.dir / "final" / "model.safetensors")
+    stage.finish((stage.dir / "final").iterdir())
+    train_seg.run(cfg)
+    torch.testing.assert_close(
+        final(cfg)["backbone.b5.conv_branch2a.weight"], seam.backbone.b5.conv_branch2a.weight.detach()
+    )
+    assert set(read_json(cfg.stage_dir("train_seg") / "stage.json")["inputs"]) == {"shards", "train_seam"}
+    assert "in the file, not used: f8_3.weight, f8_4.weight, f9.weight, fc8.weight" in capsys.readouterr().out
 
 
 @pytest.fixture(autouse=True, scope="module")
