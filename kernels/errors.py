@@ -37,7 +37,7 @@ def _random(*shape: int, seed: int = 0, normal: bool = False) -> Tensor:
 
 def cases(small: bool) -> dict[str, tuple[Function, list[Tensor], list[str]]]:
     """Return the function, the inputs and the names of those that get a gradient, of each row."""
-    pixels, side, channels = (131, 12, 32) if small else (784, 28, 64)
+    pixels, side, channels, steps = (131, 12, 32, 8) if small else (784, 28, 64, 64)
     feature = _random(2, 192, pixels, seed=1, normal=True) + 0.7
     smooth = edge_affinity(_random(1, channels, side, side, seed=2, normal=True), border="full")
     image = (100 + 60 * _random(1, 3, side, side, seed=3)).round()
@@ -47,17 +47,18 @@ def cases(small: bool) -> dict[str, tuple[Function, list[Tensor], list[str]]]:
         # Colours are 0 .. 255 whatever the dtype: their rounding is no error of the operation.
         return dense_crf(prob, image.to(prob.device, torch.promote_types(prob.dtype, torch.float32)), impl=impl)
 
+    def walk(method: str) -> Function:
+        def run_walk(cam: Tensor, affinity: Tensor, *, impl: str) -> Tensor:
+            chosen = "exact" if impl == "reference" else method
+            return random_walk(cam, affinity, num_steps=steps, impl=impl, method=chosen)
+
+        return run_walk
+
     return {
         "pcm D192 C21": (pcm_attention, [_random(2, 21, pixels), feature], ["cam", "feature"]),
         f"edges D{channels}": (edge_affinity, [_random(1, channels, side, side, seed=4, normal=True)], ["feature"]),
-        "walk 64 steps": (random_walk, [scores, smooth], ["cam", "affinity"]),
-        "walk 64 steps chebyshev": (
-            lambda cam, affinity, *, impl: random_walk(
-                cam, affinity, impl=impl, method="exact" if impl == "reference" else "chebyshev"
-            ),
-            [scores, smooth],
-            ["cam", "affinity"],
-        ),
+        f"walk {steps} steps": (walk("exact"), [scores, smooth], ["cam", "affinity"]),
+        f"walk {steps} steps chebyshev": (walk("chebyshev"), [scores, smooth], ["cam", "affinity"]),
         "crf 10 iterations": (crf, [scores], ["prob"]),
     }
 
