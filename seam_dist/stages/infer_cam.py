@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,12 @@ def run(cfg: Config) -> None:
     own = todo[world.rank :: world.size]
     start = time.perf_counter()
     unwritten: deque[_ShardOutput] = deque()
-    with (
-        CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)) as pool,
-        tqdm(
-            total=sum(work.shard.num_samples for work in own), unit="image", desc="infer_cam", disable=not world.is_main
-        ) as bar,
-    ):
+    with ExitStack() as stack:
+        pool = None
+        if cfg.infer.crf:
+            pool = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
+        num_own = sum(work.shard.num_samples for work in own)
+        bar = stack.enter_context(tqdm(total=num_own, unit="image", desc="infer_cam", disable=not world.is_main))
         for work in own:
             output = _ShardOutput(cfg, stage.dir, work, pool)
             samples = read_shard(
@@ -124,7 +125,7 @@ def run(cfg: Config) -> None:
 class _ShardOutput:
     """What becomes of one input shard: its maps, the labels that are still being made, its bad samples."""
 
-    def __init__(self, cfg: Config, folder: Path, work: Work, pool: CrfPool) -> None:
+    def __init__(self, cfg: Config, folder: Path, work: Work, pool: CrfPool | None) -> None:
         self.cams: list[StoredCam] = []
         self.bad: list[str] = []
         self._cfg, self._folder, self._work, self._pool = cfg, folder, work, pool
@@ -136,7 +137,7 @@ class _ShardOutput:
         interop = self._cfg.infer.interop
         if interop:
             write_cam_dict(self._folder / "interop" / f"{sample.key}.npy", sample.classes, full)
-        if "crf" in self._work.folders:
+        if self._pool is not None:
             low, high = (
                 self._folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy"
                 for alpha in self._cfg.infer.crf_alphas

@@ -496,6 +496,7 @@ def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
         infer_cam.run(cfg)
     assert not cfg.stage_dir("infer_cam").exists()
+    infer_cam.run(make_config(root, infer={"crf": False, "scales": SCALES, "splits": ["val"]}))
 
 
 def test_authors_files_take_the_place_of_a_network(root, finished):
