@@ -221,6 +221,8 @@ def test_legend_names_the_classes_that_are_there() -> None:
     labels[5:9] = 3
     two = overlay(image, labels, CLASSES)
     assert one.shape[0] == two.shape[0] > 30
+    assert (one[10:30] == image[10:30]).all()
+    assert (one[2, 100] != image[2, 100]).any()
     green = np.array([0, 128, 0])
     assert (one[30:] == green).all(axis=-1).sum() > 50  # the square of class 2 in its colour
     assert not np.array_equal(one[30:], two[30:])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from seam_dist.report.pictures import Image as Pixels
-from seam_dist.report.pictures import class_colours, label_map
+from seam_dist.report.pictures import class_colours
 
 _IGNORED = 255
+_OPACITY = 0.55
 _MARGIN = 4  # pixels around a legend's entries
 
 
@@ -20,7 +22,17 @@ def overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
     `classes` are the foreground names, the first has id 1. Without a class in the labels there is no legend.
     """
     ids = [int(index) for index in np.unique(labels) if 0 < index < _IGNORED]
-    return np.concatenate([label_map(image, labels), _legend(ids, classes, image.shape[1])])
+    return np.concatenate([_painted(image, labels), _legend(ids, classes, image.shape[1])])
+
+
+def _painted(image: Pixels, labels: Pixels) -> Pixels:
+    """Return the image with the classes in their colours, a white rim around each; the background as it is."""
+    mixed = cv2.addWeighted(class_colours()[labels], _OPACITY, image, 1 - _OPACITY, 0)
+    painted = np.where((labels > 0)[..., None], mixed, image)
+    # The palette's first colours are dark: without the rim they would sink into a dark image.
+    rim = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    painted[rim & (labels > 0)] = 255
+    return np.asarray(painted, np.uint8)
 
 
 def _legend(ids: Sequence[int], classes: Sequence[str], width: int) -> Pixels:
