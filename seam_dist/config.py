@@ -485,12 +485,14 @@ class Config:
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        micro = self.train.micro_batch_size
-        if micro is not None and self.train.global_batch_size % micro:
-            raise ValueError(
-                f"train.global_batch_size={self.train.global_batch_size} is not a multiple of "
-                f"train.micro_batch_size={micro}: change one of them"
-            )
+        schedules: dict[str, TrainConfig] = {"train": self.train, "affinity": self.affinity, "seg": self.seg}
+        for name, schedule in schedules.items():
+            micro = schedule.micro_batch_size
+            if micro is not None and schedule.global_batch_size % micro:
+                raise ValueError(
+                    f"{name}.global_batch_size={schedule.global_batch_size} is not a multiple of "
+                    f"{name}.micro_batch_size={micro}: change one of them"
+                )
         view = self.augment.crop_size * self.loss.second_view_scale / self.model.output_stride
         if self.loss.ablation != "cam" and view < 2:
             raise ValueError(

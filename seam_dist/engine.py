@@ -44,6 +44,8 @@ class Training:
     micro_batch_size: int
     accumulation: int
     base_lr: list[float]
+    section: str = "train"
+    """Section of the settings that the schedule came from, for messages."""
     step: int = 0
     samples: int = 0
     stop_signal: int = 0
@@ -81,7 +83,8 @@ class Training:
         if self.engine.zero_optimization_stage() and not self.engine.was_step_applied():
             raise TrainingError(
                 f"the gradient at step {self.step + 1} is NaN or infinite although the loss is finite "
-                f"({_format(terms)}): lower train.lr or set train.gradient_clip, and resume from the last checkpoint"
+                f"({_format(terms)}): lower {self.section}.lr or set {self.section}.gradient_clip, and resume "
+                "from the last checkpoint"
             )
         self.step += 1
         self.samples += self.cfg.train.global_batch_size
@@ -140,7 +143,8 @@ class Training:
         found = [line for lines in all_gather_object(bad, self.world) for line in lines]
         return (
             f"the loss at step {self.step + 1} is NaN or infinite; {'; '.join(found)}: the weights are as they were "
-            "before this step; look at these samples, lower train.lr or set train.gradient_clip, and resume"
+            f"before this step; look at these samples, lower {self.section}.lr or set {self.section}.gradient_clip, "
+            "and resume"
         )
 
     def _seed(self) -> None:
@@ -164,13 +168,15 @@ def start_training(
     *,
     max_steps: int,
     resume: TrainState | None = None,
+    section: str = "train",
 ) -> Training:
     """Return a training at step 0, or where `resume` left off, on any number of ranks and at any ZeRO stage.
 
     `module` maps (batch, warm-up factor) to named losses; `model` is the part of it whose weights are kept; `groups`
     are SGD's parameter groups with a learning rate each. `resume` was loaded from a checkpoint that fits the model.
+    `section` names the settings that cfg.train came from.
     """
-    micro, accumulation = micro_batches(cfg.train, world.size)
+    micro, accumulation = micro_batches(cfg.train, world.size, section=section)
     if resume is not None:
         model.load_state_dict(resume.weights, strict=True)
     _quiet_deepspeed()
@@ -196,7 +202,7 @@ def start_training(
     engine.train()
     make_momentum(engine)
     base_lr = [float(group["lr"]) for group in engine.optimizer.param_groups]
-    training = Training(engine, model, cfg, world, max_steps, micro, accumulation, base_lr)
+    training = Training(engine, model, cfg, world, max_steps, micro, accumulation, base_lr, section)
     if resume is not None:
         set_momentum(engine, model, world, resume.momentum.__getitem__)
         training.step, training.samples = resume.step, resume.samples
@@ -233,7 +239,7 @@ def fit(
     return 0
 
 
-def micro_batches(cfg: TrainConfig, world_size: int) -> tuple[int, int]:
+def micro_batches(cfg: TrainConfig, world_size: int, *, section: str = "train") -> tuple[int, int]:
     """Return images a forward pass and forward passes a step, for each rank.
 
     Raises ValueError when the global batch cannot be dealt out evenly.
@@ -243,25 +249,25 @@ def micro_batches(cfg: TrainConfig, world_size: int) -> tuple[int, int]:
     if micro is None:
         if total % world_size:
             raise ValueError(
-                f"train.global_batch_size={total} is not a multiple of the {world_size} ranks: change one of them"
+                f"{section}.global_batch_size={total} is not a multiple of the {world_size} ranks: change one of them"
             )
         return total // world_size, 1
     if total % (micro * world_size):
         raise ValueError(
-            f"train.global_batch_size={total} is not a multiple of train.micro_batch_size={micro} times {world_size} "
-            "ranks: change one of them"
+            f"{section}.global_batch_size={total} is not a multiple of {section}.micro_batch_size={micro} times "
+            f"{world_size} ranks: change one of them"
         )
     return micro, total // (micro * world_size)
 
 
-def num_steps(cfg: TrainConfig, num_samples: int) -> int:
+def num_steps(cfg: TrainConfig, num_samples: int, *, section: str = "train") -> int:
     """Return the optimizer steps of the schedule: train.max_steps, else epochs of floor(samples / batch) steps."""
     if cfg.max_steps is not None:
         return cfg.max_steps
     if num_samples < cfg.global_batch_size:
         raise ValueError(
-            f"the training split has {num_samples} samples, fewer than train.global_batch_size="
-            f"{cfg.global_batch_size}: lower it, or set train.max_steps"
+            f"the training split has {num_samples} samples, fewer than {section}.global_batch_size="
+            f"{cfg.global_batch_size}: lower it, or set {section}.max_steps"
         )
     return max(1, int(num_samples // cfg.global_batch_size * cfg.epochs))
 

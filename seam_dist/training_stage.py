@@ -37,6 +37,9 @@ IGNORED_SCHEDULE = (
     "resume",
 )
 
+# Stage -> the section of the settings that holds its schedule.
+SECTIONS = {"train_seam": "train", "train_affinity": "affinity", "train_seg": "seg"}
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -80,6 +83,7 @@ def run_training(
     that a supervisor sees an unfinished job.
     """
     train_cfg = replace(cfg, train=schedule)
+    section = SECTIONS[stage_name]
     with ExitStack() as stack:
 
         def open_and_lock() -> tuple[StageRun, bool]:
@@ -103,7 +107,7 @@ def run_training(
         state = checkpoints.load(schedule.resume, model)
         if world.is_main:
             print(report if state is None else f"{stage_name}: going on from step {state.step}", flush=True)
-        max_steps = num_steps(schedule, num_samples)
+        max_steps = num_steps(schedule, num_samples, section=section)
         training = start_training(
             wrap(model, train_cfg),
             model,
@@ -112,6 +116,7 @@ def run_training(
             world,
             max_steps=max_steps,
             resume=state,
+            section=section,
         )
         stack.callback(training.close)
         stop = stack.enter_context(StopRequest())

@@ -54,6 +54,7 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
         ("augment.resize_long=[300]", r"augment.resize_long"),
         ("augment.resize_long=[300,200]", r"augment.resize_long=\[300, 200\] is not a range"),
         ("train.micro_batch_size=3", r"train.global_batch_size=8 is not a multiple of train.micro_batch_size=3"),
+        ("seg.micro_batch_size=4", r"seg.global_batch_size=10 is not a multiple of seg.micro_batch_size=4"),
         ("loss.second_view_scale=0.02", r"leaves a grid of 1.1 cells"),
         ("model.align_grid=true", r"augment.crop_size=448 is not k \* model.output_stride \+ 1.*set it to 449"),
         ("affinity.crop_size=100", r"affinity.crop_size=100 is not a multiple of the stride 8 .* set it to 96"),
