@@ -200,7 +200,8 @@ def affinities(net: AffinityNet, images: Pixels, cfg: Config) -> Iterator[Tensor
         if affinity.shape[2:] != grid:
             raise StageError(
                 f"{net.backbone.name} gives a grid of {tuple(affinity.shape[2:])} for images of "
-                f"{tuple(pixels.shape[2:])}, expected {grid} at stride {stride}: use another backbone or affinity.output_stride"
+                f"{tuple(pixels.shape[2:])}, expected {grid} at stride {stride}: use another backbone or "
+                "affinity.output_stride"
             )
         yield from affinity
 
