@@ -5,11 +5,12 @@ The network's maps are taken at its feature grid and brought to image size in th
 image with align_corners=True (the network's own output), from there to the original image with align_corners=False.
 Mirroring, summing and resizing are linear, so a scale's two maps are summed at the grid and resized once.
 
-Stored form: float16 in 0..1 on a grid of ceil(H / stride) x ceil(W / stride) points, the first and last ones on the
-corner pixels. It loses what lies between its points: the scales above 1 see grids finer than the stride. Measured in
-tests/test_cam.py on noisy maps of a 375 x 500 image with details of about 32 pixels, scales 0.5 to 2.0 at a feature
-stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8, 0.002 and 0.06 at stride 4; at
-threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps are exact (`infer.interop`).
+Stored form: thousandths of 0..1, compressed, on a grid of ceil(H / stride) x ceil(W / stride) points, the first and
+last ones on the corner pixels. It loses what lies between its points: the scales above 1 see grids finer than the
+stride. Measured in tests/test_cam.py on noisy maps of a 375 x 500 image with details of about 32 pixels, scales 0.5 to
+2.0 at a feature stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8, 0.002 and 0.06
+at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps are exact
+(`infer.interop`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,10 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.files import atomic_file
+from seam_dist.files import atomic_file, check_tar_end
 
 EPS = 1e-5
-_MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|npy|plain\.npy)")
+STEPS = 1000  # of a stored value; float16 tells all of them apart
+FORMAT = "2"  # of the stored form
+_LARGEST_MAP = 1 << 28  # bytes of one image's map
+_MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|cam|plain\.cam)")
 
 
 def scaled_size(size: tuple[int, int], scale: float, *, align: int | None = None) -> tuple[int, int]:
@@ -102,7 +107,8 @@ def store_cam(cam: Tensor, stride: int) -> NDArray[np.float16]:
     if cam.shape[0] == 0:
         return np.zeros((0, *grid), np.float16)
     rows, columns = (_projection(n, side).to(cam.device) for n, side in zip(grid, cam.shape[1:], strict=True))
-    return (rows @ cam.float().clamp(0, 1) @ columns.T).clamp(0, 1).half().cpu().numpy()
+    steps = ((rows @ cam.float().clamp(0, 1) @ columns.T).clamp(0, 1) * STEPS).round()
+    return (steps / STEPS).half().cpu().numpy()
 
 
 def upsample_cam(stored: NDArray[np.floating] | Tensor, size: tuple[int, int]) -> Tensor:
@@ -124,22 +130,37 @@ def predict_labels(cam: Tensor, classes: Sequence[int], threshold: float) -> NDA
 
 
 def encode_cam(cam: NDArray[np.float16]) -> bytes:
-    """Return the bytes of a .npy file that holds the array."""
+    """Return the bytes of a stored map in 0..1: thousandths, all high bytes before all low ones, a compressed .npy.
+
+    Raises ValueError for a map that holds NaN, infinity or values outside 0..1.
+    """
+    if not ((cam >= 0) & (cam <= 1)).all():
+        raise ValueError("the map holds NaN or values outside 0..1: make the CAMs again from finite weights")
+    steps = np.rint(cam.astype(np.float32) * STEPS).astype(np.uint16)
+    planes = np.stack([steps >> 8, steps & 255]).astype(np.uint8)
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(cam), allow_pickle=False)
-    return file.getvalue()
+    np.lib.format.write_array(file, planes, allow_pickle=False)
+    return zlib.compress(file.getvalue(), 6)
 
 
 def decode_cam(data: bytes) -> NDArray[np.float16]:
-    """Read what `encode_cam` wrote; ValueError for anything that is not a finite float16 array (K, h, w)."""
+    """Read what `encode_cam` wrote, float16 (K, h, w) in 0..1; ValueError for anything else."""
     try:
-        cam = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=256)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
-        raise ValueError(f"the bytes are no .npy array ({error}): make the CAMs again") from None
-    if cam.dtype != np.float16 or cam.ndim != 3:
-        raise ValueError(f"the array is {cam.dtype} {cam.shape}, expected float16 (K, h, w): make the CAMs again")
-    if not np.isfinite(cam).all():
-        raise ValueError("the array holds NaN or infinity: make the CAMs again from finite weights")
+        unpacked = zlib.decompressobj()
+        whole = unpacked.decompress(data, _LARGEST_MAP)
+        if not unpacked.eof or unpacked.unused_data:
+            raise ValueError("it is cut, too large or followed by something else")
+        planes = np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False, max_header_size=256)
+    except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
+        raise ValueError(f"the bytes are no stored map ({error}): make the CAMs again") from None
+    if planes.dtype != np.uint8 or planes.ndim != 4 or planes.shape[0] != 2:
+        raise ValueError(
+            f"the array is {planes.dtype} {planes.shape}, expected uint8 (2, K, h, w): make the CAMs again"
+        )
+    steps = planes[0].astype(np.uint16) << 8 | planes[1]
+    if steps.size and steps.max() > STEPS:
+        raise ValueError(f"the map holds {steps.max()}, expected 0 to {STEPS}: make the CAMs again")
+    cam: NDArray[np.float16] = (steps.astype(np.float32) / STEPS).astype(np.float16)
     return cam
 
 
@@ -158,12 +179,12 @@ class StoredCam:
 
 
 def write_cams(path: Path, cams: Iterable[StoredCam]) -> None:
-    """Write a tar of <key>.npy, <key>.plain.npy and <key>.json members, whole or not at all."""
+    """Write a tar of <key>.cam, <key>.plain.cam and <key>.json members, whole or not at all."""
     with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for stored in cams:
-            members = {"npy": encode_cam(stored.cam)}
+            members = {"cam": encode_cam(stored.cam)}
             if stored.plain is not None:
-                members["plain.npy"] = encode_cam(stored.plain)
+                members["plain.cam"] = encode_cam(stored.plain)
             info = {"classes": list(stored.classes), "size": list(stored.size)}
             members["json"] = json.dumps(info).encode()  # last: it completes the image
             for extension, data in members.items():
@@ -187,6 +208,7 @@ def read_cams(path: Path) -> Iterator[StoredCam]:
                 if match[2] == "json":
                     yield _stored_cam(key, parts)
                     parts = {}
+            check_tar_end(path, tar.offset)
         if parts:
             raise ValueError("it ends within an image")
     except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
@@ -197,8 +219,8 @@ def read_cams(path: Path) -> Iterator[StoredCam]:
 def _stored_cam(key: str, parts: dict[str, bytes]) -> StoredCam:
     info = json.loads(parts["json"])
     classes, (height, width) = tuple(int(c) for c in info["classes"]), (int(side) for side in info["size"])
-    cam = decode_cam(parts["npy"])
-    plain = decode_cam(parts["plain.npy"]) if "plain.npy" in parts else None
+    cam = decode_cam(parts["cam"])
+    plain = decode_cam(parts["plain.cam"]) if "plain.cam" in parts else None
     if len(cam) != len(classes) or (plain is not None and plain.shape != cam.shape):
         raise ValueError(f"{key} has maps {cam.shape} for {len(classes)} classes")
     return StoredCam(key, classes, (height, width), cam, plain)

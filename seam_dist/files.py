@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,3 +78,15 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_tar_end(path: Path, offset: int) -> None:
+    """Raise ValueError unless the end mark of a tar begins at `offset`, where its reader stopped.
+
+    tarfile ends quietly at a cut between two members and at a damaged header.
+    """
+    with open(path, "rb") as whole:
+        whole.seek(offset)
+        rest = whole.read(tarfile.RECORDSIZE)
+    if len(rest) < 2 * tarfile.BLOCKSIZE or any(rest):
+        raise ValueError(f"it has no end mark at byte {offset}, so it is cut or damaged")

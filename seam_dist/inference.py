@@ -1,4 +1,4 @@
-"""What the inference stages share: images of one size together, resized copies, and finished shards of other ranks."""
+"""What the inference stages share: images of one size together, resized copies, other ranks' shards, bad samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from seam_dist.cam import scaled_size
+from seam_dist.data.manifest import Shard
 from seam_dist.data.shards import Sample
+from seam_dist.files import read_json, write_json
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
@@ -65,3 +67,34 @@ def wait_for(folder: Path, names: Sequence[str]) -> None:
     """Wait until all files are there. Ranks finish up to a shard apart, longer than a collective may take."""
     while not set(names) <= set(os.listdir(folder)):
         time.sleep(0.2)
+
+
+def write_bad(folder: Path, shard: str, messages: Sequence[str]) -> None:
+    """Keep what was said of the bad samples of one input shard; call it before the shard counts as done."""
+    record = _bad_file(folder, shard)
+    if messages:
+        write_json(record, list(messages))
+    else:
+        record.unlink(missing_ok=True)
+
+
+def read_bad(folder: Path, shards: Sequence[Shard], max_bad_fraction: float) -> list[str]:
+    """Return what was said of the bad samples of all shards, whichever call met them.
+
+    Raises ValueError when they are more than `max_bad_fraction` of the samples.
+    """
+    bad: list[str] = []
+    for shard in shards:
+        record = _bad_file(folder, shard.file)
+        bad += read_json(record) if record.is_file() else []
+    num_images = sum(shard.num_samples for shard in shards)
+    if len(bad) > max_bad_fraction * num_images:
+        raise ValueError(
+            f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction={max_bad_fraction:g}; "
+            f"the first: {bad[0]}"
+        )
+    return bad
+
+
+def _bad_file(folder: Path, shard: str) -> Path:
+    return folder / "bad" / f"{shard.removesuffix('.tar')}.json"

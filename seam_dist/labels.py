@@ -21,7 +21,7 @@ from PIL import Image
 
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import MAX_CLASSES
-from seam_dist.files import atomic_file
+from seam_dist.files import atomic_file, check_tar_end
 
 IGNORED = 255
 
@@ -118,12 +118,7 @@ def read_labels(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = tar.extractfile(member)
                 assert file is not None
                 yield match[1], file.read()
-            # tarfile ends quietly at a cut between two members and at a damaged header.
-            with open(path, "rb") as whole:
-                whole.seek(tar.offset)
-                rest = whole.read(tarfile.RECORDSIZE)
-            if len(rest) < 2 * tarfile.BLOCKSIZE or any(rest):
-                raise ValueError(f"it has no end mark at byte {tar.offset}, so it is cut or damaged")
+            check_tar_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path} is not a whole tar of labels ({error}): remove it and run the stage that writes it again"

@@ -34,6 +34,11 @@ def hash64(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+def _wrapped(number: int) -> int:
+    """Return the 64-bit signed integer that `number` wraps around to; torch takes no larger one."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 class DropoutKeys:
     """The seed, and the numbers of the samples that are in the network now; shared by all dropout layers."""
 
@@ -59,7 +64,7 @@ class SampleDropout2d(nn.Module):
         assert number is not None, "sample numbers are set before the forward pass"
         # The grid tells the two views apart, and is still known when a block is recomputed in the backward pass.
         place = (self.layer << 40) + (x.shape[2] << 20) + x.shape[3]
-        key = hash64(hash64(number.to(x.device) + self.keys.seed * _STEP) + place)  # [B]
+        key = hash64(hash64(number.to(x.device) + _wrapped(self.keys.seed * _STEP)) + place)  # [B]
         channel = torch.arange(x.shape[1], device=x.device, dtype=torch.int64) * _STEP
         draw = (hash64(key[:, None] + channel) >> 11) & _MASK_53  # [B, C], uniform in 53 bits
         keep = (draw >= int(self.p * (1 << 53))).to(x.dtype) / (1 - self.p)

@@ -387,6 +387,11 @@ def test_dropout_belongs_to_the_sample() -> None:
     assert bool((kept == kept[:, :, :1, :1]).all())
 
 
+@pytest.mark.parametrize("seed", [2, 12345, 2**31, 2**63])
+def test_dropout_takes_every_seed(seed: int) -> None:
+    assert float((dropped([5], seed=seed) != 0).float().mean()) == pytest.approx(0.7, abs=0.05)
+
+
 @pytest.mark.parametrize("other", [{"numbers": [6]}, {"seed": 1}, {"layer": 1}, {"side": 3}])
 def test_dropout_masks_are_independent(other: dict[str, Any]) -> None:
     one = dropped([5])[:, :, 0, 0] != 0

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,15 +31,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seam_dist.artifacts import StageError, StageRun, fingerprint, input_fingerprint, open_stage
-from seam_dist.cam import StoredCam, write_cams
+from seam_dist.cam import FORMAT, StoredCam, write_cams
 from seam_dist.cam_maps import Checkpoint, find_checkpoint, infer_samples, load_model, read_samples
 from seam_dist.config import Config
 from seam_dist.crf import CamLabels, CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.distributed import barrier, init_world, on_main
-from seam_dist.files import read_json, sha256_file, write_json
-from seam_dist.inference import wait_for
+from seam_dist.files import sha256_file
+from seam_dist.inference import read_bad, wait_for, write_bad
 from seam_dist.interop import crf_folder, write_cam_dict
 from seam_dist.labels import write_labels
 from seam_dist.models import affinity_stride
@@ -111,7 +110,8 @@ def run(cfg: Config) -> None:
     wait_for(stage.dir / "cams", [work.shard.file for work in todo])
     took = time.perf_counter() - start
     num_images = sum(work.shard.num_samples for work in todo)
-    bad = on_main(lambda: _read_bad(cfg, stage.dir, works), world)
+    shards = [work.shard for work in works]
+    bad = on_main(lambda: read_bad(stage.dir, shards, cfg.data.max_bad_fraction), world)
     if world.is_main:
         source = checkpoint.weights if checkpoint is not None else cfg.infer.from_interop
         refined = model is not None and model.pcm
@@ -154,11 +154,7 @@ class _ShardOutput:
     def write(self) -> None:
         """Write everything, the maps last: they tell that the shard is done."""
         name = self._work.shard.file
-        record = _bad_file(self._folder, name)
-        if self.bad:
-            write_json(record, self.bad)
-        else:
-            record.unlink(missing_ok=True)
+        write_bad(self._folder, name, self.bad)
         made = {cam.key: self._labels[cam.key].result() for cam in self.cams if cam.key in self._labels}
         if "crf" in self._work.folders:
             write_labels(self._folder / "crf" / name, ((key, labels.labels) for key, labels in made.items()))
@@ -166,25 +162,6 @@ class _ShardOutput:
             blocks = ((key, labels.affinity) for key, labels in made.items() if labels.affinity is not None)
             write_labels(self._folder / "affinity" / name, blocks)
         write_cams(self._folder / "cams" / name, self.cams)
-
-
-def _bad_file(folder: Path, shard: str) -> Path:
-    return folder / "bad" / f"{shard.removesuffix('.tar')}.json"
-
-
-def _read_bad(cfg: Config, folder: Path, works: Sequence[Work]) -> list[str]:
-    """Return the messages of the bad samples of all shards, whichever call met them; ValueError for too many."""
-    bad: list[str] = []
-    for work in works:
-        record = _bad_file(folder, work.shard.file)
-        bad += read_json(record) if record.is_file() else []
-    num_images = sum(work.shard.num_samples for work in works)
-    if len(bad) > cfg.data.max_bad_fraction * num_images:
-        raise ValueError(
-            f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction="
-            f"{cfg.data.max_bad_fraction:g}; the first: {bad[0]}"
-        )
-    return bad
 
 
 def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tuple[StageRun, list[Work], list[Work]]:
@@ -204,7 +181,7 @@ def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tup
         if cfg.infer.crf:
             folders += ["crf", "affinity"] if name == cfg.data.train_split else ["crf"]
         works += [Work(shard, tuple(folders)) for shard in split.shards]
-    inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
+    inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "format": FORMAT}
     if checkpoint is None:
         assert cfg.infer.from_interop is not None
         inputs["cam_files"] = _folder_fingerprint(cfg.infer.from_interop)

@@ -15,7 +15,7 @@ import io
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from seam_dist.config import Config
 from seam_dist.crf import CrfPool, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw, read_shard
-from seam_dist.distributed import all_gather_object, barrier, init_world, on_main
+from seam_dist.distributed import barrier, init_world, on_main
 from seam_dist.files import atomic_file, read_json, sha256_file, write_json
-from seam_dist.inference import wait_for
+from seam_dist.inference import read_bad, wait_for, write_bad
 from seam_dist.labels import read_label_shard, write_labels
 from seam_dist.seg_inference import Prediction, SegWeights, alignment, find_seg_weights, load_network, predict_samples
 
@@ -56,7 +56,6 @@ def run(cfg: Config) -> None:
         if world.is_main:
             print(f"infer_seg: done already, see {stage.dir}", flush=True)
         return
-    bad: list[str] = []
     own = todo[world.rank :: world.size]
     with ExitStack() as stack:
         crf = None
@@ -67,24 +66,21 @@ def run(cfg: Config) -> None:
         num_own = sum(shard.num_samples for shard in own)
         bar = stack.enter_context(tqdm(total=num_own, unit="image", desc="infer_seg", disable=not world.is_main))
         for shard in own:
+            bad: list[str] = []
             samples = read_shard(
                 cfg.shards_dir / shard.file,
                 masks=False,
                 max_pixels=cfg.data.max_pixels,
-                on_bad=lambda _, error: bad.append(str(error)),
+                on_bad=lambda _, error, bad=bad: bad.append(str(error)),  # type: ignore[misc]
             )
             predictions = predict_samples(model, samples, cfg.predict, align=alignment(found, model), crf=crf)
-            write_shard(stage.dir, shard.file, _counted(predictions, bar), crf=cfg.predict.crf)
+            write_shard(stage.dir, shard.file, _counted(predictions, bar), crf=cfg.predict.crf, bad=bad)
         for folder in _folders(cfg):
             wait_for(stage.dir / folder, [shard.file for shard in todo])
         took = time.perf_counter() - start
-    bad = [message for part in all_gather_object(bad, world) for message in part]
     num_images = sum(shard.num_samples for shard in todo)
-    if len(bad) > cfg.data.max_bad_fraction * num_images:
-        raise ValueError(
-            f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction="
-            f"{cfg.data.max_bad_fraction:g}; the first: {bad[0]}"
-        )
+    shards = [shard for name in dict.fromkeys(cfg.predict.splits) for shard in manifest.split(name).shards]
+    all_bad = on_main(lambda: read_bad(stage.dir, shards, cfg.data.max_bad_fraction), world)
 
     def finish() -> None:
         stage.finish(
@@ -92,10 +88,10 @@ def run(cfg: Config) -> None:
             checkpoint=str(found.weights),
             num_images=num_images,
             images_per_s=round(num_images / took, 3),
-            bad_samples=bad,
+            bad_samples=all_bad,
         )
         pack_for_server(cfg, manifest, stage)
-        note = f", {len(bad)} bad ones left out" if bad else ""
+        note = f", {len(all_bad)} bad ones left out" if all_bad else ""
         print(f"infer_seg: {num_images} images{note}, {num_images / took:.2f} a second, in {stage.dir}", flush=True)
 
     on_main(finish, world)
@@ -121,9 +117,15 @@ def find_weights(cfg: Config, manifest: Manifest) -> SegWeights:
     return found
 
 
-def write_shard(folder: Path, name: str, predictions: Iterable[Prediction], *, crf: bool) -> None:
-    """Write the labels of one shard, in the order of its samples, to labels/ and with `crf` to labels_crf/."""
+def write_shard(
+    folder: Path, name: str, predictions: Iterable[Prediction], *, crf: bool, bad: Sequence[str] = ()
+) -> None:
+    """Write the labels of one shard, in the order of its samples, to labels/ and with `crf` to labels_crf/.
+
+    `bad` gets what is said of bad samples while the predictions are made; it is kept beside the labels.
+    """
     parts = sorted(((p.index, p.sample.key, p.labels, p.refined) for p in predictions), key=lambda part: part[0])
+    write_bad(folder, name, bad)
     write_labels(folder / "labels" / name, ((key, labels) for _, key, labels, _ in parts))
     if crf:
         refined = ((key, labels) for _, key, _, labels in parts if labels is not None)
