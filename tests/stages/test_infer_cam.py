@@ -82,7 +82,7 @@ def root(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(trained: Path) -> Config:
     """A run whose CAMs are made, with the authors' files."""
-    root = trained.parent / "finished"
+    root = trained.parent / "finished-cams"
     shutil.copytree(trained, root)
     cfg = make_config(root, infer={"interop": True, "scales": SCALES, "batch_size": 2})
     infer_cam.run(cfg)

@@ -173,7 +173,7 @@ EXACT_CRF = {"impl": "torch", "source_stride": 4, "num_workers": 0, "num_iters":
 @pytest.fixture(scope="module")
 def finished(prepared: Path) -> Config:
     """A run of the split val with CRF labels and files."""
-    root = prepared.parent / "finished"
+    root = prepared.parent / "finished-walk"
     shutil.copytree(prepared, root)
     cfg = make_config(root, crf=EXACT_CRF, walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True})
     random_walk.run(cfg)
