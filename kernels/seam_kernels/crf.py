@@ -183,7 +183,8 @@ def dense_crf(
 
     impl: "auto" is exact on a GPU; on a CPU it is "lattice", the approximation of pydensecrf, where that is installed,
     no gradient is asked for and source_stride is 1, else "torch", the exact sum: right for small images, many
-    minutes for large ones (see the module). "reference" is dense. Name one where numbers must not depend on the machine.
+    minutes for large ones (see the module). "reference" is dense. Name one where numbers must not depend on the
+    machine.
 
     Raises ValueError for wrong ranks, sizes, dtypes or devices, an image that asks for a gradient, widths that are not
     positive, negative iterations, a stride below 1, and an impl that does not exist or does not fit.
