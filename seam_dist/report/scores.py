@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from seam_dist.label_scores import LABEL_KINDS
 from seam_dist.report.charts import Line, Mark, line_chart, mark_swatch, swatch
 from seam_dist.report.comparison import (
     MAP_NAMES,
@@ -45,11 +46,16 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
                 (signed(gain), f"points on {split} against {run.method} ({run.name})")
                 for run, gain in gains(rows, split)
             ]
+    for kind in LABEL_KINDS[-2:]:
+        items += [
+            (f"{percent(number(record, 'miou'))} %", f"mIoU on {split}, {kind.words}")
+            for split, record in own.labels.get(kind.name, {}).items()
+        ]
     if own.metrics:
         last = own.metrics[-1]
-        items.append((str(last["step"]), "training steps"))
+        items.append((str(last["step"]), "training steps of SEAM"))
         if "time_s" in last:
-            items.append((duration(last["time_s"]), "training time"))
+            items.append((duration(last["time_s"]), "training time of SEAM"))
     body = tiles(items) if items else ""
     if result is None:
         body += missing(f"Run {own.name} has no evaluation, so there are no scores.", f"{command} --stage evaluate")

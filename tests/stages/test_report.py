@@ -396,6 +396,8 @@ def test_report_shows_the_road_from_cam_to_final_mask(runs: Path, capsys: pytest
     assert outline.ids == ["results", "road", "images", "thresholds", "classes", "training", "setup"]
     assert outline.tags.count("img") == 6 * (5 + len(WRONG)) + 1
     assert "mIoU of the final network + CRF" in html
+    final = next(record for record in records if record["labels"] == "seg_crf" and record["split"] == "val")
+    assert f"<b>{100 * final['miou']:.1f} %</b><span>mIoU on val, final network + CRF</span>" in html
     printed = capsys.readouterr().out
     found = [record["miou"] for record in records if record["split"] == "val"]
     assert found == sorted(found)  # fewer wrong pixels, higher scores
