@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from seam_dist.config import STAGES
+
 TOOLS = ("ip", "pdsh", "sshd", "ssh-keygen")
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 ADDRESSES = {"seam-host-1": "10.77.31.1", "seam-host-2": "10.77.31.2"}
@@ -94,6 +96,10 @@ model: {{backbone: resnet38d, width: 0.0625}}
 loss: {{second_view_scale: 0.5}}
 train: {{global_batch_size: 4, max_steps: 3, log_every: 1}}
 infer: {{scales: [1.0], flip: false}}
+affinity: {{global_batch_size: 4, max_steps: 3, crop_size: 48, radius: 3, log_every: 1}}
+walk: {{num_steps: 8}}
+seg: {{global_batch_size: 4, max_steps: 3, crop_size: 48, width: 16, freeze_batchnorm: true, log_every: 1}}
+predict: {{scales: [1.0], flip: false}}
 deepspeed: {{zero_optimization: {{stage: 2}}}}
 """
 
@@ -114,6 +120,8 @@ def test_all_stages_run_on_two_hosts_and_share_the_work(hosts: Path, tmp_path: P
     assert (tmp_path / "runs/two-hosts/report/report.html").is_file(), result.stdout[-4000:] + result.stderr[-4000:]
     lines = (tmp_path / "runs/two-hosts/train_seam/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    for stage in STAGES:
+        assert (tmp_path / "runs/two-hosts" / stage / "manifest.json").is_file(), stage
 
 
 def test_launch_with_fewer_ranks_than_configured_stops(hosts: Path, tmp_path: Path) -> None:
