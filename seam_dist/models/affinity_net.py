@@ -20,8 +20,8 @@ from torch.nn.functional import elu
 
 from seam_dist.config import Config
 from seam_dist.models.backbone import Backbone, Features
-from seam_dist.models.build import build_backbone
-from seam_dist.models.pretrained import LoadReport, load_weights
+from seam_dist.models.build import build_backbone, start_weights
+from seam_dist.models.pretrained import LoadReport
 from seam_dist.models.seam import Conv1x1, resize
 
 
@@ -111,12 +111,4 @@ def build_affinity_net(cfg: Config, *, pretrained: bool = True) -> tuple[Affinit
     """
     backbone = build_backbone(replace(cfg.model, output_stride=affinity_stride(cfg)))
     model = AffinityNet(backbone, channels=cfg.affinity.channels, radius=cfg.affinity.radius)
-    if cfg.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if pretrained and cfg.model.pretrained is not None:
-        return model, load_weights(model, cfg.model.pretrained)
-    report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
-    if pretrained and (cfg.model.freeze_batchnorm or cfg.model.freeze_stem):
-        note = "random weights with frozen layers: set model.freeze_batchnorm=false and model.freeze_stem=false"
-        report = replace(report, notes=(note,))
-    return model, report
+    return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)

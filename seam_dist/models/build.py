@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,15 +64,27 @@ def build_seam(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tup
         pcm_impl=cfg.model.pcm_impl,
         dropout=cfg.model.dropout,
     )
-    if cfg.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if pretrained and cfg.model.pretrained is not None:
-        return model, load_weights(model, cfg.model.pretrained)
+    return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)
+
+
+def start_weights(
+    model: Any, cfg: ModelConfig, source: str | Path | None, *, wanted: bool, section: str = "model"
+) -> LoadReport:
+    """Bring a new network (a module with a `backbone`) to its memory format and load `source` into it; report it.
+
+    Without a source the weights stay random; the report of a network that is to train from them (`wanted`) warns of
+    frozen layers, which the settings of `section` freeze.
+    """
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if source is not None:
+        return load_weights(model, source)
     report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
-    if pretrained and (cfg.model.freeze_batchnorm or cfg.model.freeze_stem):
-        note = "random weights with frozen layers: set model.freeze_batchnorm=false and model.freeze_stem=false"
+    if wanted and (cfg.freeze_batchnorm or cfg.freeze_stem):
+        flags = f"{section}.freeze_batchnorm=false and {section}.freeze_stem=false"
+        note = f"random weights with frozen layers: set {flags}"
         report = replace(report, notes=(note,))
-    return model, report
+    return report
 
 
 def parameter_groups(model: nn.Module, cfg: TrainConfig) -> list[dict[str, Any]]:

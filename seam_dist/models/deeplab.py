@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 
 from seam_dist.config import Config, ModelConfig
 from seam_dist.models.backbone import Backbone
-from seam_dist.models.build import build_backbone
-from seam_dist.models.pretrained import PACKAGE, LoadReport, load_weights, read_weights
+from seam_dist.models.build import build_backbone, start_weights
+from seam_dist.models.pretrained import PACKAGE, LoadReport, read_weights
 
 SEAM_STAGE = "train_seam"
 
@@ -182,14 +182,7 @@ def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> 
     model = DeepLab(
         build_backbone(model_config), num_classes, network=seg.network, width=seg.width, dropout=seg.dropout
     )
-    if cfg.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if pretrained and source is not None:
-        return model, load_weights(model, source)
-    report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
-    if pretrained and (seg.freeze_batchnorm or seg.freeze_stem):
-        note = "random weights with frozen layers: set seg.freeze_batchnorm=false and seg.freeze_stem=false"
-        report = replace(report, notes=(note,))
+    report = start_weights(model, model_config, source if pretrained else None, wanted=pretrained, section="seg")
     return model, report
 
 
