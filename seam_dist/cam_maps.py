@@ -21,7 +21,7 @@ from seam_dist.data.shards import Sample
 from seam_dist.data.transforms import normalize_images
 from seam_dist.files import read_json
 from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
-from seam_dist.interop import read_cam_dict
+from seam_dist.interop import find_dict, read_cam_dict, stack_maps
 from seam_dist.models import SEAM, build_backbone, load_weights
 
 
@@ -159,39 +159,13 @@ def read_samples(
     found = []
     for sample in samples:
         size = (sample.image.shape[0], sample.image.shape[1])
-        cam = _read_map(sample, size, folder)
+        path = find_dict(folder, sample, "infer.from_interop")
+        maps = read_cam_dict(path)
+        cam = torch.from_numpy(stack_maps(path, maps, [index - 1 for index in sample.classes], size))
         use(sample, cam)
         found.append(StoredCam(key=sample.key, classes=sample.classes, size=size, cam=store_cam(cam, stride)))
         advance(1)
     return found
-
-
-def _read_map(sample: Sample, size: tuple[int, int], folder: Path) -> Tensor:
-    """Return the full-size map (K, H, W) of the authors' CAM dict of an image, classes in the order of its label."""
-    # A source id is untrusted and may be a path; a key never is.
-    names = [name for name in (sample.source_id, sample.key) if name and Path(name).name == name]
-    path = next((p for name in names if (p := folder / f"{name}.npy").is_file()), None)
-    if path is None:
-        wanted = " or ".join(f"{name}.npy" for name in dict.fromkeys(names))
-        raise StageError(
-            f"image {sample.key} has no CAM dict {wanted} in infer.from_interop={folder}: write it, or leave "
-            "the split out of infer.splits"
-        )
-    maps = read_cam_dict(path)
-    ids = sorted(index + 1 for index in maps)
-    if ids != sorted(sample.classes):
-        raise StageError(
-            f"{path} has maps of the classes {ids} (ids from 1), the label of {sample.key} says "
-            f"{sorted(sample.classes)}: use the maps of this data set"
-        )
-    wrong = [full.shape for full in maps.values() if full.shape != size]
-    if wrong:
-        raise StageError(
-            f"{path} has maps of {wrong[0]} pixels, image {sample.key} has {size}: use maps at the size of the image"
-        )
-    if not maps:
-        return torch.empty(0, *size)
-    return torch.stack([torch.from_numpy(maps[index - 1]) for index in sample.classes])
 
 
 @torch.inference_mode()

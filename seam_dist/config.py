@@ -253,6 +253,9 @@ class InferConfig:
     """Powers of the background score in the two CRFs: the larger it is, the less background."""
     from_interop: Path | None = None
     """Folder of the authors' CAM dicts, <source id or key>.npy, to take the maps from instead of a network."""
+    crf_from_interop: Path | None = None
+    """Start of the names of the authors' two folders of CRF dicts, to take the refined scores from instead of a CRF:
+    out_crf stands for out_crf_4.0 and out_crf_24.0, with the numbers of infer.crf_alphas."""
 
     @model_validator(mode="after")
     def _check(self) -> InferConfig:
@@ -260,6 +263,11 @@ class InferConfig:
             raise ValueError(
                 f"infer.from_interop={self.from_interop} takes the maps from files, so infer.checkpoint="
                 f"{self.checkpoint} would have no effect: set one of them"
+            )
+        if self.crf_from_interop is not None and not self.crf:
+            raise ValueError(
+                f"infer.crf=false leaves the CRF out, so infer.crf_from_interop={self.crf_from_interop} would have no "
+                "effect: unset one of them"
             )
         return self
 
@@ -411,6 +419,8 @@ class PredictConfig:
     """Mean-field iterations of that CRF."""
     crf_bilateral_sxy: float = Field(default=32.0, gt=0)
     """Width of its bilateral kernel in space, pixels; its other settings are those of `crf`."""
+    oracle: bool = False
+    """Also write what infer_seg predicts when it may choose only background and the classes in the image's label."""
     checkpoint: Path | None = None
     """Weights of another run's train_seg; unset: this run's."""
     voc_server: str | None = None

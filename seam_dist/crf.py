@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from seam_kernels import dense_crf
 
 from seam_dist.config import Config, CrfConfig
-from seam_dist.interop import write_crf_dict
+from seam_dist.interop import read_crf_dict, stack_maps, write_crf_dict
 from seam_dist.labels import IGNORED
 
 T = TypeVar("T")
@@ -169,6 +169,15 @@ class CrfPool:
         """
         return self._call(_solve_cam, image, cam, tuple(classes), alphas, stride, dicts)
 
+    def submit_dicts(
+        self, paths: tuple[Path, Path], size: tuple[int, int], classes: Sequence[int], *, stride: int | None = None
+    ) -> Future[CamLabels]:
+        """Return the future labels of an image (height, width) from the authors' CRF dicts, one for each background.
+
+        stride: as in `submit_cam`; without it the first file alone is read.
+        """
+        return self._call(_read_cam, paths, size, tuple(classes), stride)
+
     def _call(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run function(settings, device, *arguments) in a process of the pool."""
         if self._workers == 0:
@@ -276,5 +285,21 @@ def _solve_cam(
     if dicts is not None:
         for path, scores in zip(dicts, found, strict=True):
             write_crf_dict(path, classes, scores)
+    return _cam_labels(found, classes, stride)
+
+
+def _read_cam(
+    cfg: CrfConfig,
+    device: torch.device,
+    paths: tuple[Path, Path],
+    size: tuple[int, int],
+    classes: tuple[int, ...],
+    stride: int | None,
+) -> CamLabels:
+    used = paths if stride is not None else paths[:1]
+    return _cam_labels([stack_maps(path, read_crf_dict(path), (0, *classes), size) for path in used], classes, stride)
+
+
+def _cam_labels(found: Sequence[Scores], classes: tuple[int, ...], stride: int | None) -> CamLabels:
     labels: Pixels = np.array([0, *classes], np.uint8)[found[0].argmax(axis=0)]
     return CamLabels(labels, None if stride is None else affinity_labels(found[0], found[1], classes, stride))

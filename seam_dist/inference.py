@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,15 @@ from seam_dist.data.shards import Sample
 from seam_dist.files import read_json, write_json
 
 T = TypeVar("T")
+
+
+class Work(NamedTuple):
+    """An input shard and the folders that get its output shards."""
+
+    shard: Shard
+    folders: tuple[str, ...]
+
+
 Pixels = NDArray[np.uint8]
 
 # Pixels that go through the network at once: a CPU gains nothing from batches beyond it and needs about 1 KB a pixel.

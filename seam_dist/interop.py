@@ -16,14 +16,24 @@ import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seam_dist.artifacts import StageError, fingerprint
+from seam_dist.config import InferConfig
 from seam_dist.files import atomic_file
 
+if TYPE_CHECKING:
+    # The CRF's processes import this module, and are spared what reads shards.
+    from seam_dist.data.shards import Sample
+
 Maps = dict[int, NDArray[np.float32]]
+
+CAM_FILES = "cam_files"
+CRF_FILES = ("crf_files_low", "crf_files_high")
+"""What infer_cam's record calls the authors' files that it read."""
 
 _LARGEST_FILE = 1 << 32  # bytes; 80 classes at 4,000 x 3,000 pixels are 4 GB
 _NAMES = {
@@ -58,6 +68,15 @@ def crf_folder(prefix: str, alpha: float) -> str:
     return f"{prefix}_{shown if float(shown) == alpha else alpha}"
 
 
+def crf_folders(cfg: InferConfig) -> tuple[Path, Path] | None:
+    """Return the folders of the authors' CRF dicts that infer.crf_from_interop names, for both alphas."""
+    start = cfg.crf_from_interop
+    if start is None:
+        return None
+    low, high = (start.with_name(crf_folder(start.name, alpha)) for alpha in cfg.crf_alphas)
+    return low, high
+
+
 def read_cam_dict(path: Path) -> Maps:
     """Return the authors' CAM dict, {class id from 0: float32 (H, W)}; the maps have one size and are finite.
 
@@ -72,6 +91,50 @@ def read_crf_dict(path: Path) -> Maps:
     if 0 not in maps:
         raise ValueError(f"{path} has no background (key 0), so it is no CRF dict: read it with read_cam_dict")
     return maps
+
+
+def find_dict(folder: Path, sample: Sample, setting: str) -> Path:
+    """Return the file of a sample in a folder of the authors' dicts, <source id or key>.npy.
+
+    Raises StageError when there is none; `setting` is what named the folder.
+    """
+    # A source id is untrusted and may be a path; a key never is.
+    names = [name for name in (sample.source_id, sample.key) if name and Path(name).name == name]
+    path = next((p for name in names if (p := folder / f"{name}.npy").is_file()), None)
+    if path is None:
+        wanted = " or ".join(f"{name}.npy" for name in dict.fromkeys(names))
+        raise StageError(
+            f"image {sample.key} has no dict {wanted} in {folder} ({setting}): write it, or leave the split out of "
+            "infer.splits"
+        )
+    return path
+
+
+def stack_maps(
+    path: Path, maps: Mapping[int, NDArray[np.float32]], ids: Sequence[int], size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return the maps of a dict in the order of `ids`, float32 (K, H, W).
+
+    Raises StageError when the dict has other ids or its maps another size (height, width).
+    """
+    if sorted(maps) != sorted(ids):
+        raise StageError(
+            f"{path} has maps of the ids {sorted(maps)}, the label of its image says {sorted(ids)}: use the maps of "
+            "this data set"
+        )
+    wrong = [full.shape for full in maps.values() if full.shape != size]
+    if wrong:
+        raise StageError(f"{path} has maps of {wrong[0]} pixels, its image has {size}: use maps at the image's size")
+    return np.stack([maps[index] for index in ids]) if maps else np.empty((0, *size), np.float32)
+
+
+def files_fingerprint(folder: Path, setting: str) -> str:
+    """Return the identity of the authors' files in a folder: names, sizes and times, since they may be 100 GB."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
+    stats = [(path.name, path.stat()) for path in files]
+    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
 
 
 def _read(path: Path) -> Maps:

@@ -37,6 +37,8 @@ class LabelKind:
     stage: str
     folder: str
     words: str
+    uses_labels: bool = True
+    """They are made with the image-level labels of the image itself."""
 
 
 # In the order of the pipeline; the CAM itself comes before them.
@@ -44,8 +46,9 @@ LABEL_KINDS = (
     LabelKind("cam_crf", "infer_cam", "crf", "CAM + CRF"),
     LabelKind("walk", "random_walk", "labels", "random walk"),
     LabelKind("walk_crf", "random_walk", "labels_crf", "random walk + CRF"),
-    LabelKind("seg", "infer_seg", "labels", "final network"),
-    LabelKind("seg_crf", "infer_seg", "labels_crf", "final network + CRF"),
+    LabelKind("seg", "infer_seg", "labels", "final network", uses_labels=False),
+    LabelKind("seg_crf", "infer_seg", "labels_crf", "final network + CRF", uses_labels=False),
+    LabelKind("seg_oracle", "infer_seg", "labels_oracle", "final network, told the classes"),
 )
 
 

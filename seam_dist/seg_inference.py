@@ -2,7 +2,8 @@
 
 PARITY.md section 7: each scale's logits are brought to the scaled image and from there to the original one, bilinear
 with align_corners=True; their mean over scales and mirror images goes through the softmax. No image-level label is
-used, unlike by CAMs and the random walk: every class competes everywhere.
+used, unlike by CAMs and the random walk: every class competes everywhere. Only the oracle gets them: compared with the
+plain labels it tells wrong classes from wrong outlines, compared with the random walk's what retraining changed.
 
 Mirroring, resizing and the mean are linear, so a scale is kept at the network's grid, 1/64 to 1/256 of its pixels, with
 its mirror image folded in. The two resizings of all scales are then one matrix product for rows and one for columns,
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,12 +69,17 @@ class SegWeights:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class ids (H, W) of one image, 0 the background; `refined` are those after the CRF, if there is one."""
+    """Class ids (H, W) of one image, 0 the background.
+
+    `refined` are those after the CRF, if there is one; `oracle` those of the network alone among background and the
+    classes in the image's label, if they were asked for.
+    """
 
     index: int
     sample: Sample
     labels: Pixels
-    refined: Pixels | None
+    refined: Pixels | None = None
+    oracle: Pixels | None = None
 
 
 def find_seg_weights(source: Path) -> SegWeights:
@@ -120,15 +126,16 @@ def predict_samples(
     align: int | None = None,
     longest: int | None = None,
     crf: Crf | None = None,
+    oracle: bool = False,
 ) -> Iterator[Prediction]:
     """Yield the prediction of every sample, as they are finished; `index` is the sample's place.
 
     Images of one size go through the network together, cfg.batch_size of them. Scales of images longer than `longest`
-    are relative to that length; labels have the image's own size always.
+    are relative to that length; labels have the image's own size always. `oracle` needs samples with labels.
     """
     device = next(model.parameters()).device
     classes = range(1, model.num_classes + 1)
-    waiting: deque[tuple[int, Sample, Pixels, Future[Pixels]]] = deque()
+    waiting: deque[tuple[Prediction, Future[Pixels]]] = deque()
     prepared = (
         (part, scaled_images([s.image for _, s in part], _scales(part[0][1].image, cfg.scales, longest), align=align))
         for batch in by_size(samples, cfg.batch_size)
@@ -140,20 +147,24 @@ def predict_samples(
         for place, (index, sample) in enumerate(batch):
             size = (sample.image.shape[0], sample.image.shape[1])
             own = [grid[place] for grid in grids]
+            among = None
+            if oracle:
+                allowed = [0, *sample.classes]
+                among = np.array(allowed, np.uint8)[label_image([grid[allowed] for grid in own], scaled, size)]
             if crf is None:
-                yield Prediction(index, sample, label_image(own, scaled, size), None)
+                yield Prediction(index, sample, label_image(own, scaled, size), oracle=among)
                 continue
             scores = probabilities(own, scaled, size)
             future = crf.submit_labels(sample.image, scores.numpy(), classes, cfg.crf_num_iters, cfg.crf_bilateral_sxy)
-            waiting.append((index, sample, _argmax(scores), future))
-            while waiting and waiting[0][3].done():
+            waiting.append((Prediction(index, sample, _argmax(scores), oracle=among), future))
+            while waiting and waiting[0][1].done():
                 yield _refined(*waiting.popleft())
     for item in waiting:
         yield _refined(*item)
 
 
-def _refined(index: int, sample: Sample, labels: Pixels, future: Future[Pixels]) -> Prediction:
-    return Prediction(index, sample, labels, future.result())
+def _refined(found: Prediction, future: Future[Pixels]) -> Prediction:
+    return replace(found, refined=future.result())
 
 
 def _scales(image: Pixels, scales: Sequence[float], longest: int | None) -> list[float]:

@@ -19,6 +19,7 @@ import yaml
 from seam_dist.artifacts import StageError, differences, fingerprint, running
 from seam_dist.config import STAGES, Config
 from seam_dist.files import read_json, sha256_file
+from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folders, files_fingerprint
 from seam_dist.label_scores import unscored_kinds
 from seam_dist.settings import flatten, from_tree
 
@@ -100,7 +101,13 @@ def _changed_settings(cfg: Config, stage: str, record: Mapping[str, Any]) -> lis
 def _changed_inputs(cfg: Config, record: Mapping[str, Any]) -> list[str]:
     """Return what is different in those inputs of a stage that can be looked up without computing anything."""
     found = []
+    theirs = dict(zip(CRF_FILES, crf_folders(cfg.infer) or (None, None), strict=True))
+    theirs[CAM_FILES] = cfg.infer.from_interop
     for name, before in record.get("inputs", {}).items():
+        if name in theirs:
+            if not _are_files(theirs[name], before):
+                found.append(f"the authors' files ({theirs[name] or 'not asked for now'}) changed")
+            continue
         if name == "weights":
             weights = cfg.stage_dir("train_seam") / "final" / "model.safetensors"
             if cfg.infer.checkpoint is None and weights.is_file() and sha256_file(weights) != before:
@@ -113,6 +120,16 @@ def _changed_inputs(cfg: Config, record: Mapping[str, Any]) -> list[str]:
             if str(manifest.get("fingerprint") or fingerprint(manifest)) != before:
                 found.append(f"{name} changed")
     return found
+
+
+def _are_files(folder: Path | None, before: str) -> bool:
+    """Tell whether a folder holds the authors' files whose fingerprint was `before`."""
+    if folder is None:
+        return False
+    try:
+        return files_fingerprint(folder, "") == before
+    except StageError:
+        return False
 
 
 def _input_stages(record: Mapping[str, Any]) -> set[str]:

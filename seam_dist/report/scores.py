@@ -46,7 +46,7 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
                 (signed(gain), f"points on {split} against {run.method} ({run.name})")
                 for run, gain in gains(rows, split)
             ]
-    for kind in LABEL_KINDS[-2:]:
+    for kind in (kind for kind in LABEL_KINDS if not kind.uses_labels):
         items += [
             (f"{percent(number(record, 'miou'))} %", f"mIoU on {split}, {kind.words}")
             for split, record in own.labels.get(kind.name, {}).items()

@@ -24,7 +24,6 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -35,26 +34,26 @@ from seam_dist.cam import FORMAT, StoredCam, write_cams
 from seam_dist.cam_maps import Checkpoint, find_checkpoint, infer_samples, load_model, read_samples
 from seam_dist.config import Config
 from seam_dist.crf import CamLabels, CrfPool, check_crf, crf_device, crf_workers
-from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
+from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.distributed import barrier, init_world, on_main
 from seam_dist.files import sha256_file
-from seam_dist.inference import read_bad, wait_for, write_bad
-from seam_dist.interop import crf_folder, write_cam_dict
+from seam_dist.inference import Work, read_bad, wait_for, write_bad
+from seam_dist.interop import (
+    CAM_FILES,
+    CRF_FILES,
+    crf_folder,
+    crf_folders,
+    files_fingerprint,
+    find_dict,
+    write_cam_dict,
+)
 from seam_dist.labels import write_labels
 from seam_dist.models import affinity_stride
 
 _SETTINGS = ("infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop")
 _INTEROP_SETTINGS = ("infer.cam_stride", "infer.interop")
 _CRF_SETTINGS = ("infer.crf", "infer.crf_alphas", "crf", "affinity.output_stride", "model.output_stride")
-
-
-@dataclass(frozen=True)
-class Work:
-    """An input shard and the folders that get its output shards."""
-
-    shard: Shard
-    folders: tuple[str, ...]
 
 
 def run(cfg: Config) -> None:
@@ -137,19 +136,26 @@ class _ShardOutput:
         interop = self._cfg.infer.interop
         if interop:
             write_cam_dict(self._folder / "interop" / f"{sample.key}.npy", sample.classes, full)
-        if self._pool is not None:
-            low, high = (
-                self._folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy"
-                for alpha in self._cfg.infer.crf_alphas
-            )
-            self._labels[sample.key] = self._pool.submit_cam(
-                sample.image,
-                full,
-                sample.classes,
-                self._cfg.infer.crf_alphas,
-                stride=affinity_stride(self._cfg) if "affinity" in self._work.folders else None,
-                dicts=(low, high) if interop else None,
-            )
+        if self._pool is None:
+            return
+        stride = affinity_stride(self._cfg) if "affinity" in self._work.folders else None
+        if (theirs := crf_folders(self._cfg.infer)) is not None:
+            low, high = (find_dict(folder, sample, "infer.crf_from_interop") for folder in theirs)
+            size = (full.shape[1], full.shape[2])
+            self._labels[sample.key] = self._pool.submit_dicts((low, high), size, sample.classes, stride=stride)
+            return
+        low, high = (
+            self._folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy"
+            for alpha in self._cfg.infer.crf_alphas
+        )
+        self._labels[sample.key] = self._pool.submit_cam(
+            sample.image,
+            full,
+            sample.classes,
+            self._cfg.infer.crf_alphas,
+            stride=stride,
+            dicts=(low, high) if interop else None,
+        )
 
     def write(self) -> None:
         """Write everything, the maps last: they tell that the shard is done."""
@@ -166,7 +172,7 @@ class _ShardOutput:
 
 def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tuple[StageRun, list[Work], list[Work]]:
     """Open the stage and return it with all its shards and with those whose outputs are not there yet."""
-    if cfg.infer.crf:
+    if cfg.infer.crf and cfg.infer.crf_from_interop is None:
         check_crf(cfg.crf)
     works: list[Work] = []
     for name in dict.fromkeys(cfg.infer.splits):
@@ -184,7 +190,7 @@ def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tup
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "format": FORMAT}
     if checkpoint is None:
         assert cfg.infer.from_interop is not None
-        inputs["cam_files"] = _folder_fingerprint(cfg.infer.from_interop)
+        inputs[CAM_FILES] = files_fingerprint(cfg.infer.from_interop, "infer.from_interop")
         settings = [*_INTEROP_SETTINGS]
     else:
         inputs["weights"] = sha256_file(checkpoint.weights)
@@ -192,9 +198,13 @@ def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tup
         inputs["network"] = fingerprint(dict(network))
         settings = [*_SETTINGS]
     # Without CRF the record is what it was before there were any, so that older CAMs stay valid.
-    if cfg.infer.crf:
+    if (theirs := crf_folders(cfg.infer)) is not None:
+        for name, files in zip(CRF_FILES, theirs, strict=True):
+            inputs[name] = files_fingerprint(files, "infer.crf_from_interop")
+        settings += [name for name in _CRF_SETTINGS if name != "crf"]
+    elif cfg.infer.crf:
         settings += _CRF_SETTINGS
-    ignore = ("crf.num_workers",) if cfg.infer.crf else ()
+    ignore = ("crf.num_workers",) if "crf" in settings else ()
     stage = open_stage(cfg, "infer_cam", settings=settings, ignore=ignore, inputs=inputs)
     for folder in {folder for work in works for folder in work.folders}:
         (stage.dir / folder).mkdir(exist_ok=True)
@@ -206,12 +216,3 @@ def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tup
         # The ranks wait for cams/ to tell that a shard is done; it must not be there from before.
         (stage.dir / "cams" / work.shard.file).unlink(missing_ok=True)
     return stage, works, todo
-
-
-def _folder_fingerprint(folder: Path) -> str:
-    """Return the identity of the authors' files in a folder: names, sizes and times, since they may be 100 GB."""
-    files = sorted(folder.glob("*.npy"))
-    if not files:
-        raise StageError(f"infer.from_interop={folder} holds no .npy file: give the folder of the authors' CAM dicts")
-    stats = [(path.name, path.stat()) for path in files]
-    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])

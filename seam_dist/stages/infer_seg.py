@@ -5,6 +5,9 @@ it. Every input shard gives one output shard of the same name in labels/ and, wi
 appear by rename: one that is there is whole, and a stage cut short goes on with those that are missing. Each rank takes
 every R-th of them. PARITY.md section 7.
 
+predict.oracle adds labels_oracle/ for splits that have image-level labels: the network's choice among background and
+the classes of the label. It is no test result, it is there to be compared with labels that were made with the label.
+
 predict.voc_server packs one split's labels for the evaluation server of PASCAL VOC in voc_server.tar.gz.
 """
 
@@ -24,17 +27,18 @@ from tqdm import tqdm
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.config import Config
 from seam_dist.crf import CrfPool, crf_device, crf_workers
-from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
+from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw, read_shard
 from seam_dist.distributed import barrier, init_world, on_main
 from seam_dist.files import atomic_file, read_json, sha256_file, write_json
-from seam_dist.inference import read_bad, wait_for, write_bad
+from seam_dist.inference import Work, read_bad, wait_for, write_bad
 from seam_dist.labels import read_label_shard, write_labels
 from seam_dist.seg_inference import Prediction, SegWeights, alignment, find_seg_weights, load_network, predict_samples
 
 VOC_SERVER = "voc_server.tar.gz"
 
-_SETTINGS = ("predict.scales", "predict.flip", "predict.crf")
+_FOLDERS = ("labels", "labels_crf", "labels_oracle")
+_SETTINGS = ("predict.scales", "predict.flip", "predict.crf", "predict.oracle")
 _CRF_SETTINGS = ("predict.crf_num_iters", "predict.crf_bilateral_sxy", "crf")
 _IGNORED = ("crf.num_workers", "crf.num_iters", "crf.bilateral_sxy")
 _SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
@@ -63,9 +67,9 @@ def run(cfg: Config) -> None:
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         model = load_network(found, world.device)
         start = time.perf_counter()
-        num_own = sum(shard.num_samples for shard in own)
+        num_own = sum(shard.num_samples for shard, _ in own)
         bar = stack.enter_context(tqdm(total=num_own, unit="image", desc="infer_seg", disable=not world.is_main))
-        for shard in own:
+        for shard, folders in own:
             bad: list[str] = []
             samples = read_shard(
                 cfg.shards_dir / shard.file,
@@ -73,18 +77,25 @@ def run(cfg: Config) -> None:
                 max_pixels=cfg.data.max_pixels,
                 on_bad=lambda _, error, bad=bad: bad.append(str(error)),  # type: ignore[misc]
             )
-            predictions = predict_samples(model, samples, cfg.predict, align=alignment(found, model), crf=crf)
-            write_shard(stage.dir, shard.file, _counted(predictions, bar), crf=cfg.predict.crf, bad=bad)
-        for folder in _folders(cfg):
-            wait_for(stage.dir / folder, [shard.file for shard in todo])
+            predictions = predict_samples(
+                model,
+                samples,
+                cfg.predict,
+                align=alignment(found, model),
+                crf=crf,
+                oracle="labels_oracle" in folders,
+            )
+            write_shard(stage.dir, shard.file, _counted(predictions, bar), folders, bad=bad)
+        for folder in _FOLDERS:
+            wait_for(stage.dir / folder, [shard.file for shard, folders in todo if folder in folders])
         took = time.perf_counter() - start
-    num_images = sum(shard.num_samples for shard in todo)
-    shards = [shard for name in dict.fromkeys(cfg.predict.splits) for shard in manifest.split(name).shards]
+    num_images = sum(shard.num_samples for shard, _ in todo)
+    shards = [shard for shard, _ in _work(cfg, manifest)]
     all_bad = on_main(lambda: read_bad(stage.dir, shards, cfg.data.max_bad_fraction), world)
 
     def finish() -> None:
         stage.finish(
-            (path for folder in _folders(cfg) for path in (stage.dir / folder).glob("*.tar")),
+            (path for folder in _FOLDERS for path in (stage.dir / folder).glob("*.tar")),
             checkpoint=str(found.weights),
             num_images=num_images,
             images_per_s=round(num_images / took, 3),
@@ -118,18 +129,19 @@ def find_weights(cfg: Config, manifest: Manifest) -> SegWeights:
 
 
 def write_shard(
-    folder: Path, name: str, predictions: Iterable[Prediction], *, crf: bool, bad: Sequence[str] = ()
+    folder: Path, name: str, predictions: Iterable[Prediction], kinds: Sequence[str], *, bad: Sequence[str] = ()
 ) -> None:
-    """Write the labels of one shard, in the order of its samples, to labels/ and with `crf` to labels_crf/.
+    """Write one shard's labels, in the order of its samples, to each folder of `kinds`: labels, labels_crf, ...
 
     `bad` gets what is said of bad samples while the predictions are made; it is kept beside the labels.
     """
-    parts = sorted(((p.index, p.sample.key, p.labels, p.refined) for p in predictions), key=lambda part: part[0])
+    # The images themselves are let go of.
+    parts = sorted(((p.index, p.sample.key, (p.labels, p.refined, p.oracle)) for p in predictions), key=lambda p: p[0])
     write_bad(folder, name, bad)
-    write_labels(folder / "labels" / name, ((key, labels) for _, key, labels, _ in parts))
-    if crf:
-        refined = ((key, labels) for _, key, _, labels in parts if labels is not None)
-        write_labels(folder / "labels_crf" / name, refined)
+    for kind in kinds:
+        place = _FOLDERS.index(kind)
+        found = ((key, maps[place]) for _, key, maps in parts)
+        write_labels(folder / kind / name, ((key, labels) for key, labels in found if labels is not None))
 
 
 def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
@@ -173,33 +185,38 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
     print(f"infer_seg: {target} is what the PASCAL VOC server takes", flush=True)
 
 
-def _open(cfg: Config, manifest: Manifest, found: SegWeights) -> tuple[StageRun, list[Shard]]:
+def _open(cfg: Config, manifest: Manifest, found: SegWeights) -> tuple[StageRun, list[Work]]:
     """Open the stage and return it with the shards whose labels are not there yet."""
     server = cfg.predict.voc_server
     if server is not None and server not in cfg.predict.splits:
         raise StageError(
             f"predict.voc_server={server} is not one of predict.splits={list(cfg.predict.splits)}: add it there"
         )
-    shards: list[Shard] = []
     for name in dict.fromkeys(cfg.predict.splits):
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
-        shards += manifest.split(name).shards
+    works = _work(cfg, manifest)
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "network": sha256_file(found.weights)}
     if cfg.predict.checkpoint is None:
         inputs["train_seg"] = input_fingerprint(cfg.stage_dir("train_seg"), "train_seg")
     settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.predict.crf else _SETTINGS
     stage = open_stage(cfg, "infer_seg", settings=settings, ignore=_IGNORED, inputs=inputs)
-    for folder in _folders(cfg):
+    for folder in _FOLDERS:
         (stage.dir / folder).mkdir(exist_ok=True)
-    todo = [shard for shard in shards if not all((stage.dir / f / shard.file).is_file() for f in _folders(cfg))]
+    todo = [work for work in works if not all((stage.dir / f / work.shard.file).is_file() for f in work.folders)]
     if not todo and not stage.is_done():
         # Cut between the last shard and the manifest: make the last one again rather than a second way to finish.
-        todo = shards[-1:]
+        todo = works[-1:]
     return stage, todo
 
 
-def _folders(cfg: Config) -> tuple[str, ...]:
-    return ("labels", "labels_crf") if cfg.predict.crf else ("labels",)
+def _work(cfg: Config, manifest: Manifest) -> list[Work]:
+    """Return every shard of the splits to predict, with the folders that it fills."""
+    works = []
+    for split in map(manifest.split, dict.fromkeys(cfg.predict.splits)):
+        made = {"labels": True, "labels_crf": cfg.predict.crf, "labels_oracle": cfg.predict.oracle and split.has_labels}
+        folders = tuple(folder for folder in _FOLDERS if made[folder])
+        works += [Work(shard, folders) for shard in split.shards]
+    return works
 
 
 def _counted(predictions: Iterable[Prediction], bar: tqdm[None]) -> Iterator[Prediction]:

@@ -26,12 +26,13 @@ from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.files import read_json, write_json
 from seam_dist.inference import by_size
-from seam_dist.interop import read_cam_dict, read_crf_dict, write_cam_dict
+from seam_dist.interop import read_cam_dict, read_crf_dict, write_cam_dict, write_crf_dict
 from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.models import authors_state_dict, build_seam
 from seam_dist.settings import dump_yaml, from_tree
 from seam_dist.stages import infer_cam, shard
 from seam_dist.stages.train_seam import architecture
+from seam_dist.status import stage_status
 
 SCALES = [0.5, 1.0]
 
@@ -538,25 +539,25 @@ def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fau
     cam = np.zeros((len(sample.classes), *sample.image.shape[:2]), np.float32)
     if fault in ("missing", "path"):
         path.rename(tmp_path / "outside.npy")
-        expected = r"has no CAM dict .*\.npy in infer\.from_interop=.*: write it, or leave"
+        expected = r"has no dict .*\.npy in .* \(infer\.from_interop\): write it, or leave"
         if fault == "path":
             for name in ("val-00000.tar", "val-00001.tar"):
                 rewrite_shard(cfg, name, lambda s: with_source(s, "../outside"))
     elif fault == "class":
         write_cam_dict(path, [index % 3 + 1 for index in sample.classes], cam)
-        expected = r"has maps of the classes \[.*\] \(ids from 1\), the label of .* says"
+        expected = r"has maps of the ids \[.*\], the label of its image says"
         if len(sample.classes) == 3:
             write_cam_dict(path, sample.classes[:2], cam[:2])
     else:
         write_cam_dict(path, sample.classes, cam[:, 1:])
-        expected = "use maps at the size of the image"
+        expected = "use maps at the image's size"
     with pytest.raises(StageError, match=expected):
         infer_cam.run(cfg)
 
 
 def test_a_folder_without_the_authors_files_is_named(root, tmp_path):
     cfg = make_config(root, name="none", infer={"from_interop": str(tmp_path)})
-    with pytest.raises(StageError, match=r"infer\.from_interop=.* holds no \.npy file"):
+    with pytest.raises(StageError, match=r"\(infer\.from_interop\) holds no \.npy file"):
         infer_cam.run(cfg)
 
 
@@ -569,6 +570,58 @@ def test_changed_authors_files_make_the_cams_anew(root, finished, tmp_path):
     write_cam_dict(tmp_path / "theirs" / f"{sample.key}.npy", sample.classes, cam)
     infer_cam.run(cfg)
     assert stored_of(cfg, "val")[sample.key].cam.min() == np.float16(0.5)
+
+
+def theirs_with_crf(refined: Config, start: Path) -> Config:
+    """A run on the same shards that starts from copies of that run's CAM dicts and CRF dicts."""
+    for folder in refined.stage_dir("infer_cam").glob("interop*"):
+        shutil.copytree(folder, start.parent / folder.name.replace("interop_crf", start.name))
+    infer = replace(refined.infer, from_interop=start.parent / "interop", crf_from_interop=start, interop=False)
+    return replace(refined, run=replace(refined.run, dir=start.parent / "runs"), infer=infer)
+
+
+def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypatch):
+    cfg = theirs_with_crf(refined, tmp_path / "out_crf")
+    with monkeypatch.context() as patch:
+        patch.setattr("seam_dist.crf.dense_crf", None)
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        infer_cam.run(cfg)
+    for split, folder in (("train", "crf"), ("val", "crf"), ("train", "affinity")):
+        found, expected = tar_labels(cfg, split, folder), tar_labels(refined, split, folder)
+        assert list(found) == list(expected)
+        for key, labels in found.items():
+            np.testing.assert_array_equal(labels, expected[key])
+    assert stage_status(cfg, "infer_cam").state == "done"
+    # Other numbers are other folders.
+    other = replace(cfg, infer=replace(cfg.infer, crf_alphas=(4.0, 16.0)))
+    with pytest.raises(StageError, match=r"out_crf_16\.0 \(infer\.crf_from_interop\) holds no \.npy file"):
+        infer_cam.run(other)
+    path = next((tmp_path / "out_crf_24.0").glob("*.npy"))
+    path.write_bytes(path.read_bytes() + b" ")
+    status = stage_status(cfg, "infer_cam")
+    assert (status.state, status.detail) == ("stale", f"the authors' files ({tmp_path / 'out_crf_24.0'}) changed")
+
+
+@pytest.mark.parametrize("fault", ["missing", "class", "size", "background"])
+def test_authors_crf_dicts_that_do_not_fit_are_refused(refined, tmp_path, fault):
+    cfg = theirs_with_crf(refined, tmp_path / "out_crf")
+    sample = samples_of(cfg, "train")[1]
+    path = tmp_path / "out_crf_24.0" / f"{sample.key}.npy"
+    scores = np.zeros((len(sample.classes) + 1, *sample.image.shape[:2]), np.float32)
+    if fault == "missing":
+        path.unlink()
+        expected = r"has no dict .*\.npy in .*out_crf_24\.0 \(infer\.crf_from_interop\)"
+    elif fault == "class":
+        write_crf_dict(path, [9, *sample.classes[1:]], scores)
+        expected = r"has maps of the ids \[0, .*9\], the label of its image says"
+    elif fault == "size":
+        write_crf_dict(path, sample.classes, scores[:, 1:])
+        expected = "use maps at the image's size"
+    else:
+        write_cam_dict(path, [index + 1 for index in sample.classes], scores[1:])
+        expected = "has no background"
+    with pytest.raises(ValueError, match=expected):
+        infer_cam.run(cfg)
 
 
 def test_bad_images_of_an_earlier_call_count_too(root):

@@ -128,10 +128,11 @@ def test_shard_keeps_the_order_of_its_samples(tmp_path: Path) -> None:
     def prediction(index: int) -> Prediction:
         labels = np.full((2, 3), index, np.uint8)
         sample = Sample(f"image-{9 - index}", np.zeros((2, 3, 3), np.uint8), (), None, "name")
-        return Prediction(index, sample, labels, labels + 1)
+        return Prediction(index, sample, labels, labels + 1, labels + 2)
 
-    infer_seg.write_shard(tmp_path, "a.tar", map(prediction, (2, 0, 1)), crf=True)
-    for folder, shift in (("labels", 0), ("labels_crf", 1)):
+    folders = ("labels", "labels_crf", "labels_oracle")
+    infer_seg.write_shard(tmp_path, "a.tar", map(prediction, (2, 0, 1)), folders)
+    for shift, folder in enumerate(folders):
         stored = read_label_shard(tmp_path / folder / "a.tar")
         assert list(stored) == ["image-9", "image-8", "image-7"]
         for index, data in enumerate(stored.values()):
@@ -155,6 +156,38 @@ def test_stage_leaves_both_kinds_of_labels_and_facts_and_is_skipped(
     monkeypatch.setattr(infer_seg, "load_network", None)
     infer_seg.run(finished)
     assert "done already" in capsys.readouterr().out
+
+
+def test_oracle_chooses_among_the_classes_of_the_label_where_there_is_one(root: Path) -> None:
+    tree = read_json(root / "shards" / "manifest.json")
+    tree["splits"]["val"]["has_labels"] = False
+    write_json(root / "shards" / "manifest.json", tree)
+    cfg = settings(root, predict={"oracle": True, "scales": [1.0], "flip": False})
+    finish_training(cfg)
+    infer_seg.run(cfg)
+    folder = cfg.stage_dir("infer_seg")
+    assert {path.name[:5] for path in (folder / "labels").glob("*.tar")} == {"train", "val-0"}
+    model = infer_seg.load_network(infer_seg.find_weights(cfg, load_manifest(cfg.shards_dir)), torch.device("cpu"))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
+    corrected = 0
+    for path in sorted((folder / "labels_oracle").glob("*.tar")):
+        assert path.name.startswith("train")
+        stored, plain = read_label_shard(path), read_label_shard(folder / "labels" / path.name)
+        samples = list(read_shard(cfg.shards_dir / path.name, masks=False, max_pixels=10**6))
+        assert list(stored) == list(plain) == [sample.key for sample in samples]
+        for sample in samples:
+            labels = decode_labels(stored[sample.key], max_pixels=10**6, num_classes=3)
+            assert set(np.unique(labels)) <= {0, *sample.classes}
+            with torch.no_grad():
+                logits = model(((torch.from_numpy(sample.image).permute(2, 0, 1) / 255 - mean) / std)[None])[0]
+            forbidden = [index for index in (1, 2, 3) if index not in sample.classes]
+            logits[forbidden] = -torch.inf
+            top = logits.topk(2, dim=0).values
+            clear = (top[0] - top[1] > 1e-3).numpy()
+            assert clear.mean() > 0.98
+            assert np.array_equal(labels[clear], logits.argmax(dim=0).numpy()[clear])
+            corrected += int((labels != decode_labels(plain[sample.key], max_pixels=10**6, num_classes=3)).sum())
+    assert corrected > 0
 
 
 def test_stage_that_was_killed_goes_on_and_leaves_the_same_bytes(
@@ -204,13 +237,13 @@ def test_ranks_share_the_shards(root: Path, finished: Config, monkeypatch: pytes
             patch.setattr(
                 infer_seg,
                 "write_shard",
-                lambda folder, name, parts, names=names, original=original, **more: (
+                lambda folder, name, parts, kinds, *, bad, names=names, original=original: (
                     names.append(name),
-                    original(folder, name, parts, **more),
+                    original(folder, name, parts, kinds, bad=bad),
                 ),
             )
             infer_seg.run(cfg)
-        assert names == [part.file for part in todo[rank::2]]
+        assert names == [work.shard.file for work in todo[rank::2]]
     assert digests(cfg) == digests(finished)
 
 
