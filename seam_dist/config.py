@@ -388,6 +388,8 @@ class SegConfig(TrainConfig):
     """Share of the target that is spread over all classes; published: 0."""
     confidence: bool = False
     """Weight each pixel's loss by the network's own probability of its label (detached); published: no."""
+    background_weight: float = Field(default=1.0, gt=0)
+    """Weight of the loss of pixels whose label is background; published: 1. Less helps where objects are small."""
 
     @property
     def schedule(self) -> TrainConfig:

@@ -57,7 +57,7 @@ def check_export(path: Path) -> None:
     missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
         raise ExportError(
-            f"--export {path} needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}, or "
+            f"--export {path} needs {' and '.join(missing)}, not installed here: pip install 'seam-dist[onnx]', or "
             f"export {path.with_suffix('.pt2')}"
         )
 
@@ -105,7 +105,9 @@ def _trace(network: ExportNetwork, size: tuple[int, int]) -> tuple[Any, str]:
 
 
 def _save_onnx(program: Any, path: Path, network: ExportNetwork, sizes: Sequence[tuple[int, int]]) -> None:
-    torch.onnx.export(program, f=str(path), input_names=["image"], output_names=["logits"], external_data=False)
+    torch.onnx.export(
+        program, f=str(path), input_names=["image"], output_names=["logits"], external_data=False, verbose=False
+    )
     reference: Any = importlib.import_module("onnx.reference")
     session = reference.ReferenceEvaluator(str(path))
     _compare(

@@ -4,8 +4,9 @@
 
 over all ranks and accumulation steps, as one GPU with the whole batch would compute it: images differ in how much of
 them is ignored, so a mean of means would not do. N is counted from the labels before the first forward pass
-(`begin_step`). w_p = 1 or, with seg.confidence, the network's own softmax probability of y_p without gradient. The
-weights are not normalised to a mean of 1: a batch whose labels the network doubts counts less than one it agrees with.
+(`begin_step`). w_p is seg.background_weight where y_p is background, 1 elsewhere; with seg.confidence times the
+network's own softmax probability of y_p without gradient. The weights are not normalised to a mean of 1: a batch whose
+labels the network doubts counts less than one it agrees with.
 
 Dropout belongs to the sample (`seam_dist.train_module`), so it does not depend on the split into micro-batches. Live
 BatchNorm statistics do: they are those of a micro-batch, on GPUs of the micro-batches of all ranks together
@@ -78,18 +79,28 @@ class SegModule(nn.Module):
         seg = self.cfg.seg
         with torch.autocast(image.device.type, enabled=False):
             loss, hits = segmentation_sums(
-                logits.float(), target, label_smoothing=seg.label_smoothing, confidence=seg.confidence
+                logits.float(),
+                target,
+                label_smoothing=seg.label_smoothing,
+                confidence=seg.confidence,
+                background_weight=seg.background_weight,
             )
         return {"loss": loss * self._scale, "accuracy": hits * self._scale}
 
 
 def segmentation_sums(
-    logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0, confidence: bool = False
+    logits: Tensor,
+    target: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    confidence: bool = False,
+    background_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy and the number of right pixels, both float32, over pixels that are not 255.
 
     logits (B, C + 1, H, W) float32, target (B, H, W) int64. With label smoothing e a pixel's target is (1 - e) at its
-    label plus e / (C + 1) everywhere; with `confidence` each pixel counts as much as its label is probable now.
+    label plus e / (C + 1) everywhere; with `confidence` each pixel counts as much as its label is probable now; a pixel
+    of label 0 counts `background_weight` times.
     """
     losses = cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none")
     valid = target != IGNORED
@@ -98,6 +109,8 @@ def segmentation_sums(
         if label_smoothing:
             plain = cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
         losses = losses * torch.exp(-plain.detach())
+    if background_weight != 1:
+        losses = torch.where(target == 0, background_weight * losses, losses)
     with torch.no_grad():
         hits = ((logits.argmax(dim=1) == target) & valid).sum().float()
     return losses.sum(), hits

@@ -245,6 +245,23 @@ def test_exported_program_gives_the_networks_labels_at_any_size(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
 
 
+@pytest.mark.slow
+def test_onnx_model_gives_the_networks_labels_at_any_size(tmp_path: Path) -> None:
+    reference = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    _, model = network("deeplabv3plus")
+    told = export.export_network(model, tmp_path / "net.onnx", (48, 64))
+    assert told == "images of any size from 32 to 8192 pixels a side"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    session = reference.ReferenceEvaluator(str(tmp_path / "net.onnx"))
+    for size in ((48, 64), (37, 91)):
+        image = torch.from_numpy(np.array(picture(*size))).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            logits = export.ExportNetwork(model)(image)
+        found = session.run(None, {"image": image.numpy()})[0]
+        np.testing.assert_allclose(found, logits.numpy(), rtol=1e-3, atol=1e-4)
+
+
 def test_network_without_a_program_for_any_size_gets_one_for_its_size(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,4 +296,4 @@ def test_wrong_program_is_never_written(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")
 def test_onnx_needs_its_packages(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict.main(["--weights", str(weights), "--export", str(tmp_path / "net.onnx")]) == 2
-    assert "pip install onnx onnxscript, or export " in capsys.readouterr().err
+    assert "pip install 'seam-dist[onnx]', or export " in capsys.readouterr().err

@@ -77,7 +77,9 @@ def gradients(module: SegModule, parts: Sequence[Sequence[int]]) -> tuple[float,
     return loss, accuracy, {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
 
-def slow_loss(logits: torch.Tensor, target: torch.Tensor, smoothing: float, confidence: bool) -> tuple[float, int, int]:
+def slow_loss(
+    logits: torch.Tensor, target: torch.Tensor, smoothing: float, confidence: bool, background: float = 1.0
+) -> tuple[float, int, int]:
     """Pixel by pixel, in Python."""
     total, hits, count = 0.0, 0, 0
     for b in range(target.shape[0]):
@@ -91,7 +93,8 @@ def slow_loss(logits: torch.Tensor, target: torch.Tensor, smoothing: float, conf
                 norm = high + math.log(sum(math.exp(v - high) for v in scores))
                 shares = [smoothing / len(scores) + (1 - smoothing) * (k == label) for k in range(len(scores))]
                 loss = sum(share * (norm - score) for share, score in zip(shares, scores, strict=True))
-                total += loss * (math.exp(scores[label] - norm) if confidence else 1)
+                weight = background if label == 0 else 1
+                total += weight * loss * (math.exp(scores[label] - norm) if confidence else 1)
                 hits += scores.index(high) == label
                 count += 1
     return total, hits, count
@@ -99,13 +102,15 @@ def slow_loss(logits: torch.Tensor, target: torch.Tensor, smoothing: float, conf
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("confidence", [False, True])
-def test_sums_match_a_pixel_by_pixel_reading(smoothing: float, confidence: bool) -> None:
+@pytest.mark.parametrize("background", [1.0, 0.3])
+def test_sums_match_a_pixel_by_pixel_reading(smoothing: float, confidence: bool, background: float) -> None:
     generator = torch.Generator().manual_seed(3)
     logits = 3 * torch.randn(2, CLASSES + 1, 5, 7, generator=generator)
     target = torch.randint(0, CLASSES + 1, (2, 5, 7), generator=generator)
     target[0, :2] = 255
-    loss, hits = segmentation_sums(logits, target, label_smoothing=smoothing, confidence=confidence)
-    expected, expected_hits, _ = slow_loss(logits.double(), target, smoothing, confidence)
+    weights: dict[str, Any] = {"confidence": confidence, "background_weight": background}
+    loss, hits = segmentation_sums(logits, target, label_smoothing=smoothing, **weights)
+    expected, expected_hits, _ = slow_loss(logits.double(), target, smoothing, confidence, background)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert int(hits) == expected_hits
 
@@ -139,7 +144,7 @@ def test_loss_is_the_mean_over_all_labelled_pixels() -> None:
 
 def test_one_batch_of_eight_equals_two_of_four_with_frozen_batchnorm() -> None:
     # Dropout is on: its masks belong to the samples.
-    module = make(settings(confidence=True, label_smoothing=0.1))
+    module = make(settings(confidence=True, label_smoothing=0.1, background_weight=0.3))
     freeze_head(module)
     whole = gradients(module, [range(8)])
     parted = gradients(module, [range(4), range(4, 8)])
