@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from seam_dist.artifacts import StageError, differences, fingerprint, running
+from seam_dist.cam import FORMAT
 from seam_dist.config import STAGES, Config
 from seam_dist.files import read_json, sha256_file
 from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folders, files_fingerprint
@@ -107,6 +108,10 @@ def _changed_inputs(cfg: Config, record: Mapping[str, Any]) -> list[str]:
         if name in theirs:
             if not _are_files(theirs[name], before):
                 found.append(f"the authors' files ({theirs[name] or 'not asked for now'}) changed")
+            continue
+        if name == "format":
+            if before != FORMAT:
+                found.append("this version stores its maps in another form")
             continue
         if name == "weights":
             weights = cfg.stage_dir("train_seam") / "final" / "model.safetensors"

@@ -13,6 +13,7 @@ import pytest
 
 from seam_dist import cli, status
 from seam_dist.artifacts import StageError, claim_stage, input_fingerprint, open_stage, running
+from seam_dist.cam import FORMAT
 from seam_dist.config import Config
 from seam_dist.files import write_json
 from seam_dist.settings import from_tree
@@ -68,6 +69,15 @@ def test_an_input_that_was_made_again_makes_a_stage_stale(cfg: Config, tmp_path:
     found = {entry.stage: entry for entry in status.run_status(changed)}
     assert found["infer_cam"].state == "done"
     assert (found["train_affinity"].state, found["train_affinity"].detail) == ("stale", "infer_cam changed")
+
+
+def test_maps_of_another_form_are_stale(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_stage(cfg, "infer_cam", settings=("infer.scales",), inputs={"format": FORMAT})
+    opened.finish([])
+    assert status.stage_status(cfg, "infer_cam").state == "done"
+    monkeypatch.setattr(status, "FORMAT", "another")
+    found = status.stage_status(cfg, "infer_cam")
+    assert (found.state, found.detail) == ("stale", "this version stores its maps in another form")
 
 
 def test_a_stage_without_manifest_was_cut_short_and_one_with_lost_outputs_is_damaged(cfg: Config) -> None:
