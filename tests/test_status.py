@@ -72,7 +72,7 @@ def test_an_input_that_was_made_again_makes_a_stage_stale(cfg: Config, tmp_path:
 
 
 def test_maps_of_another_form_are_stale(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_stage(cfg, "infer_cam", settings=("infer.scales",), inputs={"format": FORMAT})
+    opened = open_stage(cfg, "infer_cam", settings=("infer.scales", "infer.crf"), inputs={"format": FORMAT})
     opened.finish([])
     assert status.stage_status(cfg, "infer_cam").state == "done"
     monkeypatch.setattr(status, "FORMAT", "another")
