@@ -67,6 +67,7 @@ svg text { font: 12.5px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif
 .example p { margin: 0 0 8px; font-size: .92rem; max-width: none; overflow-wrap: anywhere; }
 .views { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 8px; }
 .views.v5, .views.v9, .views.v10 { grid-template-columns: repeat(5, 1fr); }
+  .views.v11 { grid-template-columns: repeat(6, 1fr); }
   .views.v8 { grid-template-columns: repeat(4, 1fr); } .views.v4 { grid-template-columns: repeat(4, 1fr); }
   .views.v3 { grid-template-columns: repeat(3, 1fr); }
 .views figure { margin: 0; }

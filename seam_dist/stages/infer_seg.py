@@ -86,8 +86,8 @@ def run(cfg: Config) -> None:
                 oracle="labels_oracle" in folders,
             )
             write_shard(stage.dir, shard.file, _counted(predictions, bar), folders, bad=bad)
-        for folder in _FOLDERS:
-            wait_for(stage.dir / folder, [shard.file for shard, folders in todo if folder in folders])
+        for folder in {folder for work in todo for folder in work.folders}:
+            wait_for(stage.dir / folder, [work.shard.file for work in todo if folder in work.folders])
         took = time.perf_counter() - start
     num_images = sum(shard.num_samples for shard, _ in todo)
     shards = [shard for shard, _ in _work(cfg, manifest)]
@@ -200,7 +200,7 @@ def _open(cfg: Config, manifest: Manifest, found: SegWeights) -> tuple[StageRun,
         inputs["train_seg"] = input_fingerprint(cfg.stage_dir("train_seg"), "train_seg")
     settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.predict.crf else _SETTINGS
     stage = open_stage(cfg, "infer_seg", settings=settings, ignore=_IGNORED, inputs=inputs)
-    for folder in _FOLDERS:
+    for folder in {folder for work in works for folder in work.folders}:
         (stage.dir / folder).mkdir(exist_ok=True)
     todo = [work for work in works if not all((stage.dir / f / work.shard.file).is_file() for f in work.folders)]
     if not todo and not stage.is_done():

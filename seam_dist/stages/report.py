@@ -109,8 +109,9 @@ def _pictures(cfg: Config, own: RunRecord, manifest: Manifest, cams: Path) -> st
     split, count = cfg.report.split, cfg.report.num_images
     wanted: list[tuple[str, str, float | None]] = []
     ranked_by = ""
-    # The last stage's labels rank the images, since they are the result.
+    # The last stage's labels rank the images, since they are the result; those of the oracle are none.
     scored = [kind for kind in LABEL_KINDS if split in own.labels.get(kind.name, {})]
+    scored.sort(key=lambda kind: not kind.uses_labels)
     for name, words in [
         *((f"{kind.name}/", kind.words) for kind in reversed(scored)),
         ("", "CAM at its best threshold"),

@@ -379,7 +379,7 @@ def _write_labels(cfg: Config, wrong: dict[str, float]) -> None:
         stage.finish(outputs)
 
 
-WRONG = {"walk": 0.5, "walk_crf": 0.4, "seg": 0.3, "seg_crf": 0.2}
+WRONG = {"walk": 0.5, "walk_crf": 0.4, "seg": 0.3, "seg_crf": 0.2, "seg_oracle": 0.1}
 
 
 def test_report_shows_the_road_from_cam_to_final_mask(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,10 +434,11 @@ def test_labels_made_again_lose_their_scores_only(runs: Path) -> None:
     evaluate.evaluate_labels(cfg, manifest, world)
     shutil.rmtree(cfg.stage_dir("infer_seg"))
     _write_labels(_config(runs, "seam", "full", run={"name": "seam", "dir": str(runs / "runs"), "seed": 1}), WRONG)
-    assert {kind.name for kind in unscored_kinds(cfg)} == {"walk", "walk_crf", "seg", "seg_crf"}
+    assert {kind.name for kind in unscored_kinds(cfg)} == set(WRONG)
     shutil.rmtree(cfg.stage_dir("random_walk"))
-    assert {kind.name for kind in unscored_kinds(cfg)} == {"seg", "seg_crf"}
-    assert {record["labels"] for record in evaluate.evaluate_labels(cfg, manifest, world)} == {"seg", "seg_crf"}
+    final = {"seg", "seg_crf", "seg_oracle"}
+    assert {kind.name for kind in unscored_kinds(cfg)} == final
+    assert {record["labels"] for record in evaluate.evaluate_labels(cfg, manifest, world)} == final
 
 
 def test_labels_that_do_not_fit_their_mask_are_refused_by_name(runs: Path) -> None:
