@@ -21,7 +21,7 @@ p { margin: 6px 0 12px; max-width: 78ch; }
 nav { margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: .95rem; }
 a { color: var(--s0); }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; margin: 20px 0; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; }
 .tile b { display: block; font-size: 1.6rem; white-space: nowrap; line-height: 1.15; font-weight: 650;
   font-variant-numeric: tabular-nums; }
