@@ -200,6 +200,15 @@ def _reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def files_fingerprint(folder: Path, setting: str) -> str:
+    """Return the identity of the .npy files in a folder: names, sizes and times, since they may be 100 GB."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
+    stats = [(path.name, path.stat()) for path in files]
+    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+
+
 def input_fingerprint(folder: Path, stage: str) -> str:
     """Return the fingerprint of a finished stage's outputs; raise StageError when it is not finished."""
     path = folder / "manifest.json"

@@ -154,7 +154,7 @@ def read_samples(
 ) -> list[StoredCam]:
     """Return the maps of samples, from the authors' CAM dicts in a folder, stored at `stride`; as `infer_samples`.
 
-    Raises StageError when an image has no file, or one of another size or of other classes than its label.
+    Raises ValueError when an image has no file, or one of another size or of other classes than its label.
     """
     found = []
     for sample in samples:

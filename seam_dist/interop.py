@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.artifacts import StageError, fingerprint
 from seam_dist.config import InferConfig
 from seam_dist.files import atomic_file
 
@@ -96,14 +95,14 @@ def read_crf_dict(path: Path) -> Maps:
 def find_dict(folder: Path, sample: Sample, setting: str) -> Path:
     """Return the file of a sample in a folder of the authors' dicts, <source id or key>.npy.
 
-    Raises StageError when there is none; `setting` is what named the folder.
+    Raises ValueError when there is none; `setting` is what named the folder.
     """
     # A source id is untrusted and may be a path; a key never is.
     names = [name for name in (sample.source_id, sample.key) if name and Path(name).name == name]
     path = next((p for name in names if (p := folder / f"{name}.npy").is_file()), None)
     if path is None:
         wanted = " or ".join(f"{name}.npy" for name in dict.fromkeys(names))
-        raise StageError(
+        raise ValueError(
             f"image {sample.key} has no dict {wanted} in {folder} ({setting}): write it, or leave the split out of "
             "infer.splits"
         )
@@ -115,26 +114,17 @@ def stack_maps(
 ) -> NDArray[np.float32]:
     """Return the maps of a dict in the order of `ids`, float32 (K, H, W).
 
-    Raises StageError when the dict has other ids or its maps another size (height, width).
+    Raises ValueError when the dict has other ids or its maps another size (height, width).
     """
     if sorted(maps) != sorted(ids):
-        raise StageError(
+        raise ValueError(
             f"{path} has maps of the ids {sorted(maps)}, the label of its image says {sorted(ids)}: use the maps of "
             "this data set"
         )
     wrong = [full.shape for full in maps.values() if full.shape != size]
     if wrong:
-        raise StageError(f"{path} has maps of {wrong[0]} pixels, its image has {size}: use maps at the image's size")
+        raise ValueError(f"{path} has maps of {wrong[0]} pixels, its image has {size}: use maps at the image's size")
     return np.stack([maps[index] for index in ids]) if maps else np.empty((0, *size), np.float32)
-
-
-def files_fingerprint(folder: Path, setting: str) -> str:
-    """Return the identity of the authors' files in a folder: names, sizes and times, since they may be 100 GB."""
-    files = sorted(folder.glob("*.npy"))
-    if not files:
-        raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
-    stats = [(path.name, path.stat()) for path in files]
-    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
 
 
 def _read(path: Path) -> Maps:

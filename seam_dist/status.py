@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from seam_dist.artifacts import StageError, differences, fingerprint, running
+from seam_dist.artifacts import StageError, differences, files_fingerprint, fingerprint, running
 from seam_dist.cam import FORMAT
 from seam_dist.config import STAGES, Config
 from seam_dist.files import read_json, sha256_file
-from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folders, files_fingerprint
+from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folders
 from seam_dist.label_scores import unscored_kinds
 from seam_dist.settings import flatten, from_tree
 

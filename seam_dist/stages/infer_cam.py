@@ -29,7 +29,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from seam_dist.artifacts import StageError, StageRun, fingerprint, input_fingerprint, open_stage
+from seam_dist.artifacts import StageError, StageRun, files_fingerprint, fingerprint, input_fingerprint, open_stage
 from seam_dist.cam import FORMAT, StoredCam, write_cams
 from seam_dist.cam_maps import Checkpoint, find_checkpoint, infer_samples, load_model, read_samples
 from seam_dist.config import Config
@@ -44,7 +44,6 @@ from seam_dist.interop import (
     CRF_FILES,
     crf_folder,
     crf_folders,
-    files_fingerprint,
     find_dict,
     write_cam_dict,
 )

@@ -551,7 +551,7 @@ def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fau
     else:
         write_cam_dict(path, sample.classes, cam[:, 1:])
         expected = "use maps at the image's size"
-    with pytest.raises(StageError, match=expected):
+    with pytest.raises(ValueError, match=expected):
         infer_cam.run(cfg)
 
 
