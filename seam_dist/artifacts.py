@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from seam_dist.config import Config
-from seam_dist.files import atomic_write, read_json, write_json
+from seam_dist.files import atomic_write, read_json, remove_temporaries, write_json
 from seam_dist.settings import dump_yaml, flatten
 
 SCHEMA = 1
@@ -112,6 +112,7 @@ def open_stage(
     _reset_peak()
     if not is_main:
         return run
+    remove_temporaries(folder)
     if record.is_file():
         old = read_json(record)
         if old.get("fingerprint") == run.fingerprint:
@@ -121,14 +122,14 @@ def open_stage(
                 f"{folder} was made with other settings ({'; '.join(differences(old, identity)) or 'unknown'}): "
                 "give the run another run.name, or set run.overwrite=true to replace it"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.name != "config.yaml" for path in folder.iterdir()):
         raise StageError(
             f"{folder} holds files that stage {stage} did not make (no stage.json): give an empty or a new folder"
         )
     if folder.is_dir():
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    atomic_write(folder / "config.yaml", dump_yaml(cfg))
+    atomic_write(folder / "config.yaml", dump_yaml(cfg))  # alone, it is left of a process killed at this line
     write_json(record, {"fingerprint": run.fingerprint, **identity})
     return run
 

@@ -50,6 +50,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `atomic_file` left below a folder in processes that were killed; nobody may be writing there."""
+    for path in Path(folder).rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write bytes, or text as UTF-8, to `path`, whole or not at all."""
     with atomic_file(path) as temporary:

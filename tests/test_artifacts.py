@@ -81,3 +81,21 @@ def test_missing_input_names_the_stage_to_run(tmp_path: Path) -> None:
 def test_misspelt_setting_is_a_programming_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="trian"):
         open_stage(dataclasses.replace(config(tmp_path)), "demo", settings=("trian",))
+
+
+def test_what_killed_processes_left_is_cleared_and_stops_nobody(tmp_path: Path) -> None:
+    cfg = Config(run=RunConfig(name="run", dir=tmp_path))
+    folder = cfg.stage_dir("infer_cam")
+    folder.mkdir(parents=True)
+    # Killed while it wrote its first file, or between config.yaml and stage.json.
+    (folder / ".stage.json.abc.tmp").write_text("{")
+    (folder / "config.yaml").write_text("run: {}")
+    open_stage(cfg, "infer_cam", settings=("infer",))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "stage.json"]
+    (folder / "cams").mkdir()
+    (folder / "cams" / ".train-00000.tar.abc.tmp").write_text("half")
+    (folder / "cams" / "train-00001.tar").write_text("whole")
+    open_stage(cfg, "infer_cam", settings=("infer",), is_main=False)
+    assert len(list((folder / "cams").iterdir())) == 2
+    open_stage(cfg, "infer_cam", settings=("infer",))
+    assert [path.name for path in (folder / "cams").iterdir()] == ["train-00001.tar"]
