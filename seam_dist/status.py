@@ -66,7 +66,7 @@ def stage_status(cfg: Config, stage: str, *, stale_inputs: Sequence[str] = ()) -
             return StageStatus(stage, "done", f"in {folder}")
         return StageStatus(stage, "not begun")
     record = read_json(folder / "stage.json")
-    changed = _changed_settings(cfg, stage, record) + _changed_inputs(cfg, record)
+    changed = _changed_settings(cfg, stage, record) + _changed_inputs(cfg, stage, record)
     changed += [f"{name} is made again" for name in stale_inputs if name in _input_stages(record)]
     if changed:
         return StageStatus(stage, "stale", "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else ""))
@@ -99,12 +99,16 @@ def _changed_settings(cfg: Config, stage: str, record: Mapping[str, Any]) -> lis
     return differences({"settings": before}, {"settings": {key: now.get(key) for key in before}})
 
 
-def _changed_inputs(cfg: Config, record: Mapping[str, Any]) -> list[str]:
+def _changed_inputs(cfg: Config, stage: str, record: Mapping[str, Any]) -> list[str]:
     """Return what is different in those inputs of a stage that can be looked up without computing anything."""
     found = []
+    inputs = record.get("inputs", {})
     theirs = dict(zip(CRF_FILES, crf_folders(cfg.infer) or (None, None), strict=True))
     theirs[CAM_FILES] = cfg.infer.from_interop
-    for name, before in record.get("inputs", {}).items():
+    if stage == "infer_cam":
+        new = [folder for name, folder in theirs.items() if folder is not None and name not in inputs]
+        found += [f"it was made without the authors' files in {folder}" for folder in new]
+    for name, before in inputs.items():
         if name in theirs:
             if not _are_files(theirs[name], before):
                 found.append(f"the authors' files ({theirs[name] or 'not asked for now'}) changed")

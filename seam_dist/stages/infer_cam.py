@@ -39,14 +39,7 @@ from seam_dist.data.shards import Sample, read_shard
 from seam_dist.distributed import barrier, init_world, on_main
 from seam_dist.files import sha256_file
 from seam_dist.inference import Work, read_bad, wait_for, write_bad
-from seam_dist.interop import (
-    CAM_FILES,
-    CRF_FILES,
-    crf_folder,
-    crf_folders,
-    find_dict,
-    write_cam_dict,
-)
+from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folder, crf_folders, find_dict, write_cam_dict
 from seam_dist.labels import write_labels
 from seam_dist.models import affinity_stride
 

@@ -592,6 +592,14 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
         for key, labels in found.items():
             np.testing.assert_array_equal(labels, expected[key])
     assert stage_status(cfg, "infer_cam").state == "done"
+    # The run that computed its own CRFs would be made again with theirs, and this one without.
+    for made, asked, words in (
+        (refined, cfg.infer.crf_from_interop, f"it was made without the authors' files in {tmp_path / 'out_crf_4.0'}"),
+        (cfg, None, "the authors' files (not asked for now) changed"),
+    ):
+        status = stage_status(replace(made, infer=replace(made.infer, crf_from_interop=asked)), "infer_cam")
+        assert status.state == "stale"
+        assert words in status.detail
     # Other numbers are other folders.
     other = replace(cfg, infer=replace(cfg.infer, crf_alphas=(4.0, 16.0)))
     with pytest.raises(StageError, match=r"out_crf_16\.0 \(infer\.crf_from_interop\) holds no \.npy file"):
