@@ -14,4 +14,6 @@ $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
 export OMP_NUM_THREADS=1
-exec $python -m pytest "${selection[@]}" -n "${SEAM_DIST_TEST_PROCESSES:-2}" --dist loadfile "$@"
+# worksteal: a worker that dies is noticed and its test named (see tests/conftest.py); loadfile may wait for it for ever.
+exec timeout --foreground --kill-after=30 "${SEAM_DIST_TEST_LIMIT_S:-3600}" \
+    $python -m pytest "${selection[@]}" -n "${SEAM_DIST_TEST_PROCESSES:-2}" --dist worksteal "$@"

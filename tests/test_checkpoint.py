@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
-import resource
 import shutil
 import signal
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoint_processes
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -213,57 +214,23 @@ def test_too_small_a_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch:
         keeper(tmp_path).save(state_at(1))
 
 
-def in_child(action: Any) -> int:
-    """Run `action` in a forked process; return its exit code, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            code = action()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def in_process(function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function of checkpoint_processes in a new process; return its exit code, or minus its signal's number."""
+    context = multiprocessing.get_context("forkserver")
+    # Forked from an interpreter that has run nothing: torch's threads do not survive a fork.
+    context.set_forkserver_preload(["seam_dist.checkpoint"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def test_write_that_the_system_cuts_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     keeper(tmp_path).save(state_at(1))
-
-    def save_with_little_room() -> int:
-        # The kernel refuses every byte beyond this in a file, as it does on a full disk.
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-        try:
-            keeper(tmp_path).save(state_at(2))
-        except CheckpointError as error:
-            return 0 if "could not be written" in str(error) and "is intact" in str(error) else 1
-        return 2
-
-    assert in_child(save_with_little_room) == 0
+    assert in_process(checkpoint_processes.save_with_little_room, keeper(tmp_path), state_at(2)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
     verify(tmp_path / "step-00000001")
-
-
-FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
-
-
-def save_and_die(folder: Path, operation: int) -> int:
-    """Save step 3 after steps 1 and 2; SIGKILL before the given file operation. Return the exit code."""
-
-    def save() -> int:
-        left = operation
-
-        def count(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal left
-            if event in FILE_EVENTS:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(count)
-        keeper(folder).save(state_at(3))
-        return 0
-
-    return in_child(save)
 
 
 def test_latest_is_whole_wherever_the_process_is_killed(tmp_path: Path) -> None:
@@ -274,7 +241,7 @@ def test_latest_is_whole_wherever_the_process_is_killed(tmp_path: Path) -> None:
     while True:
         folder = tmp_path / str(operation)
         shutil.copytree(tmp_path / "before", folder)
-        code = save_and_die(folder, operation)
+        code = in_process(checkpoint_processes.save_and_die, keeper(folder), state_at(3), operation)
         named = folder / (folder / "latest").read_text().strip()
         verify(named)
         state = keeper(folder).load("auto", network())
@@ -295,30 +262,12 @@ def test_latest_is_whole_wherever_the_process_is_killed(tmp_path: Path) -> None:
 
 def test_kill_inside_a_file_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     keeper(tmp_path).save(state_at(1))
-
-    def save_half() -> int:
-        def half(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-            save_file(tensors, path, metadata)
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        checkpoint.save_file = half  # type: ignore[assignment]
-        keeper(tmp_path).save(state_at(2))
-        return 0
-
-    assert in_child(save_half) == -signal.SIGKILL
+    assert in_process(checkpoint_processes.save_half_and_die, keeper(tmp_path), state_at(2)) == -signal.SIGKILL
     assert find_newest(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
-    def second() -> int:
-        try:
-            lock(tmp_path)
-        except CheckpointError as error:
-            return 0 if "another process is training" in str(error) else 1
-        return 2
-
     with lock(tmp_path):
-        assert in_child(second) == 0
+        assert in_process(checkpoint_processes.take_lock, tmp_path) == 0
     with lock(tmp_path):
         pass

@@ -7,12 +7,13 @@ are those of the authors' checkpoints. `conv4` and `conv5` are the normalised, r
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import conv2d, relu
 
 from seam_dist.models.backbone import Backbone, Features
 
 # Channels are rounded to this, so that a bottleneck's quarter and half are whole at every width factor.
 _CHANNEL_STEP = 8
+_NARROW = 16  # input channels below which torch cannot be trusted with a strided 1x1 convolution
 # Scale of each branch's last convolution at random initialisation: with BatchNorm frozen at identity the variance
 # would otherwise double in every block.
 _BRANCH_INIT = 0.1
@@ -23,8 +24,23 @@ def scaled_channels(channels: int, width: float) -> int:
     return max(_CHANNEL_STEP, _CHANNEL_STEP * round(channels * width / _CHANNEL_STEP))
 
 
+class SubsampledConv1x1(nn.Conv2d):
+    """A 1x1 convolution with a stride, computed as one without on every stride-th pixel.
+
+    torch 2.13 and 2.14 (oneDNN 3.12) write outside the weight gradient of a strided 1x1 convolution with fewer than 16
+    input channels in channels_last, on processors with AVX-512 and without AMX: the heap is corrupted and the process
+    dies, often much later.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x (B, C, H, W)."""
+        return conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+
+
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 * dilation, dilation, bias=False)
+    narrow = kernel == 1 and stride > 1 and inputs < _NARROW
+    form = SubsampledConv1x1 if narrow else nn.Conv2d
+    return form(inputs, outputs, kernel, stride, kernel // 2 * dilation, dilation, bias=False)
 
 
 class WideBlock(nn.Module):

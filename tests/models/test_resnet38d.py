@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
-from seam_dist.models.resnet38d import ResNet38d, scaled_channels
+from seam_dist.models.resnet38d import ResNet38d, _conv, scaled_channels
 
 Make = Callable[..., ResNet38d]
 
@@ -141,3 +142,23 @@ def test_output_stride_32_is_refused() -> None:
 def test_random_network_keeps_the_scale_of_its_input() -> None:
     backbone = ResNet38d(width=1 / 8).eval()
     assert 0.1 < backbone(torch.randn(1, 3, 65, 65)).conv6.std() < 10
+
+
+@pytest.mark.parametrize("inputs", [4, 8, 12])
+def test_narrow_strided_projection_has_the_right_weight_gradient(inputs: int) -> None:
+    """torch 2.13 writes outside this gradient of nn.Conv2d in channels_last (AVX-512 without AMX)."""
+    for _ in range(8):
+        conv = _conv(inputs, 8, 1, stride=2).to(memory_format=torch.channels_last)
+        assert type(conv) is not nn.Conv2d
+        x = torch.randn(8, inputs, 88, 88)
+        conv(x.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+        weight = conv.weight.detach().double().contiguous().requires_grad_()
+        conv2d(x.double(), weight, stride=2).square().sum().backward()
+        torch.testing.assert_close(conv.weight.grad, weight.grad.float(), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5, 0.25])
+def test_widths_in_use_keep_plain_convolutions(width: float) -> None:
+    with torch.device("meta"):
+        backbone = ResNet38d(width=width)
+    assert all(type(module) is nn.Conv2d for module in backbone.modules() if isinstance(module, nn.Conv2d))
