@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seam_dist.artifacts import StageError, input_fingerprint
 from seam_dist.cam import StoredCam, fold_mirrored, normalize_cam, store_cam, sum_scales
-from seam_dist.config import Config, InferConfig
+from seam_dist.config.schema import Config, InferConfig
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
 from seam_dist.data.transforms import normalize_images

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from seam_dist import __version__
-from seam_dist.config import STAGES, Config
+from seam_dist.config.load import ConfigError, Resolved, format_config, load_config, section_docs, settings
+from seam_dist.config.schema import STAGES, Config
 from seam_dist.launcher import count_ranks, launch, mark_done
-from seam_dist.settings import ConfigError, Resolved, format_config, load_config, section_docs, settings
 
 _DESCRIPTION = """\
 Train a segmentation network from image-level labels by SEAM.

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from seam_kernels import dense_crf
 
-from seam_dist.config import Config, CrfConfig
+from seam_dist.config.schema import Config, CrfConfig
 from seam_dist.interop import read_crf_dict, stack_maps, write_crf_dict
 from seam_dist.labels import IGNORED
 

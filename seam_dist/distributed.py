@@ -22,8 +22,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from seam_dist.config import Config
-from seam_dist.deepspeed_settings import check_deepspeed_config
+from seam_dist.config.deepspeed import check_deepspeed_config
+from seam_dist.config.schema import Config
 
 __all__ = [
     "World",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.config import InferConfig
+from seam_dist.config.schema import InferConfig
 from seam_dist.files import atomic_file
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import read_raw

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seam_dist.config import Config, CrfConfig, PredictConfig, RunConfig
+from seam_dist.config.schema import Config, CrfConfig, PredictConfig, RunConfig
 from seam_dist.crf import CrfPool, crf_device, crf_workers
 from seam_dist.data.images import BadImageError, decode_image, decode_mask, read_header
 from seam_dist.data.shards import Sample

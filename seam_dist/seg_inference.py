@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from seam_dist.artifacts import StageError
-from seam_dist.config import PredictConfig
+from seam_dist.config.schema import PredictConfig
 from seam_dist.data.shards import Sample
 from seam_dist.data.transforms import normalize_images
 from seam_dist.files import read_json

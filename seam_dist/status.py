@@ -18,11 +18,11 @@ import yaml
 
 from seam_dist.artifacts import StageError, differences, files_fingerprint, fingerprint, running
 from seam_dist.cam import FORMAT
-from seam_dist.config import STAGES, Config
+from seam_dist.config.load import flatten, from_tree
+from seam_dist.config.schema import STAGES, Config
 from seam_dist.files import read_json, sha256_file
 from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folders
 from seam_dist.label_scores import unscored_kinds
-from seam_dist.settings import flatten, from_tree
 
 # Settings that a stage records only when they are in use, and what they are when it does not.
 _RECORDED_WHEN_ON = {"infer_cam": {"infer.crf": False}}

@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, multilabel_soft_margin_loss, relu
 from torch.utils.flop_counter import FlopCounterMode
 
-from seam_dist.config import LossConfig, TrainConfig
+from seam_dist.config.schema import LossConfig, TrainConfig
 from seam_dist.losses import seam_losses
 from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
 from seam_dist.models.resnet38d import ResNet38d

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seam_dist.config import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
+from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.color import IDENTITY
 from seam_dist.distributed import init_world, shutdown
 from seam_dist.engine import start_training

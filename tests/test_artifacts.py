@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
-from seam_dist.config import Config, RunConfig, TrainConfig
+from seam_dist.config.schema import Config, RunConfig, TrainConfig
 
 
 def config(folder: Path, *, lr: float = 0.01, overwrite: bool = False, log_every: int = 10) -> Config:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seam_dist import distributed
-from seam_dist.config import Config, RunConfig
+from seam_dist.config.schema import Config, RunConfig
 from seam_dist.distributed import (
     World,
     all_gather_object,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState
-from seam_dist.config import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
+from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.color import IDENTITY
 from seam_dist.distributed import World, init_world
 from seam_dist.engine import (

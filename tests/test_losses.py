@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seam_dist import losses
-from seam_dist.config import LossConfig
+from seam_dist.config.schema import LossConfig
 
 EPS = 1e-5
 

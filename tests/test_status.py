@@ -14,9 +14,9 @@ import pytest
 from seam_dist import cli, status
 from seam_dist.artifacts import StageError, claim_stage, input_fingerprint, open_stage, running
 from seam_dist.cam import FORMAT
-from seam_dist.config import Config
+from seam_dist.config.load import from_tree
+from seam_dist.config.schema import Config
 from seam_dist.files import write_json
-from seam_dist.settings import from_tree
 
 
 def make_config(root: Path, **sections: dict[str, object]) -> Config:

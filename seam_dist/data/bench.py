@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seam_dist.config import AugmentConfig, Config, DataConfig
+from seam_dist.config.schema import AugmentConfig, Config, DataConfig
 from seam_dist.data.convert import convert
 from seam_dist.data.exact import augment_exact
 from seam_dist.data.images import decode_image

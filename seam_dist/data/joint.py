@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seam_dist.config import AugmentConfig, Config, SegConfig
+from seam_dist.config.schema import AugmentConfig, Config, SegConfig
 from seam_dist.data.color import IDENTITY
 from seam_dist.data.images import decode_mask
 from seam_dist.data.manifest import Manifest, ShardError

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.config import AugmentConfig
+from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.images import BadImageError
 from seam_dist.data.manifest import ShardError, Split
 from seam_dist.data.order import Group, Order, sample_generator

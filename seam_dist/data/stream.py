@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, Shard, ShardError, check_shards
 from seam_dist.data.order import Order
 from seam_dist.data.processes import single_thread

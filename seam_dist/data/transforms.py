@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seam_dist.config import AugmentConfig
+from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.color import IDENTITY, jitter_device, jitter_host, with_grey_mean
 from seam_dist.data.images import BadImageError, decode_image
 

@@ -18,7 +18,7 @@ from seam_kernels.stencil import shrunk_radius
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.models.backbone import Backbone, Features
 from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.pretrained import LoadReport

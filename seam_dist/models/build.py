@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam_dist.config import Config, ModelConfig, TrainConfig
+from seam_dist.config.schema import Config, ModelConfig, TrainConfig
 from seam_dist.models.backbone import Backbone
 from seam_dist.models.lite0 import Lite0
 from seam_dist.models.pretrained import LoadReport, load_weights

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from seam_dist.config import Config, ModelConfig
+from seam_dist.config.schema import Config, ModelConfig
 from seam_dist.models.backbone import Backbone
 from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.pretrained import PACKAGE, LoadReport, read_weights

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from seam_dist.artifacts import StageError
-from seam_dist.config import STAGES
+from seam_dist.config.schema import STAGES
 from seam_dist.files import read_json
 from seam_dist.label_scores import LABEL_KINDS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from seam_dist.config import STAGES
+from seam_dist.config.schema import STAGES
 from seam_dist.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import best_miou, chosen_miou, comparison, number, splits_of
 from seam_dist.report.page import NONE, duration, percent, table

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from seam_dist.config import STAGES, Config
+from seam_dist.config.load import flatten, settings
+from seam_dist.config.schema import STAGES, Config
 from seam_dist.report.charts import Line, line_chart, smooth, swatch
 from seam_dist.report.page import NONE, duration, legend, missing, table
 from seam_dist.report.records import RunRecord, series
 from seam_dist.report.scores import FIRST_OTHER, NUM_STYLES, OWN
-from seam_dist.settings import flatten, settings
 
 _CHARTS = (
     ("loss/total", "Total loss", "the weighted sum of the terms below"),

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cam import StoredCam, read_cams, upsample_cam
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, RawSample, decode_sample, read_raw

@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.crf import CrfPool, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw, read_shard

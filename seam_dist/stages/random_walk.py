@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cam import StoredCam, read_cams, upsample_cam
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.crf import CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, Sample, read_shard

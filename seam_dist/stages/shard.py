@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seam_dist.artifacts import open_stage
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.convert import convert
 from seam_dist.data.manifest import MANIFEST, Manifest, load_manifest, verify_shards
 from seam_dist.data.sources import listing_fingerprint, open_source

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from seam_dist.affinity_module import AffinityModule
 from seam_dist.artifacts import StageError, input_fingerprint
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.joint import make_joint_loader
 from seam_dist.data.manifest import load_manifest
 from seam_dist.distributed import init_world

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from seam_dist.artifacts import input_fingerprint
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.stream import make_loader
 from seam_dist.distributed import init_world

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from seam_dist.artifacts import StageError, input_fingerprint
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data.joint import make_joint_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.distributed import init_world

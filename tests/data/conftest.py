@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from seam_dist.config import AugmentConfig, Config, DataConfig, LossConfig, RunConfig
+from seam_dist.config.schema import AugmentConfig, Config, DataConfig, LossConfig, RunConfig
 from seam_dist.data.convert import convert
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.sources.base import Record

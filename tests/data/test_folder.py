@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from seam_dist.config import SourceConfig
+from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources import listing_fingerprint, open_source
 from seam_dist.data.sources.base import MAX_KEY, Source, SourceError, make_key
 from seam_dist.data.sources.folder import FolderSource

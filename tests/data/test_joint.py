@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from seam_dist.config import AffinityConfig, Config, SegConfig
+from seam_dist.config.schema import AffinityConfig, Config, SegConfig
 from seam_dist.data.convert import convert
 from seam_dist.data.joint import JointBatch, JointLoader, make_joint_loader, shift_hsv
 from seam_dist.data.manifest import ShardError, load_manifest

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 from seam_dist.data import reader as reader_module
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.shards import RawSample, read_raw, write_shard

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from seam_dist.config import AugmentConfig
+from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.bench import make_jpegs, synthetic_photo
 from seam_dist.data.color import IDENTITY, jitter_device, jitter_host, turns, with_grey_mean
 from seam_dist.data.exact import augment_exact, jitter_exact

@@ -9,7 +9,7 @@ from typing import Any
 CODE = """
 import json, signal, sys
 import torch
-from seam_dist.config import Config, RunConfig
+from seam_dist.config.schema import Config, RunConfig
 from seam_dist.distributed import *
 
 world = init_world(Config(run=RunConfig(world_size=2, timeout_s=5, device="cpu")))

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from seam_dist.checkpoint import find_newest, verify
-from seam_dist.settings import load_config
+from seam_dist.config.load import load_config
 from seam_dist.stages import shard
 
 NUM_KILLS = 10

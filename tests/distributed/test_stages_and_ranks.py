@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seam_dist.settings import load_config
+from seam_dist.config.load import load_config
 from seam_dist.stages import shard
 
 ZERO = {stage: {"zero_optimization": {"stage": stage}} for stage in range(4)}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from seam_dist.config import STAGES
+from seam_dist.config.schema import STAGES
 
 TOOLS = ("ip", "pdsh", "sshd", "ssh-keygen")
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

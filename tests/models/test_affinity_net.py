@@ -9,7 +9,7 @@ import torch
 from seam_kernels import edge_affinity
 from torch.nn.functional import conv2d, elu, interpolate
 
-from seam_dist.config import AffinityConfig, Config, ModelConfig, TrainConfig
+from seam_dist.config.schema import AffinityConfig, Config, ModelConfig, TrainConfig
 from seam_dist.models import (
     SEAM,
     AffinityNet,

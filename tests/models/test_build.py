@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seam_dist.config import Config, LossConfig, ModelConfig, TrainConfig
+from seam_dist.config.schema import Config, LossConfig, ModelConfig, TrainConfig
 from seam_dist.models import SEAM, build_backbone, build_seam, parameter_groups
 from seam_dist.models.lite0 import Lite0
 from seam_dist.models.resnet38d import ResNet38d

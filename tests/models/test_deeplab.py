@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import conv2d, interpolate
 
-from seam_dist.config import Config, ModelConfig, SegConfig
+from seam_dist.config.schema import Config, ModelConfig, SegConfig
 from seam_dist.models import build_deeplab, build_seam, deeplab_facts, load_deeplab, parameter_groups
 from seam_dist.models.deeplab import DeepLab
 

@@ -10,7 +10,7 @@ from seam_kernels import dense_crf, edge_affinity, random_walk
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from seam_dist.config import LossConfig
+from seam_dist.config.schema import LossConfig
 from seam_dist.losses import seam_losses
 from seam_dist.models import SEAM, Backbone, Features
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from seam_dist.config import ModelConfig
+from seam_dist.config.schema import ModelConfig
 from seam_dist.models import SEAM, build_backbone
 from seam_dist.models.timm_backbone import TimmBackbone
 

@@ -17,11 +17,11 @@ import torch
 
 from seam_dist.artifacts import StageError, open_stage
 from seam_dist.cam import StoredCam, predict_labels, read_cams, store_cam, upsample_cam, write_cams
-from seam_dist.config import Config
+from seam_dist.config.load import dump_yaml, from_tree
+from seam_dist.config.schema import Config
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.shards import RawSample, read_raw, read_shard, write_shard
 from seam_dist.files import read_json, write_json
-from seam_dist.settings import dump_yaml, from_tree
 from seam_dist.stages import evaluate, shard
 
 
@@ -369,7 +369,7 @@ def test_two_ranks_find_the_same_scores(root, finished):
     cfg = make_config(root)
     (root / "config.yaml").write_text(dump_yaml(cfg))
     code = (
-        "import sys; from pathlib import Path; from seam_dist.settings import load_config;"
+        "import sys; from pathlib import Path; from seam_dist.config.load import load_config;"
         "from seam_dist.stages import evaluate;"
         "evaluate.run(load_config(Path(sys.argv[1]), [], None).config)"
     )

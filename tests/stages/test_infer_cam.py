@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from seam_dist.artifacts import StageError, input_fingerprint, open_stage
 from seam_dist.cam import read_cams, store_cam
 from seam_dist.cam_maps import find_checkpoint, infer_samples, load_model
-from seam_dist.config import Config
+from seam_dist.config.load import dump_yaml, from_tree
+from seam_dist.config.schema import Config
 from seam_dist.crf import affinity_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
@@ -29,7 +30,6 @@ from seam_dist.inference import by_size
 from seam_dist.interop import read_cam_dict, read_crf_dict, write_cam_dict, write_crf_dict
 from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.models import authors_state_dict, build_seam
-from seam_dist.settings import dump_yaml, from_tree
 from seam_dist.stages import infer_cam, shard
 from seam_dist.stages.train_seam import architecture
 from seam_dist.status import stage_status
@@ -653,7 +653,7 @@ def test_two_ranks_share_the_shards_and_write_the_same_files(root):
     expected = {path.name: path.read_bytes() for path in (alone.stage_dir("infer_cam") / "cams").iterdir()}
     shutil.rmtree(alone.stage_dir("infer_cam"))
     code = (
-        "import sys; from pathlib import Path; from seam_dist.settings import load_config;"
+        "import sys; from pathlib import Path; from seam_dist.config.load import load_config;"
         "from seam_dist.stages import infer_cam;"
         "infer_cam.run(load_config(Path(sys.argv[1]), [], None).config)"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seam_dist.config import Config, DataConfig, RunConfig, SourceConfig
+from seam_dist.config.schema import Config, DataConfig, RunConfig, SourceConfig
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.sources.base import SourceError
 from seam_dist.stages.shard import run

@@ -17,7 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from seam_dist.artifacts import StageError
-from seam_dist.config import AffinityConfig, AugmentConfig, Config, DataConfig, ModelConfig, RunConfig, SourceConfig
+from seam_dist.config.schema import (
+    AffinityConfig,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+)
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.distributed import init_world, shutdown

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from seam_dist.artifacts import StageError
 from seam_dist.checkpoint import CheckpointError
-from seam_dist.config import (
+from seam_dist.config.schema import (
     AugmentConfig,
     Config,
     DataConfig,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from seam_dist.config import SourceConfig
+from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources.base import Record, Source, SourceError
 from seam_dist.data.sources.folder import FolderSource
 from seam_dist.data.sources.procedural import ProceduralSource

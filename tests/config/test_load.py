@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seam_dist.config import STAGES, Config
-from seam_dist.settings import ConfigError, dump_yaml, flatten, format_config, from_tree, load_config, settings
+from seam_dist.config.load import ConfigError, dump_yaml, flatten, format_config, from_tree, load_config, settings
+from seam_dist.config.schema import STAGES, Config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

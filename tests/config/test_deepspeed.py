@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from seam_dist.deepspeed_settings import deepspeed_settings, zero_stage
+from seam_dist.config.deepspeed import deepspeed_settings, zero_stage
 from seam_dist.distributed import check_deepspeed_config
 
 

@@ -1,7 +1,7 @@
 """The configuration: one frozen dataclass a concern, checked as a whole before any work starts.
 
 A field's unit stands in the line under it; `seam-dist --help-config` prints those lines. Values come, weakest
-first, from the defaults here, a preset, a YAML file and `section.key=value` words (`seam_dist.settings`).
+first, from the defaults here, a preset, a YAML file and `section.key=value` words (`seam_dist.config.load`).
 Numbers of the published pipeline are in configs/presets/paper.yaml, each with its source.
 """
 

@@ -1,7 +1,7 @@
 """Configuration from its sources: defaults < preset < YAML file < `section.key=value` words, each with its origin.
 
 Whatever cannot be meant is refused before any work starts: unknown keys (with the nearest valid one), wrong types,
-keys given twice in one file, and combinations that `seam_dist.config` rules out.
+keys given twice in one file, and combinations that `seam_dist.config.schema` rules out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from seam_dist.config import Config
+from seam_dist.config.schema import Config
 
 _FREE_FORM = "deepspeed"  # DeepSpeed owns the keys below this section
 
