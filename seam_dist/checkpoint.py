@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seam_dist.artifacts import versions
-from seam_dist.distributed import World, on_main
+from seam_dist.cluster.distributed import World, on_main
 from seam_dist.files import atomic_write, fsync_dir, read_json, sha256_file, write_json
 
 SCHEMA = 1

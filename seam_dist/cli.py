@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from seam_dist import __version__
+from seam_dist.cluster.launcher import count_ranks, launch, mark_done
 from seam_dist.config.load import ConfigError, Resolved, format_config, load_config, section_docs, settings
 from seam_dist.config.schema import STAGES, Config
-from seam_dist.launcher import count_ranks, launch, mark_done
 
 _DESCRIPTION = """\
 Train a segmentation network from image-level labels by SEAM.
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(format_status(run_status(resolved.config, stages), action=True))
             return 0
-        from seam_dist.distributed import check_deepspeed_config
+        from seam_dist.cluster.distributed import check_deepspeed_config
 
         check_deepspeed_config(resolved.config.deepspeed)
         if arguments.ranks is not None:

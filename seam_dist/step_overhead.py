@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seam_dist.cluster.distributed import init_world, shutdown
+from seam_dist.cluster.signals import StopRequest, Watchdog
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.color import IDENTITY
-from seam_dist.distributed import init_world, shutdown
 from seam_dist.engine import start_training
 from seam_dist.logger import TrainLogger
 from seam_dist.models import build_seam, parameter_groups
-from seam_dist.supervision import StopRequest, Watchdog
 from seam_dist.train_module import TrainModule
 
 _CLASSES = 4

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seam_dist.distributed import World
+from seam_dist.cluster.distributed import World
 
 _MOMENTUM = "momentum_buffer"
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from seam_dist import checkpoint
 from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState, find_newest, lock, verify
-from seam_dist.distributed import World
+from seam_dist.cluster.distributed import World
 
 FACTS = {"backbone": "tiny", "classes": ["cat", "dog"]}
 

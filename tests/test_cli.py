@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from seam_dist import cli
+from seam_dist.cluster.launcher import count_ranks
 from seam_dist.config.schema import STAGES
-from seam_dist.launcher import count_ranks
 
 CONFIG = "run: {name: tiny}\ntrain: {lr: 0.125}\n"
 

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState
+from seam_dist.cluster.distributed import World, init_world
+from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.color import IDENTITY
-from seam_dist.distributed import World, init_world
 from seam_dist.engine import (
     Training,
     TrainingError,
@@ -31,7 +32,6 @@ from seam_dist.engine import (
 )
 from seam_dist.logger import TrainLogger
 from seam_dist.models import build_seam, parameter_groups
-from seam_dist.supervision import StopRequest
 from seam_dist.train_module import DropoutKeys, SampleDropout2d, TrainModule, key_dropout
 
 BATCH = 4
@@ -305,7 +305,7 @@ def test_fit_saves_on_schedule_and_at_the_end(tmp_path: Path) -> None:
 def test_watchdog_ends_a_hanging_process_with_its_stacks() -> None:
     code = (
         "import threading\n"
-        "from seam_dist.supervision import Watchdog\n"
+        "from seam_dist.cluster.signals import Watchdog\n"
         "def stuck_in_a_step():\n"
         "    threading.Event().wait()\n"
         "with Watchdog(0.2) as watchdog:\n"

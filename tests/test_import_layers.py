@@ -93,7 +93,7 @@ def test_only_distributed_talks_to_other_ranks(path: Path) -> None:
     if path == ROOT / "seam_dist" / "distributed.py":
         return
     used = {module for module in _imports(path) if module.startswith(COMMUNICATION)}
-    assert not used, f"{path.name} imports {used}: go through seam_dist.distributed"
+    assert not used, f"{path.name} imports {used}: go through seam_dist.cluster.distributed"
 
 
 def test_kernels_need_only_torch_and_triton() -> None:

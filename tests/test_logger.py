@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seam_dist.distributed import World
+from seam_dist.cluster.distributed import World
 from seam_dist.logger import TrainLogger, cam_rows, drop_lines_after
 
 

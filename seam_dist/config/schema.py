@@ -479,7 +479,7 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """DeepSpeed's own settings (zero_optimization, ...), passed on as they are; see seam_dist.distributed."""
+    """DeepSpeed's own settings (zero_optimization, ...), passed on as they are; see seam_dist.cluster.distributed."""
 
     @property
     def run_dir(self) -> Path:

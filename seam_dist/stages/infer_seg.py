@@ -25,11 +25,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
+from seam_dist.cluster.distributed import barrier, init_world, on_main
 from seam_dist.config.schema import Config
 from seam_dist.crf import CrfPool, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw, read_shard
-from seam_dist.distributed import barrier, init_world, on_main
 from seam_dist.files import atomic_file, read_json, sha256_file, write_json
 from seam_dist.inference import Work, read_bad, wait_for, write_bad
 from seam_dist.labels import read_label_shard, write_labels

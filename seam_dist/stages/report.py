@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 
 from seam_dist.artifacts import open_stage
+from seam_dist.cluster.distributed import init_world, on_main
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
-from seam_dist.distributed import init_world, on_main
 from seam_dist.files import atomic_write
 from seam_dist.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import comparison, console_table, number

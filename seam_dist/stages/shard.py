@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from seam_dist.artifacts import open_stage
+from seam_dist.cluster.distributed import barrier, broadcast_object, init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.convert import convert
 from seam_dist.data.manifest import MANIFEST, Manifest, load_manifest, verify_shards
 from seam_dist.data.sources import listing_fingerprint, open_source
-from seam_dist.distributed import barrier, broadcast_object, init_world
 
 _PROCEDURAL = ("num_images", "num_classes", "image_size", "seed")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from seam_dist.artifacts import StageError, input_fingerprint
+from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.joint import make_joint_loader
 from seam_dist.data.manifest import Manifest, load_manifest
-from seam_dist.distributed import init_world
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.models.deeplab import SEAM_STAGE
 from seam_dist.seg_module import SegModule, synchronise_batchnorm

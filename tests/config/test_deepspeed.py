@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from seam_dist.cluster.distributed import check_deepspeed_config
 from seam_dist.config.deepspeed import deepspeed_settings, zero_stage
-from seam_dist.distributed import check_deepspeed_config
 
 
 @pytest.mark.parametrize(

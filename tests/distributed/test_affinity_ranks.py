@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.load import load_config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.distributed import init_world, shutdown
 from seam_dist.files import write_json
 from seam_dist.labels import write_labels
 from seam_dist.stages import shard, train_affinity
@@ -22,7 +22,7 @@ from seam_dist.stages import shard, train_affinity
 CODE = """
 import sys
 from pathlib import Path
-from seam_dist.distributed import init_world, shutdown
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.load import load_config
 from seam_dist.stages import train_affinity
 for path in sys.argv[1:]:

@@ -10,7 +10,7 @@ CODE = """
 import json, signal, sys
 import torch
 from seam_dist.config.schema import Config, RunConfig
-from seam_dist.distributed import *
+from seam_dist.cluster.distributed import *
 
 world = init_world(Config(run=RunConfig(world_size=2, timeout_s=5, device="cpu")))
 found = {"world": [world.rank, world.size, world.local_rank, world.local_size, world.is_main]}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.load import load_config
-from seam_dist.distributed import init_world, shutdown
 from seam_dist.stages import train_seam
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from seam_dist.artifacts import StageError
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import (
     AffinityConfig,
     AugmentConfig,
@@ -28,7 +29,6 @@ from seam_dist.config.schema import (
 )
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.distributed import init_world, shutdown
 from seam_dist.files import write_json
 from seam_dist.labels import write_labels
 from seam_dist.models import build_affinity_net, load_weights

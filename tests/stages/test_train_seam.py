@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from seam_dist.artifacts import StageError
 from seam_dist.checkpoint import CheckpointError
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import (
     AugmentConfig,
     Config,
@@ -24,7 +25,6 @@ from seam_dist.config.schema import (
     SourceConfig,
     TrainConfig,
 )
-from seam_dist.distributed import init_world, shutdown
 from seam_dist.models import build_seam
 from seam_dist.stages import shard, train_seam
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from seam_dist import distributed
-from seam_dist.config.schema import Config, RunConfig
-from seam_dist.distributed import (
+from seam_dist.cluster import distributed
+from seam_dist.cluster.distributed import (
     World,
     all_gather_object,
     all_reduce_sum,
@@ -24,6 +23,7 @@ from seam_dist.distributed import (
     interface_to,
     shutdown,
 )
+from seam_dist.config.schema import Config, RunConfig
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
 CPU = Config(run=RunConfig(device="cpu"))
@@ -180,7 +180,7 @@ def test_rank_ends_with_its_launcher() -> None:
     """A launcher that is killed takes its ranks along: SIGTERM, which training answers with a checkpoint."""
     rank = (
         "import os, signal\n"
-        "from seam_dist.distributed import _end_with_launcher\n"
+        "from seam_dist.cluster.distributed import _end_with_launcher\n"
         "signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'asked to stop\\n'), os._exit(0)))\n"
         "_end_with_launcher()\n"
         "print('ready', flush=True)\n"

@@ -1,0 +1,1 @@
+"""Ranks and processes: the process group, the launcher, stop signals and the watchdog."""
