@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seam_dist.artifacts import versions
+from seam_dist.artifacts.atomic import atomic_write, fsync_dir, read_json, sha256_file, write_json
+from seam_dist.artifacts.stage import versions
 from seam_dist.cluster.distributed import World, on_main
-from seam_dist.files import atomic_write, fsync_dir, read_json, sha256_file, write_json
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"

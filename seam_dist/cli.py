@@ -123,7 +123,7 @@ def with_evaluations(stages: Sequence[str]) -> list[str]:
 def run_stages(cfg: Config, stages: Sequence[str]) -> None:
     """Run stages one after the other on this rank; every rank of the job must call it with the same arguments."""
     from seam_dist import distributed
-    from seam_dist.artifacts import claim_stage
+    from seam_dist.artifacts.stage import claim_stage
 
     world = distributed.init_world(cfg)
     try:

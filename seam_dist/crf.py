@@ -29,9 +29,9 @@ import torch
 from numpy.typing import NDArray
 from seam_kernels import dense_crf
 
+from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
+from seam_dist.artifacts.label_file import IGNORED
 from seam_dist.config.schema import Config, CrfConfig
-from seam_dist.interop import read_crf_dict, stack_maps, write_crf_dict
-from seam_dist.labels import IGNORED
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seam_dist.files import atomic_file
+from seam_dist.artifacts.atomic import atomic_file
 from seam_dist.models import DeepLab
 
 SUFFIXES = (".pt2", ".onnx")

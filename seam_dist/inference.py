@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from seam_dist.cam import scaled_size
+from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.artifacts.cam_file import scaled_size
 from seam_dist.data.manifest import Shard
 from seam_dist.data.shards import Sample
-from seam_dist.files import read_json, write_json
 
 T = TypeVar("T")
 

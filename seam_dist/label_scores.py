@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
+from seam_dist.artifacts.atomic import atomic_write, read_json, write_json
+from seam_dist.artifacts.label_file import decode_labels, read_label_shard
+from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum
 from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import read_raw
-from seam_dist.files import atomic_write, read_json, write_json
-from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.metrics import IGNORED, scores_from_confusion
 
 

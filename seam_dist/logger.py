@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.cluster.distributed import World
-from seam_dist.files import atomic_write
 from seam_dist.losses import max_norm
 
 _NUM_PICTURES = 4

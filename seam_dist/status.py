@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from seam_dist.artifacts import StageError, differences, files_fingerprint, fingerprint, running
-from seam_dist.cam import FORMAT
+from seam_dist.artifacts.atomic import read_json, sha256_file
+from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folders
+from seam_dist.artifacts.cam_file import FORMAT
+from seam_dist.artifacts.stage import StageError, differences, files_fingerprint, fingerprint, running
 from seam_dist.config.load import flatten, from_tree
 from seam_dist.config.schema import STAGES, Config
-from seam_dist.files import read_json, sha256_file
-from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folders
 from seam_dist.label_scores import unscored_kinds
 
 # Settings that a stage records only when they are in use, and what they are when it does not.

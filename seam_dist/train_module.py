@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from seam_dist.cam import scaled_size
+from seam_dist.artifacts.cam_file import scaled_size
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config
 from seam_dist.data.transforms import normalize_images

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from seam_dist import crf
+from seam_dist.artifacts.authors_files import read_crf_dict
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import CrfConfig
 from seam_dist.crf import CrfPool, affinity_labels, block_means, check_crf, crf_workers, with_background
-from seam_dist.interop import read_crf_dict
 
 EXACT = CrfConfig(impl="torch", num_iters=2)
 # Processes that compute the exact sum load torch's compiler first, which takes seconds.

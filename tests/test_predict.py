@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seam_dist import export, predict, seg_inference
+from seam_dist.artifacts.label_file import decode_labels, voc_palette
 from seam_dist.config.schema import Config, ModelConfig, SegConfig
-from seam_dist.labels import decode_labels, voc_palette
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.report.overlay import overlay
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from seam_dist import seg_inference
-from seam_dist.artifacts import StageError
+from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config, ModelConfig, PredictConfig, SegConfig
 from seam_dist.data.shards import Sample
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from seam_dist import cli, status
-from seam_dist.artifacts import StageError, claim_stage, input_fingerprint, open_stage, running
-from seam_dist.cam import FORMAT
+from seam_dist.artifacts.atomic import write_json
+from seam_dist.artifacts.cam_file import FORMAT
+from seam_dist.artifacts.stage import StageError, claim_stage, input_fingerprint, open_stage, running
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
-from seam_dist.files import write_json
 
 
 def make_config(root: Path, **sections: dict[str, object]) -> Config:
@@ -100,7 +100,7 @@ def test_a_setting_that_is_recorded_only_when_on_counts_as_off_before(cfg: Confi
 
 def test_a_claimed_stage_is_running_until_its_process_is_killed(cfg: Config) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from seam_dist.artifacts import claim_stage\n"
+        "import sys, time; from pathlib import Path; from seam_dist.artifacts.stage import claim_stage\n"
         "with claim_stage(Path(sys.argv[1]), 'random_walk'):\n    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(cfg.run_dir)], stdout=subprocess.PIPE)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seam_dist.artifacts.label_file import decode_labels, read_label_shard
 from seam_dist.config.schema import AugmentConfig, Config, SegConfig
 from seam_dist.data.color import IDENTITY
 from seam_dist.data.images import decode_mask
@@ -29,7 +30,6 @@ from seam_dist.data.reader import Box, Pixels, StreamReader
 from seam_dist.data.shards import IGNORED, BadSampleError, RawSample, SampleInfo, image_extension
 from seam_dist.data.stream import SampleFacts, SampleLoader, open_order, sample_facts
 from seam_dist.data.transforms import Placement, color_change, decode_sized, draw, place_resized, resize_region
-from seam_dist.labels import decode_labels, read_label_shard
 
 JointKind = Literal["affinity", "seg"]
 

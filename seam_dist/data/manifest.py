@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from seam_dist.files import read_json, sha256_file
+from seam_dist.artifacts.atomic import read_json, sha256_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.labels import voc_palette
+from seam_dist.artifacts.label_file import voc_palette
 
 Image = NDArray[np.uint8]
 

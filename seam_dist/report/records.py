@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from seam_dist.artifacts import StageError
+from seam_dist.artifacts.atomic import read_json
+from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import STAGES
-from seam_dist.files import read_json
 from seam_dist.label_scores import LABEL_KINDS
 
 METHODS = {"cam": "CAM only", "er": "CAM + ER", "pcm": "CAM + ER + PCM", "ecr": "CAM + PCM + ECR", "full": "SEAM"}

@@ -26,14 +26,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
-from seam_dist.cam import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.atomic import atomic_write, read_json, write_json
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, init_world, on_main
 from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, RawSample, decode_sample, read_raw
-from seam_dist.files import atomic_write, read_json, write_json
 from seam_dist.label_scores import (
     LABEL_KINDS,
     describe_labels,

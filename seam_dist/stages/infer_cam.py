@@ -29,18 +29,25 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from seam_dist.artifacts import StageError, StageRun, files_fingerprint, fingerprint, input_fingerprint, open_stage
-from seam_dist.cam import FORMAT, StoredCam, write_cams
+from seam_dist.artifacts.atomic import sha256_file
+from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folder, crf_folders, find_dict, write_cam_dict
+from seam_dist.artifacts.cam_file import FORMAT, StoredCam, write_cams
+from seam_dist.artifacts.label_file import write_labels
+from seam_dist.artifacts.stage import (
+    StageError,
+    StageRun,
+    files_fingerprint,
+    fingerprint,
+    input_fingerprint,
+    open_stage,
+)
 from seam_dist.cam_maps import Checkpoint, find_checkpoint, infer_samples, load_model, read_samples
 from seam_dist.cluster.distributed import barrier, init_world, on_main
 from seam_dist.config.schema import Config
 from seam_dist.crf import CamLabels, CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import Sample, read_shard
-from seam_dist.files import sha256_file
 from seam_dist.inference import Work, read_bad, wait_for, write_bad
-from seam_dist.interop import CAM_FILES, CRF_FILES, crf_folder, crf_folders, find_dict, write_cam_dict
-from seam_dist.labels import write_labels
 from seam_dist.models import affinity_stride
 
 _SETTINGS = ("infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop")

@@ -31,17 +31,17 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 from tqdm import tqdm
 
-from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
-from seam_dist.cam import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.atomic import atomic_write, read_json
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.label_file import encode_labels, write_labels
+from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import all_gather_object, barrier, init_world, on_main
 from seam_dist.config.schema import Config
 from seam_dist.crf import CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, Sample, read_shard
 from seam_dist.data.transforms import normalize_images
-from seam_dist.files import atomic_write, read_json
 from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, wait_for
-from seam_dist.labels import encode_labels, write_labels
 from seam_dist.models import AffinityNet, affinity_facts, affinity_stride, build_affinity_net, load_weights
 
 Pixels = NDArray[np.uint8]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from seam_dist.artifacts import open_stage
+from seam_dist.artifacts.atomic import atomic_write
+from seam_dist.artifacts.stage import open_stage
 from seam_dist.cluster.distributed import init_world, on_main
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
-from seam_dist.files import atomic_write
 from seam_dist.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import comparison, console_table, number
 from seam_dist.report.examples import first_keys, load_examples, rank_keys

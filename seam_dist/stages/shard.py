@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from seam_dist.artifacts import open_stage
+from seam_dist.artifacts.stage import open_stage
 from seam_dist.cluster.distributed import barrier, broadcast_object, init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.convert import convert

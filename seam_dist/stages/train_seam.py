@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seam_dist.artifacts import input_fingerprint
+from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, load_manifest

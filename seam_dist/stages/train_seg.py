@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seam_dist.artifacts import StageError, input_fingerprint
+from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.joint import make_joint_loader

@@ -17,6 +17,7 @@ import pytest
 import webdataset
 import webdataset.utils
 
+from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import (
     BadSampleError,
@@ -28,7 +29,6 @@ from seam_dist.data.shards import (
     read_shard,
     write_shard,
 )
-from seam_dist.files import read_json, write_json
 
 MAX = 10**6
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from seam_dist.artifacts.atomic import write_json
+from seam_dist.artifacts.label_file import write_labels
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.load import load_config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.files import write_json
-from seam_dist.labels import write_labels
 from seam_dist.stages import shard, train_affinity
 
 CODE = """

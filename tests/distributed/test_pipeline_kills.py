@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from seam_dist.artifacts.atomic import read_json, sha256_file
 from seam_dist.config.schema import STAGES
-from seam_dist.files import read_json, sha256_file
 
 pytestmark = pytest.mark.slow
 

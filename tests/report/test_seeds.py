@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seam_dist.files import atomic_write, write_json
+from seam_dist.artifacts.atomic import atomic_write, write_json
 from seam_dist.report.seeds import main, seeds_table
 
 

@@ -18,14 +18,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts import StageError, open_stage
+from seam_dist.artifacts.atomic import read_json, sha256_file, write_json
+from seam_dist.artifacts.label_file import decode_labels, read_label_shard, voc_palette
+from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
-from seam_dist.files import read_json, sha256_file, write_json
-from seam_dist.labels import decode_labels, read_label_shard, voc_palette
 from seam_dist.models import build_deeplab, deeplab_facts
 from seam_dist.seg_inference import Prediction
 from seam_dist.stages import infer_seg, shard

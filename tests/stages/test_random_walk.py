@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seam_dist.artifacts import StageError, open_stage
-from seam_dist.cam import StoredCam, read_cams, upsample_cam, write_cams
+from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam, write_cams
+from seam_dist.artifacts.label_file import decode_labels, read_label_shard
+from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 from seam_dist.crf import CrfPool
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
-from seam_dist.files import read_json, write_json
-from seam_dist.labels import decode_labels, read_label_shard
 from seam_dist.models import affinity_facts, build_affinity_net
 from seam_dist.stages import random_walk, shard
 

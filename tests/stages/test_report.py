@@ -15,16 +15,16 @@ import cv2
 import numpy as np
 import pytest
 
-from seam_dist.artifacts import StageError, open_stage
-from seam_dist.cam import StoredCam, upsample_cam, write_cams
+from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.artifacts.cam_file import StoredCam, upsample_cam, write_cams
+from seam_dist.artifacts.label_file import decode_labels, read_label_shard, write_labels
+from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.files import read_json, write_json
 from seam_dist.label_scores import LABEL_KINDS, unscored_kinds
-from seam_dist.labels import decode_labels, read_label_shard, write_labels
 from seam_dist.metrics import ThresholdHistogram, threshold_grid
 from seam_dist.stages import evaluate, report, shard
 

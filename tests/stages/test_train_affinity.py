@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seam_dist.artifacts import StageError
+from seam_dist.artifacts.atomic import write_json
+from seam_dist.artifacts.label_file import write_labels
+from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import (
     AffinityConfig,
@@ -29,8 +31,6 @@ from seam_dist.config.schema import (
 )
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.files import write_json
-from seam_dist.labels import write_labels
 from seam_dist.models import build_affinity_net, load_weights
 from seam_dist.stages import shard, train_affinity
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seam_dist.artifacts import StageError
+from seam_dist.artifacts.stage import StageError
 from seam_dist.checkpoint import CheckpointError
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import (

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seam_dist.artifacts import StageError, open_stage
+from seam_dist.artifacts.atomic import read_json
+from seam_dist.artifacts.label_file import write_labels
+from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import Config, DataConfig, ModelConfig, RunConfig, SegConfig, SourceConfig, WalkConfig
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.files import read_json
-from seam_dist.labels import write_labels
 from seam_dist.models import build_seam, load_deeplab
 from seam_dist.stages import shard, train_seg
 

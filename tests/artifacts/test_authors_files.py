@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seam_dist.interop import crf_folder, read_cam_dict, read_crf_dict, write_cam_dict, write_crf_dict
+from seam_dist.artifacts.authors_files import crf_folder, read_cam_dict, read_crf_dict, write_cam_dict, write_crf_dict
 
 
 def save(path: Path, value: object, protocol: int | None = None) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seam_dist import files
+from seam_dist.artifacts import atomic as files
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:

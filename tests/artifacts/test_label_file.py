@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seam_dist.labels import decode_labels, encode_labels, read_label_shard, read_labels, voc_palette, write_labels
+from seam_dist.artifacts.label_file import (
+    decode_labels,
+    encode_labels,
+    read_label_shard,
+    read_labels,
+    voc_palette,
+    write_labels,
+)
 
 
 def labels_of(height: int, width: int, seed: int = 0) -> np.ndarray:

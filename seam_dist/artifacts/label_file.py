@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from seam_dist.artifacts.atomic import atomic_file, check_tar_end
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import MAX_CLASSES
-from seam_dist.files import atomic_file, check_tar_end
 
 IGNORED = 255
 

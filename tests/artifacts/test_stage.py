@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seam_dist.artifacts import StageError, StageRun, input_fingerprint, open_stage
+from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.config.schema import Config, RunConfig, TrainConfig
 
 

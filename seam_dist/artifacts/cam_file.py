@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.files import atomic_file, check_tar_end
+from seam_dist.artifacts.atomic import atomic_file, check_tar_end
 
 EPS = 1e-5
 STEPS = 1000  # of a stored value; float16 tells all of them apart

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from seam_dist import cam as cams
+from seam_dist.artifacts import cam_file as cams
 
 SIZE = (37, 50)
 SCALES = (0.5, 1.0, 1.5, 2.0)

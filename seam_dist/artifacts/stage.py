@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
+from seam_dist.artifacts.atomic import atomic_write, read_json, remove_temporaries, write_json
 from seam_dist.config.load import dump_yaml, flatten
 from seam_dist.config.schema import Config
-from seam_dist.files import atomic_write, read_json, remove_temporaries, write_json
 
 SCHEMA = 1
 RUNNING = ".running"

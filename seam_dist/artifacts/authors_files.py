@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seam_dist.artifacts.atomic import atomic_file
 from seam_dist.config.schema import InferConfig
-from seam_dist.files import atomic_file
 
 if TYPE_CHECKING:
     # The CRF's processes import this module, and are spared what reads shards.
