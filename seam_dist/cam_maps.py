@@ -18,9 +18,9 @@ from seam_dist.artifacts.authors_files import find_dict, read_cam_dict, stack_ma
 from seam_dist.artifacts.cam_file import StoredCam, fold_mirrored, normalize_cam, store_cam, sum_scales
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.config.schema import Config, InferConfig
+from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
-from seam_dist.data.transforms import normalize_images
 from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
 from seam_dist.models import SEAM, build_backbone, load_weights
 

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from seam_dist.artifacts.cam_file import scaled_size
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config
-from seam_dist.data.transforms import normalize_images
+from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.losses import seam_losses
 from seam_dist.models.seam import SEAM, SEAMOutput, present_channels
 

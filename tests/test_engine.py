@@ -19,7 +19,7 @@ from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState
 from seam_dist.cluster.distributed import World, init_world
 from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
-from seam_dist.data.color import IDENTITY
+from seam_dist.data.augment.color import IDENTITY
 from seam_dist.engine import (
     Training,
     TrainingError,

@@ -24,16 +24,16 @@ import numpy as np
 from PIL import Image
 
 from seam_dist.config.schema import AugmentConfig, Config, DataConfig
+from seam_dist.data.augment.geometry import draw
 from seam_dist.data.convert import convert
 from seam_dist.data.exact import augment_exact
 from seam_dist.data.images import decode_image
+from seam_dist.data.loader import make_loader
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.order import sample_generator
 from seam_dist.data.processes import single_thread
 from seam_dist.data.shards import RawSample, read_raw
 from seam_dist.data.sources.base import Record
-from seam_dist.data.stream import make_loader
-from seam_dist.data.transforms import draw
 
 SIZE = (500, 375)
 _BATCH = 16

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from seam_dist.data.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, turns
-from seam_dist.data.transforms import Draw, place
+from seam_dist.data.augment.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, turns
+from seam_dist.data.augment.geometry import Draw, place
 
 
 def augment_exact(

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.config.schema import AugmentConfig
+from seam_dist.data.augment.geometry import augment, draw
 from seam_dist.data.images import BadImageError
 from seam_dist.data.manifest import ShardError, Split
 from seam_dist.data.order import Group, Order, sample_generator
 from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, image_extension, parse_info, read_raw
-from seam_dist.data.transforms import augment, draw
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """The augmentation of `seam_dist.data.transforms`: fills "image" (S, S, 3)."""
+    """The augmentation of `seam_dist.data.augment.geometry`: fills "image" (S, S, 3)."""
 
     cfg: AugmentConfig
     max_pixels: int
@@ -77,7 +77,7 @@ class ImageAugmentation:
 class Item:
     """What belongs to one augmented image; `replaced` tells whether it stands in for a bad sample.
 
-    `valid` is y0, x0, y1, x1; `color` a row of `seam_dist.data.color`; `classes` are foreground ids from 1.
+    `valid` is y0, x0, y1, x1; `color` a row of `seam_dist.data.augment.color`; `classes` are foreground ids from 1.
     """
 
     number: int

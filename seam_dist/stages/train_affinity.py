@@ -11,7 +11,7 @@ from seam_dist.affinity_module import AffinityModule
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.joint import make_joint_loader
+from seam_dist.data.augment.joint import make_joint_loader
 from seam_dist.data.manifest import load_manifest
 from seam_dist.models import affinity_facts, build_affinity_net
 from seam_dist.training_stage import IGNORED_SCHEDULE, run_training

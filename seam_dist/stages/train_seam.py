@@ -10,8 +10,8 @@ from typing import Any
 from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
+from seam_dist.data.loader import make_loader
 from seam_dist.data.manifest import Manifest, load_manifest
-from seam_dist.data.stream import make_loader
 from seam_dist.models import build_seam
 from seam_dist.train_module import TrainModule
 from seam_dist.training_stage import IGNORED_SCHEDULE, run_training

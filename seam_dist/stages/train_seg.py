@@ -11,7 +11,7 @@ from pathlib import Path
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.joint import make_joint_loader
+from seam_dist.data.augment.joint import make_joint_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.models.deeplab import SEAM_STAGE

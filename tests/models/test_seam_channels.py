@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig
-from seam_dist.data.color import IDENTITY
+from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import SEAM, build_seam
 from seam_dist.models.seam import present_channels
 from seam_dist.train_module import TrainModule

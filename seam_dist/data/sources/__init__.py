@@ -7,7 +7,7 @@ import hashlib
 from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources.base import Record, Source, SourceError
 from seam_dist.data.sources.folder import FolderSource
-from seam_dist.data.sources.procedural import ProceduralSource
+from seam_dist.data.sources.synthetic import ProceduralSource
 from seam_dist.data.sources.voc import VOCSource
 
 __all__ = ["Record", "Source", "SourceError", "listing_fingerprint", "open_source"]

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 
 from seam_dist.data.sources.base import Source, SourceError
-from seam_dist.data.sources.procedural import ProceduralSource, draw_scene
+from seam_dist.data.sources.synthetic import ProceduralSource, draw_scene
 
 
 def _fresh_scene(*args: object) -> tuple[np.ndarray, np.ndarray]:

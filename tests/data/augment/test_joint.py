@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from seam_dist.artifacts.label_file import read_label_shard, write_labels
 from seam_dist.config.schema import AffinityConfig, Config, SegConfig
+from seam_dist.data.augment.joint import JointBatch, JointLoader, make_joint_loader, shift_hsv
 from seam_dist.data.convert import convert
-from seam_dist.data.joint import JointBatch, JointLoader, make_joint_loader, shift_hsv
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.shards import read_raw
 from seam_dist.data.sources.base import Record

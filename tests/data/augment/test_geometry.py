@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from seam_dist.config.schema import AugmentConfig
+from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, turns, with_grey_mean
+from seam_dist.data.augment.geometry import Draw, augment, draw, normalize_images, place, resize_region
 from seam_dist.data.bench import make_jpegs, synthetic_photo
-from seam_dist.data.color import IDENTITY, jitter_device, jitter_host, turns, with_grey_mean
 from seam_dist.data.exact import augment_exact, jitter_exact
 from seam_dist.data.images import decode_image
 from seam_dist.data.order import sample_generator
-from seam_dist.data.transforms import Draw, augment, draw, normalize_images, place, resize_region
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)

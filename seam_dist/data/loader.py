@@ -29,7 +29,7 @@ class SampleFacts(TypedDict):
     """What every kind of batch says of its samples.
 
     valid (B, 4) int32 y0, x0, y1, x1: the box that is image, the rest is padding; color (B, 8) float32, see
-    `seam_dist.data.color`; key; sample_number (B,) int64.
+    `seam_dist.data.augment.color`; key; sample_number (B,) int64.
     """
 
     valid: Tensor

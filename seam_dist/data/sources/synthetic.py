@@ -25,7 +25,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from seam_dist.data.sources.base import Record, SourceError, make_key
-from seam_dist.data.sources.shapes import (
+from seam_dist.data.sources.synthetic_shapes import (
     PATTERNS,
     Bytes,
     Float,

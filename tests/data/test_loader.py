@@ -21,9 +21,9 @@ import torch
 from seam_dist.artifacts.atomic import read_json, sha256_file, write_json
 from seam_dist.config.schema import Config
 from seam_dist.data import reader as reader_module
+from seam_dist.data.loader import Batch, TrainLoader, make_loader
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.shards import RawSample, read_raw, write_shard
-from seam_dist.data.stream import Batch, TrainLoader, make_loader
 
 GLOBAL_BATCH = 8
 

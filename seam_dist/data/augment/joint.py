@@ -1,4 +1,4 @@
-"""The training stream of images with label maps: the canonical order of `seam_dist.data.stream`, two augmentations.
+"""The training stream of images with label maps: the canonical order of `seam_dist.data.loader`, two augmentations.
 
 "affinity" (PARITY.md section 5): the image is not resized; crop, flip, colour jitter. The label is a grid with one
 value for each block of s x s pixels, so the crop begins at a multiple of s, and it is flipped after cropping: blocks
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from seam_dist.artifacts.label_file import decode_labels, read_label_shard
 from seam_dist.config.schema import AugmentConfig, Config, SegConfig
-from seam_dist.data.color import IDENTITY
+from seam_dist.data.augment.color import IDENTITY
+from seam_dist.data.augment.geometry import Placement, color_change, decode_sized, draw, place_resized, resize_region
 from seam_dist.data.images import decode_mask
+from seam_dist.data.loader import SampleFacts, SampleLoader, open_order, sample_facts
 from seam_dist.data.manifest import Manifest, ShardError
 from seam_dist.data.reader import Box, Pixels, StreamReader
 from seam_dist.data.shards import IGNORED, BadSampleError, RawSample, SampleInfo, image_extension
-from seam_dist.data.stream import SampleFacts, SampleLoader, open_order, sample_facts
-from seam_dist.data.transforms import Placement, color_change, decode_sized, draw, place_resized, resize_region
 
 JointKind = Literal["affinity", "seg"]
 

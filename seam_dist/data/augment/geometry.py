@@ -2,7 +2,7 @@
 
 Published order: long side to U{a..b}, flip, colour jitter, normalisation, random crop with zero padding; a small image
 lies at a random place of the crop. Here only the region of the crop is resized, by OpenCV's bicubic kernel, and the
-colour of that region is changed afterwards, on the host or on the device (`seam_dist.data.color`). The random numbers
+colour of that region is changed afterwards, on the host or on the device (`seam_dist.data.augment.color`). The random numbers
 have the published distribution; pixels differ a little (`seam_dist.data.exact` is the slow original order).
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seam_dist.config.schema import AugmentConfig
-from seam_dist.data.color import IDENTITY, jitter_device, jitter_host, with_grey_mean
+from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, with_grey_mean
 from seam_dist.data.images import BadImageError, decode_image
 
 Pixels = NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Draw:
     position: tuple[float, float]
     """Share of the free space above and left of the crop, or of the image inside a larger crop; 0 to below 1."""
     color: Floats
-    """Colour jitter as one row of `seam_dist.data.color`, without its mean grey."""
+    """Colour jitter as one row of `seam_dist.data.augment.color`, without its mean grey."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def normalize_images(
     """Return jittered, normalised float32 (B, 3, S, S) from uint8 crops.
 
     `valid` (B, 4) int32 holds y0, x0, y1, x1; outside it the result is exactly zero, or with padding "black" that of
-    a black pixel. `color` (B, 8) is the jitter of `seam_dist.data.color`, None for none; `mean` and `std` (3) are in
+    a black pixel. `color` (B, 8) is the jitter of `seam_dist.data.augment.color`, None for none; `mean` and `std` (3) are in
     units of 0..1 pixel values. Runs on the device of `image` and compiles.
     """
     device = image.device

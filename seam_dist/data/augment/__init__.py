@@ -1,0 +1,1 @@
+"""Training augmentation: geometry, color, and one module for each kind of training."""
