@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seam_dist.config.schema import LossConfig, TrainConfig
 from seam_dist.losses import seam_losses
 from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.seam import EPS, pcm_input_cam, present_channels, resize
 
 FORMS = ("published", "ours", "ours-high", "ours-compiled")

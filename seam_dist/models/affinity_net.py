@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from seam_dist.config.schema import Config
-from seam_dist.models.backbone import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features
 from seam_dist.models.build import build_backbone, start_weights
-from seam_dist.models.pretrained import LoadReport
 from seam_dist.models.seam import Conv1x1, resize
+from seam_dist.models.weights.load import LoadReport
 
 
 class AffinityNet(nn.Module):

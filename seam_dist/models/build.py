@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from seam_dist.config.schema import Config, ModelConfig, TrainConfig
-from seam_dist.models.backbone import Backbone
-from seam_dist.models.lite0 import Lite0
-from seam_dist.models.pretrained import LoadReport, load_weights
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.base import Backbone
+from seam_dist.models.backbones.lite0 import Lite0
+from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.seam import SEAM
+from seam_dist.models.weights.load import LoadReport, load_weights
 
 GROUP_NAMES = ("pretrained_weights", "pretrained_biases", "new_weights", "new_biases")
 
@@ -37,7 +37,7 @@ def build_backbone(cfg: ModelConfig) -> Backbone:
         backbone = Lite0(output_stride=cfg.output_stride, activation_checkpointing=cfg.activation_checkpointing)
     else:
         # timm is an extra: only networks that ask for it import it.
-        from seam_dist.models.timm_backbone import TimmBackbone
+        from seam_dist.models.backbones.timm_cnn import TimmBackbone
 
         backbone = TimmBackbone(
             cfg.backbone.removeprefix("timm:"),

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from seam_dist.config.schema import Config, ModelConfig
-from seam_dist.models.backbone import Backbone
+from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.build import build_backbone, start_weights
-from seam_dist.models.pretrained import PACKAGE, LoadReport, read_weights
+from seam_dist.models.weights.load import PACKAGE, LoadReport, read_weights
 
 SEAM_STAGE = "train_seam"
 

@@ -14,7 +14,7 @@ from seam_kernels import Impl, pcm_attention
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, relu
 
-from seam_dist.models.backbone import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features
 
 EPS = 1e-5
 HEAD_NAMES = ("fc8", "f8_3", "f8_4", "f9")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seam_dist.models import SEAM, Backbone
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.resnet38d import ResNet38d
 
 
 @pytest.fixture(autouse=True)

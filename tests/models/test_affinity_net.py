@@ -20,7 +20,7 @@ from seam_dist.models import (
     load_weights,
     parameter_groups,
 )
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.resnet38d import ResNet38d
 
 CHANNELS = (4, 6, 10)
 HEADS = {"f8_3.weight", "f8_4.weight", "f8_5.weight", "f9.weight"}

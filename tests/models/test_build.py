@@ -7,8 +7,8 @@ import torch
 
 from seam_dist.config.schema import Config, LossConfig, ModelConfig, TrainConfig
 from seam_dist.models import SEAM, build_backbone, build_seam, parameter_groups
-from seam_dist.models.lite0 import Lite0
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.lite0 import Lite0
+from seam_dist.models.backbones.resnet38d import ResNet38d
 
 SMALL = {"backbone": "resnet38d", "width": 1 / 8}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, multilabel_soft_margin_loss
 
 from seam_dist.models import SEAM, Backbone, Features
-from seam_dist.models.lite0 import Lite0
+from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.seam import pcm_input_cam
 
 
@@ -163,7 +163,7 @@ def test_classification_trains_the_backbone_but_no_background_row(seam: SEAM) ->
 
 
 def test_names_and_shapes_are_the_published_ones_at_full_width() -> None:
-    from seam_dist.models.resnet38d import ResNet38d
+    from seam_dist.models.backbones.resnet38d import ResNet38d
 
     with torch.device("meta"):
         model = SEAM(ResNet38d(), 20)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seam_dist.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Features
+from seam_dist.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Features
 
 _PROBE_SIZE = 64
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from seam_dist.models.resnet38d import ResNet38d, _conv, scaled_channels
+from seam_dist.models.backbones.resnet38d import ResNet38d, _conv, scaled_channels
 
 Make = Callable[..., ResNet38d]
 

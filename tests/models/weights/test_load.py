@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from seam_dist.models import SEAM, Backbone, authors_state_dict, load_weights
-from seam_dist.models.lite0 import Lite0
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.lite0 import Lite0
+from seam_dist.models.backbones.resnet38d import ResNet38d
 
 HEADS = {"fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight"}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, relu6
 
-from seam_dist.models.backbone import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features
 
 # (blocks, kernel, stride, expansion, output channels) of each stage.
 _STAGES = (

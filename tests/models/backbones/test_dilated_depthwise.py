@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from seam_dist.models.lite0 import DilatedDepthwiseConv2d
+from seam_dist.models.backbones.lite0 import DilatedDepthwiseConv2d
 
 
 @pytest.mark.parametrize("size", [(13, 13), (7, 12), (1, 5), (2, 2)])

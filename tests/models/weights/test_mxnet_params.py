@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seam_dist.models import SEAM, Backbone, load_weights
-from seam_dist.models.mxnet_params import read_mxnet_params, resnet38d_name
-from seam_dist.models.resnet38d import ResNet38d
+from seam_dist.models.backbones.resnet38d import ResNet38d
+from seam_dist.models.weights.mxnet_params import read_mxnet_params, resnet38d_name
 
 FLAGS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.uint8: 3, torch.int32: 4, torch.int8: 5}
 FLAGS |= {torch.int64: 6, torch.bool: 7, torch.int16: 8, torch.bfloat16: 12}

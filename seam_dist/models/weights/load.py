@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seam_dist.models.backbone import Backbone
-from seam_dist.models.mxnet_params import read_mxnet_params, resnet38d_name
+from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.seam import HEAD_NAMES, SEAM
+from seam_dist.models.weights.mxnet_params import read_mxnet_params, resnet38d_name
 
 PACKAGE = "package"
 _HEAD_NAMES = (*HEAD_NAMES, "f8_5")  # f8_5: AffinityNet's

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from seam_dist.models.lite0 import Lite0
+from seam_dist.models.backbones.lite0 import Lite0
 
 Randomise = Callable[[Lite0], Lite0]
 

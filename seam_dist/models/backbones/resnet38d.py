@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
-from seam_dist.models.backbone import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features
 
 # Channels are rounded to this, so that a bottleneck's quarter and half are whole at every width factor.
 _CHANNEL_STEP = 8

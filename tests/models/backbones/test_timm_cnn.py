@@ -10,7 +10,7 @@ from torch import nn
 
 from seam_dist.config.schema import ModelConfig
 from seam_dist.models import SEAM, build_backbone
-from seam_dist.models.timm_backbone import TimmBackbone
+from seam_dist.models.backbones.timm_cnn import TimmBackbone
 
 
 @pytest.fixture(scope="module")

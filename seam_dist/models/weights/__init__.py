@@ -1,0 +1,1 @@
+"""Weight files: reading them, and finding the trained network of a run."""
