@@ -21,7 +21,7 @@ import torch
 from seam_kernels import edge_affinity, half_plane_offsets
 from torch import Tensor
 
-from seam_dist.affinity import affinity_losses, pair_counts
+from seam_dist.losses.affinity import affinity_losses, pair_counts
 
 _RADIUS = 5
 _EPS = 1e-5

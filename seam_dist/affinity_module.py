@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seam_dist.affinity import affinity_losses, pair_counts
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import Config
 from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models.affinity_net import AffinityNet
 from seam_dist.train_module import DropoutKeys, key_dropout
 

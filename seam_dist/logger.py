@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.cluster.distributed import World
-from seam_dist.losses import max_norm
+from seam_dist.losses.seam import max_norm
 
 _NUM_PICTURES = 4
 

@@ -4,7 +4,7 @@
                                    [--steps 10] [--csv FILE]
 
 published: float32, contiguous memory, PCM from dense N x N matrices, the losses as PARITY.md section 2 reads.
-ours: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses`.
+ours: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses.seam`.
 ours-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
 ours-compiled: ours, the network through torch.compile.
 
@@ -32,7 +32,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, multilabel_sof
 from torch.utils.flop_counter import FlopCounterMode
 
 from seam_dist.config.schema import LossConfig, TrainConfig
-from seam_dist.losses import seam_losses
+from seam_dist.losses.seam import seam_losses
 from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
 from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.seam import EPS, pcm_input_cam, present_channels, resize

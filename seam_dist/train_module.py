@@ -17,7 +17,7 @@ from seam_dist.artifacts.cam_file import scaled_size
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config
 from seam_dist.data.augment.geometry import normalize_images
-from seam_dist.losses import seam_losses
+from seam_dist.losses.seam import seam_losses
 from seam_dist.models.seam import SEAM, SEAMOutput, present_channels
 
 _MASK_53 = (1 << 53) - 1

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from seam_dist.affinity import affinity_losses, pair_counts
 from seam_dist.affinity_module import AffinityModule
 from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.config.schema import AffinityConfig, Config, ModelConfig, RunConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.engine import Training, start_training
+from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models import build_affinity_net, parameter_groups
 
 BATCH = 8

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seam_dist.config.schema import LossConfig
-from seam_dist.losses import seam_losses
+from seam_dist.losses.seam import seam_losses
 from seam_dist.models import SEAMOutput
 from seam_dist.step_bench import FORMS, PARTS, Step, main, published_loss
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from seam_dist.config.schema import LossConfig
-from seam_dist.losses import seam_losses
+from seam_dist.losses.seam import seam_losses
 from seam_dist.models import SEAM, Backbone, Features
 
 _SIDE, _SECOND = 41, 25

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from seam_kernels import edge_affinity, half_plane_offsets
 from torch import Tensor
 
-from seam_dist.affinity import affinity_losses, pair_counts, pair_kinds
+from seam_dist.losses.affinity import affinity_losses, pair_counts, pair_kinds
 
 BORDERS = ["paper", "full"]
 SHAPES = [(2, 14, 13, 5), (1, 5, 9, 3), (2, 11, 3, 2), (1, 7, 7, 5)]  # B, h, w, radius; the third has few pairs

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from seam_dist import losses
 from seam_dist.config.schema import LossConfig
+from seam_dist.losses.seam import seam as losses
 
 EPS = 1e-5
 
