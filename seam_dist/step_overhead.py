@@ -25,10 +25,10 @@ from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.cluster.signals import StopRequest, Watchdog
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.augment.color import IDENTITY
-from seam_dist.engine import start_training
-from seam_dist.logger import TrainLogger
 from seam_dist.models import build_seam, parameter_groups
-from seam_dist.train_module import TrainModule
+from seam_dist.training.engine import start_training
+from seam_dist.training.logger import TrainLogger
+from seam_dist.training.seam_task import TrainModule
 
 _CLASSES = 4
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from seam_dist import checkpoint
-from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState, lock
+from seam_dist.training import checkpoint
+from seam_dist.training.checkpoint import CheckpointError, Checkpoints, TrainState, lock
 
 _FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
 

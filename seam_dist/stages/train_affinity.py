@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from seam_dist.affinity_module import AffinityModule
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.augment.joint import make_joint_loader
 from seam_dist.data.manifest import load_manifest
 from seam_dist.models import affinity_facts, build_affinity_net
-from seam_dist.training_stage import IGNORED_SCHEDULE, run_training
+from seam_dist.training.affinity_task import AffinityModule
+from seam_dist.training.run import IGNORED_SCHEDULE, run_training
 
 # What the trained weights depend on, apart from rounding: not the number of ranks, not the ZeRO stage.
 _SETTINGS = ("model", "affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards")

@@ -13,8 +13,8 @@ from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import build_seam
-from seam_dist.train_module import TrainModule
-from seam_dist.training_stage import IGNORED_SCHEDULE, run_training
+from seam_dist.training.run import IGNORED_SCHEDULE, run_training
+from seam_dist.training.seam_task import TrainModule
 
 # What the trained weights depend on, apart from rounding: not the number of ranks, not the ZeRO stage.
 _SETTINGS = ("model", "augment", "loss", "train", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards")

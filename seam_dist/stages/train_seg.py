@@ -15,11 +15,11 @@ from seam_dist.data.augment.joint import make_joint_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.models.deeplab import SEAM_STAGE
-from seam_dist.seg_module import SegModule, synchronise_batchnorm
-from seam_dist.training_stage import IGNORED_SCHEDULE, run_training
+from seam_dist.training.run import IGNORED_SCHEDULE, run_training
+from seam_dist.training.seg_task import SegModule, synchronise_batchnorm
 
 # What the trained weights depend on, apart from rounding. With live BatchNorm they depend on the split into
-# micro-batches, too: see seam_dist.seg_module.
+# micro-batches, too: see seam_dist.training.seg_task.
 _SETTINGS = (
     *("seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride", "model.align_grid"),
     *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seam_dist.checkpoint import find_newest, verify
 from seam_dist.config.load import load_config
 from seam_dist.stages import shard
+from seam_dist.training.checkpoint import find_newest, verify
 
 NUM_KILLS = 10
 STEPS = 30

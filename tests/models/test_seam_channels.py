@@ -12,7 +12,7 @@ from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConf
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import SEAM, build_seam
 from seam_dist.models.seam import present_channels
-from seam_dist.train_module import TrainModule
+from seam_dist.training.seam_task import TrainModule
 
 _SIDE, _CLASSES = 40, 5
 _LABELS = {

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from seam_dist.artifacts.stage import StageError
-from seam_dist.checkpoint import CheckpointError
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import (
     AugmentConfig,
@@ -27,6 +26,7 @@ from seam_dist.config.schema import (
 )
 from seam_dist.models import build_seam
 from seam_dist.stages import shard, train_seam
+from seam_dist.training.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")

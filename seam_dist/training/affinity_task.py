@@ -18,7 +18,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models.affinity_net import AffinityNet
-from seam_dist.train_module import DropoutKeys, key_dropout
+from seam_dist.training.seam_task import DropoutKeys, key_dropout
 
 
 class AffinityModule(nn.Module):

@@ -8,7 +8,7 @@ them is ignored, so a mean of means would not do. N is counted from the labels b
 network's own softmax probability of y_p without gradient. The weights are not normalised to a mean of 1: a batch whose
 labels the network doubts counts less than one it agrees with.
 
-Dropout belongs to the sample (`seam_dist.train_module`), so it does not depend on the split into micro-batches. Live
+Dropout belongs to the sample (`seam_dist.training.seam_task`), so it does not depend on the split into micro-batches. Live
 BatchNorm statistics do: they are those of a micro-batch, on GPUs of the micro-batches of all ranks together
 (`synchronise_batchnorm`). CPU ranks and accumulation steps keep statistics of their own, and the main rank's running
 statistics are kept; with another number of them a training comes out differently.
@@ -28,7 +28,7 @@ from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import Config
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.models.deeplab import DeepLab
-from seam_dist.train_module import DropoutKeys, key_dropout
+from seam_dist.training.seam_task import DropoutKeys, key_dropout
 
 IGNORED = 255
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seam_dist.checkpoint import Checkpoints, TrainState
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, deepspeed_ready
 from seam_dist.cluster.signals import SIGNALS, StopRequest, Watchdog
 from seam_dist.config.deepspeed import deepspeed_settings
 from seam_dist.config.schema import Config, TrainConfig
-from seam_dist.logger import TrainLogger
-from seam_dist.zero_state import gather_momentum, gather_weights, make_momentum, set_momentum
+from seam_dist.training.checkpoint import Checkpoints, TrainState
+from seam_dist.training.logger import TrainLogger
+from seam_dist.training.zero_state import gather_momentum, gather_weights, make_momentum, set_momentum
 
 Batch = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config, ModelConfig, RunConfig, SegConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_deeplab
-from seam_dist.seg_module import SegModule, segmentation_sums, synchronise_batchnorm
+from seam_dist.training.seg_task import SegModule, segmentation_sums, synchronise_batchnorm
 
 SIDE = 24
 CLASSES = 3

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from seam_dist import checkpoint
-from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState, find_newest, lock, verify
 from seam_dist.cluster.distributed import World
+from seam_dist.training import checkpoint
+from seam_dist.training.checkpoint import CheckpointError, Checkpoints, TrainState, find_newest, lock, verify
 
 FACTS = {"backbone": "tiny", "classes": ["cat", "dog"]}
 
@@ -218,7 +218,7 @@ def in_process(function: Callable[..., None], *arguments: Any) -> int:
     """Call a function of checkpoint_processes in a new process; return its exit code, or minus its signal's number."""
     context = multiprocessing.get_context("forkserver")
     # Forked from an interpreter that has run nothing: torch's threads do not survive a fork.
-    context.set_forkserver_preload(["seam_dist.checkpoint"])
+    context.set_forkserver_preload(["seam_dist.training.checkpoint"])
     process = context.Process(target=function, args=arguments)
     process.start()
     process.join()

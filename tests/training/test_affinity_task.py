@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from seam_dist.affinity_module import AffinityModule
 from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.config.schema import AffinityConfig, Config, ModelConfig, RunConfig
 from seam_dist.data.augment.color import IDENTITY
-from seam_dist.engine import Training, start_training
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models import build_affinity_net, parameter_groups
+from seam_dist.training.affinity_task import AffinityModule
+from seam_dist.training.engine import Training, start_training
 
 BATCH = 8
 SIDE = 88  # a grid of 11 cells, the smallest that keeps radius 5
@@ -90,7 +90,7 @@ def test_mean_gradient_of_the_ranks_is_that_of_the_global_batch(ranks: int, monk
     expected = whole(batch)
     expected["loss"].backward()
     counts = pair_counts(batch["target"], radius=5, border="full")
-    monkeypatch.setattr("seam_dist.affinity_module.all_reduce_sum", lambda local, world: counts)
+    monkeypatch.setattr("seam_dist.training.affinity_task.all_reduce_sum", lambda local, world: counts)
     total = {name: 0.0 for name in expected}
     shared = build(settings()).train()
     for rank in range(ranks):

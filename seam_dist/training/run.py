@@ -18,14 +18,14 @@ from torch import nn
 
 from seam_dist.artifacts.atomic import atomic_file, write_json
 from seam_dist.artifacts.stage import StageRun, open_stage
-from seam_dist.checkpoint import Checkpoints, TrainState, lock
 from seam_dist.cluster.distributed import World, on_main
 from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.load import flatten
 from seam_dist.config.schema import Config, TrainConfig
-from seam_dist.engine import Batch, fit, num_steps, start_training
-from seam_dist.logger import TrainLogger
 from seam_dist.models import LoadReport, parameter_groups
+from seam_dist.training.checkpoint import Checkpoints, TrainState, lock
+from seam_dist.training.engine import Batch, fit, num_steps, start_training
+from seam_dist.training.logger import TrainLogger
 
 # Settings of a schedule on which the trained weights do not depend, apart from rounding.
 IGNORED_SCHEDULE = (

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from seam_dist.checkpoint import CheckpointError, Checkpoints, TrainState
 from seam_dist.cluster.distributed import World, init_world
 from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.augment.color import IDENTITY
-from seam_dist.engine import (
+from seam_dist.models import build_seam, parameter_groups
+from seam_dist.training.checkpoint import CheckpointError, Checkpoints, TrainState
+from seam_dist.training.engine import (
     Training,
     TrainingError,
     fit,
@@ -30,9 +31,8 @@ from seam_dist.engine import (
     start_training,
     warmup_factor,
 )
-from seam_dist.logger import TrainLogger
-from seam_dist.models import build_seam, parameter_groups
-from seam_dist.train_module import DropoutKeys, SampleDropout2d, TrainModule, key_dropout
+from seam_dist.training.logger import TrainLogger
+from seam_dist.training.seam_task import DropoutKeys, SampleDropout2d, TrainModule, key_dropout
 
 BATCH = 4
 SIDE = 32

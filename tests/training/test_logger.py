@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seam_dist.cluster.distributed import World
-from seam_dist.logger import TrainLogger, cam_rows, drop_lines_after
+from seam_dist.training.logger import TrainLogger, cam_rows, drop_lines_after
 
 
 def world(rank: int = 0) -> World:

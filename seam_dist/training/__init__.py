@@ -1,0 +1,1 @@
+"""Training: one loop, one task for each training stage."""
