@@ -22,14 +22,21 @@ from tqdm import tqdm
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.config.schema import Config, CrfConfig, PredictConfig, RunConfig
-from seam_dist.crf import CrfPool, crf_device, crf_workers
 from seam_dist.data.images import BadImageError, decode_image, decode_mask, read_header
 from seam_dist.data.shards import Sample
-from seam_dist.export import check_export, export_network
+from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
+from seam_dist.inference.export import check_export, export_network
+from seam_dist.inference.segmentation import (
+    Prediction,
+    SegWeights,
+    alignment,
+    find_seg_weights,
+    load_network,
+    predict_samples,
+)
 from seam_dist.label_scores import confusion_matrix
 from seam_dist.metrics import scores_from_confusion
 from seam_dist.report.overlay import overlay
-from seam_dist.seg_inference import Prediction, SegWeights, alignment, find_seg_weights, load_network, predict_samples
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

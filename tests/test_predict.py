@@ -13,9 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from seam_dist import export, predict, seg_inference
+from seam_dist import predict
 from seam_dist.artifacts.label_file import decode_labels, voc_palette
 from seam_dist.config.schema import Config, ModelConfig, SegConfig
+from seam_dist.inference import export
+from seam_dist.inference.batching import segmentation as seg_inference
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.report.overlay import overlay
 

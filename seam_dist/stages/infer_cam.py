@@ -6,7 +6,7 @@ R-th of them. The maps come from the trained network at several scales and mirro
 (infer.from_interop). PARITY.md section 3.
 
 CRF (infer.crf): the full-size map of infer.cam gets two backgrounds, (1 - max)^alpha for both infer.crf_alphas, and a
-CRF each, in processes beside the network (`seam_dist.crf`). crf/ holds the labels of the first at full size. An image
+CRF each, in processes beside the network (`seam_dist.inference.crf_pool`). crf/ holds the labels of the first at full size. An image
 without classes is background everywhere.
 
 Affinity labels (PARITY.md section 5): the published code keeps both CRF results in float at full size (6 MB an image),
@@ -41,13 +41,13 @@ from seam_dist.artifacts.stage import (
     input_fingerprint,
     open_stage,
 )
-from seam_dist.cam_maps import Checkpoint, find_checkpoint, infer_samples, load_model, read_samples
 from seam_dist.cluster.distributed import barrier, init_world, on_main
 from seam_dist.config.schema import Config
-from seam_dist.crf import CamLabels, CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import Sample, read_shard
-from seam_dist.inference import Work, read_bad, wait_for, write_bad
+from seam_dist.inference.batching import Work, read_bad, wait_for, write_bad
+from seam_dist.inference.cam import Checkpoint, find_checkpoint, infer_samples, load_model, read_samples
+from seam_dist.inference.crf_pool import CamLabels, CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.models import affinity_stride
 
 _SETTINGS = ("infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop")

@@ -29,11 +29,18 @@ from seam_dist.artifacts.label_file import read_label_shard, write_labels
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import barrier, init_world, on_main
 from seam_dist.config.schema import Config
-from seam_dist.crf import CrfPool, crf_device, crf_workers
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw, read_shard
-from seam_dist.inference import Work, read_bad, wait_for, write_bad
-from seam_dist.seg_inference import Prediction, SegWeights, alignment, find_seg_weights, load_network, predict_samples
+from seam_dist.inference.batching import Work, read_bad, wait_for, write_bad
+from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
+from seam_dist.inference.segmentation import (
+    Prediction,
+    SegWeights,
+    alignment,
+    find_seg_weights,
+    load_network,
+    predict_samples,
+)
 
 VOC_SERVER = "voc_server.tar.gz"
 

@@ -37,11 +37,11 @@ from seam_dist.artifacts.label_file import encode_labels, write_labels
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import all_gather_object, barrier, init_world, on_main
 from seam_dist.config.schema import Config
-from seam_dist.crf import CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, Sample, read_shard
-from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, wait_for
+from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, wait_for
+from seam_dist.inference.crf_pool import CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.models import AffinityNet, affinity_facts, affinity_stride, build_affinity_net, load_weights
 
 Pixels = NDArray[np.uint8]

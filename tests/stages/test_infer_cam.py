@@ -22,13 +22,13 @@ from seam_dist.artifacts.authors_files import read_cam_dict, read_crf_dict, writ
 from seam_dist.artifacts.cam_file import read_cams, store_cam
 from seam_dist.artifacts.label_file import decode_labels, read_label_shard
 from seam_dist.artifacts.stage import StageError, input_fingerprint, open_stage
-from seam_dist.cam_maps import find_checkpoint, infer_samples, load_model
 from seam_dist.config.load import dump_yaml, from_tree
 from seam_dist.config.schema import Config
-from seam_dist.crf import affinity_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
-from seam_dist.inference import by_size
+from seam_dist.inference.batching import by_size
+from seam_dist.inference.cam import find_checkpoint, infer_samples, load_model
+from seam_dist.inference.crf_pool import affinity_labels
 from seam_dist.models import authors_state_dict, build_seam
 from seam_dist.stages import infer_cam, shard
 from seam_dist.stages.train_seam import architecture
@@ -583,7 +583,7 @@ def theirs_with_crf(refined: Config, start: Path) -> Config:
 def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypatch):
     cfg = theirs_with_crf(refined, tmp_path / "out_crf")
     with monkeypatch.context() as patch:
-        patch.setattr("seam_dist.crf.dense_crf", None)
+        patch.setattr("seam_dist.inference.crf_pool.dense_crf", None)
         patch.setattr("importlib.util.find_spec", lambda name: None)
         infer_cam.run(cfg)
     for split, folder in (("train", "crf"), ("val", "crf"), ("train", "affinity")):

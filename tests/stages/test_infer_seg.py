@@ -26,8 +26,8 @@ from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
+from seam_dist.inference.segmentation import Prediction
 from seam_dist.models import build_deeplab, deeplab_facts
-from seam_dist.seg_inference import Prediction
 from seam_dist.stages import infer_seg, shard
 
 SCALES = [0.5, 1.0]

@@ -18,9 +18,9 @@ from seam_dist.artifacts.label_file import decode_labels, read_label_shard
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
-from seam_dist.crf import CrfPool
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
+from seam_dist.inference.crf_pool import CrfPool
 from seam_dist.models import affinity_facts, build_affinity_net
 from seam_dist.stages import random_walk, shard
 

@@ -31,7 +31,7 @@ from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import PredictConfig
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.data.shards import Sample
-from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
+from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
 from seam_dist.models import DeepLab, load_deeplab
 
 Pixels = NDArray[np.uint8]
@@ -42,7 +42,7 @@ _BATCH_PIXELS = {"cpu": 1 << 22, "cuda": 1 << 24}  # of the images in a batch, w
 
 
 class Crf(Protocol):
-    """What refines scores: seam_dist.crf.CrfPool, or anything with its `submit_labels`.
+    """What refines scores: seam_dist.inference.crf_pool.CrfPool, or anything with its `submit_labels`.
 
     It waits, rather than take more images than it can hold.
     """

@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import pytest
 
-from seam_dist import crf
 from seam_dist.artifacts.authors_files import read_crf_dict
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import CrfConfig
-from seam_dist.crf import CrfPool, affinity_labels, block_means, check_crf, crf_workers, with_background
+from seam_dist.inference import crf_pool as crf
+from seam_dist.inference.crf_pool import CrfPool, affinity_labels, block_means, check_crf, crf_workers, with_background
 
 EXACT = CrfConfig(impl="torch", num_iters=2)
 # Processes that compute the exact sum load torch's compiler first, which takes seconds.
@@ -139,7 +139,7 @@ _PROGRAM = f"""
 import sys
 print("program", flush=True)
 from seam_dist.config.schema import CrfConfig
-from seam_dist.crf import CrfPool
+from seam_dist.inference.crf_pool import CrfPool
 import numpy as np
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from seam_dist.config.schema import Config, InferConfig
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
-from seam_dist.inference import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
+from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
 from seam_dist.models import SEAM, build_backbone, load_weights
 
 

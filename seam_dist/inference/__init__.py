@@ -1,0 +1,1 @@
+"""Inference: from trained networks to CAMs, pseudo-labels and predictions."""
