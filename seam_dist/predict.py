@@ -24,6 +24,8 @@ from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.config.schema import Config, CrfConfig, PredictConfig, RunConfig
 from seam_dist.data.images import BadImageError, decode_image, decode_mask, read_header
 from seam_dist.data.shards import Sample
+from seam_dist.evaluation.label_scores import confusion_matrix
+from seam_dist.evaluation.metrics import scores_from_confusion
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.export import check_export, export_network
 from seam_dist.inference.segmentation import (
@@ -34,8 +36,6 @@ from seam_dist.inference.segmentation import (
     load_network,
     predict_samples,
 )
-from seam_dist.label_scores import confusion_matrix
-from seam_dist.metrics import scores_from_confusion
 from seam_dist.report.overlay import overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

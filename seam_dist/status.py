@@ -22,7 +22,7 @@ from seam_dist.artifacts.cam_file import FORMAT
 from seam_dist.artifacts.stage import StageError, differences, files_fingerprint, fingerprint, running
 from seam_dist.config.load import flatten, from_tree
 from seam_dist.config.schema import STAGES, Config
-from seam_dist.label_scores import unscored_kinds
+from seam_dist.evaluation.label_scores import unscored_kinds
 
 # Settings that a stage records only when they are in use, and what they are when it does not.
 _RECORDED_WHEN_ON = {"infer_cam": {"infer.crf": False}}

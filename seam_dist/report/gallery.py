@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.evaluation.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import MAP_NAMES
 from seam_dist.report.examples import Example
 from seam_dist.report.page import chip, percent

@@ -17,7 +17,7 @@ import yaml
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import STAGES
-from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.evaluation.label_scores import LABEL_KINDS
 
 METHODS = {"cam": "CAM only", "er": "CAM + ER", "pcm": "CAM + ER + PCM", "ecr": "CAM + PCM + ECR", "full": "SEAM"}
 WITHOUT_PCM = ("cam", "er")
@@ -48,7 +48,7 @@ class RunRecord:
     manifests: Mapping[str, Mapping[str, Any]]
     """Stage -> the manifest of a finished stage."""
     labels: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Kind of label images (`seam_dist.label_scores`) -> split -> its scores, in the order of the pipeline."""
+    """Kind of label images (`seam_dist.evaluation.label_scores`) -> split -> its scores, in the order of the pipeline."""
     damaged: Sequence[str] = field(default_factory=tuple)
     """Files that could not be read, with the reason."""
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from seam_dist.config.schema import STAGES
-from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.evaluation.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import best_miou, chosen_miou, comparison, number, splits_of
 from seam_dist.report.page import NONE, duration, percent, table
 from seam_dist.report.records import RunRecord

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.evaluation.label_scores import LABEL_KINDS
 from seam_dist.report.charts import Line, Mark, line_chart, mark_swatch, swatch
 from seam_dist.report.comparison import (
     MAP_NAMES,

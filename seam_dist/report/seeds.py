@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.evaluation.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, comparison, number, splits_of
 from seam_dist.report.records import METHODS, RunRecord, read_run
 

@@ -1,7 +1,7 @@
 """Stage evaluate: scores of all that the run has made so far against the masks.
 
 The stored CAMs are scored for all background thresholds in one pass; label images (CAM + CRF, random walk, final
-network) by `seam_dist.label_scores`, into evaluate/<kind>/. What has scores already is skipped, so the stage may run
+network) by `seam_dist.evaluation.label_scores`, into evaluate/<kind>/. What has scores already is skipped, so the stage may run
 after each of the others.
 
 CAMs give for each split evaluate/<split>.json, .csv (a row a threshold) and -images.csv (a row an image). Three points
@@ -34,7 +34,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, RawSample, decode_sample, read_raw
-from seam_dist.label_scores import (
+from seam_dist.evaluation.label_scores import (
     LABEL_KINDS,
     describe_labels,
     made_kinds,
@@ -42,7 +42,7 @@ from seam_dist.label_scores import (
     score_kind,
     write_label_scores,
 )
-from seam_dist.metrics import Scores, ThresholdHistogram, threshold_grid
+from seam_dist.evaluation.metrics import Scores, ThresholdHistogram, threshold_grid
 
 
 @dataclass

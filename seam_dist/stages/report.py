@@ -15,7 +15,7 @@ from seam_dist.artifacts.stage import open_stage
 from seam_dist.cluster.distributed import init_world, on_main
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
-from seam_dist.label_scores import LABEL_KINDS
+from seam_dist.evaluation.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import comparison, console_table, number
 from seam_dist.report.examples import first_keys, load_examples, rank_keys
 from seam_dist.report.gallery import gallery

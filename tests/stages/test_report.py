@@ -24,8 +24,8 @@ from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.label_scores import LABEL_KINDS, unscored_kinds
-from seam_dist.metrics import ThresholdHistogram, threshold_grid
+from seam_dist.evaluation.label_scores import LABEL_KINDS, unscored_kinds
+from seam_dist.evaluation.metrics import ThresholdHistogram, threshold_grid
 from seam_dist.stages import evaluate, report, shard
 
 THRESHOLDS = threshold_grid(20, 0.26)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seam_dist.metrics import ThresholdHistogram, scores_from_confusion, threshold_grid
+from seam_dist.evaluation.metrics import ThresholdHistogram, scores_from_confusion, threshold_grid
 
 
 def brute_confusion(cam, classes, mask, threshold, num_classes):

@@ -26,7 +26,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import read_raw
-from seam_dist.metrics import IGNORED, scores_from_confusion
+from seam_dist.evaluation.metrics import IGNORED, scores_from_confusion
 
 
 @dataclass(frozen=True)
