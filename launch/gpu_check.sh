@@ -58,7 +58,7 @@ part() { # name, seconds, command...
 
 pytest_words=(python3 -m pytest -q -p no:cacheprovider -o addopts=--import-mode=importlib)
 bench=(python3 kernels/bench.py --device cuda --csv OUT/gpu.csv --repeats 20)
-step=(python3 -m seam_dist.step_bench --device cuda --csv OUT/step.csv)
+step=(python3 -m seam_dist.bench.train_step --device cuda --csv OUT/step.csv)
 # The files by name: those of the other operations' CPU paths need no GPU.
 part tests 540 "${pytest_words[@]}" tests/kernels/interpreted
 part errors 240 python3 kernels/errors.py --impls reference torch triton

@@ -3,7 +3,7 @@
 Published order: long side to U{a..b}, flip, colour jitter, normalisation, random crop with zero padding; a small image
 lies at a random place of the crop. Here only the region of the crop is resized, by OpenCV's bicubic kernel, and the
 colour of that region is changed afterwards, on the host or on the device (`seam_dist.data.augment.color`). The random numbers
-have the published distribution; pixels differ a little (`seam_dist.data.exact` is the slow original order).
+have the published distribution; pixels differ a little (`seam_dist.bench.published` is the slow original order).
 """
 
 from __future__ import annotations

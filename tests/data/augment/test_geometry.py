@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from seam_dist.bench.data_loading import make_jpegs, synthetic_photo
+from seam_dist.bench.published import augment_exact, jitter_exact
 from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, turns, with_grey_mean
 from seam_dist.data.augment.geometry import Draw, augment, draw, normalize_images, place, resize_region
-from seam_dist.data.bench import make_jpegs, synthetic_photo
-from seam_dist.data.exact import augment_exact, jitter_exact
 from seam_dist.data.images import decode_image
 from seam_dist.data.order import sample_generator
 

@@ -1,4 +1,4 @@
-"""Images a second from shards to batches on one core: `python -m seam_dist.data.bench`.
+"""Images a second from shards to batches on one core: `python -m seam_dist.bench.data_loading`.
 
 Rows: the published order in Pillow; everything on the host; colour on the device (the default of training); decoding
 alone. Images are 500 x 375 JPEGs of about 100 KB like those of PASCAL VOC: noise with the spectrum of photographs, or
@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from seam_dist.bench.published import augment_exact
 from seam_dist.config.schema import AugmentConfig, Config, DataConfig
 from seam_dist.data.augment.geometry import draw
 from seam_dist.data.convert import convert
-from seam_dist.data.exact import augment_exact
 from seam_dist.data.images import decode_image
 from seam_dist.data.loader import make_loader
 from seam_dist.data.manifest import Manifest

@@ -1,6 +1,6 @@
 """Speed, memory and time by part of a SEAM training step, against the published form of the step on the same machine.
 
-    python -m seam_dist.step_bench [--forms published ours ours-high] [--batch 8] [--crop 448] [--scale 0.3] [--width 1]
+    python -m seam_dist.bench.train_step [--forms published ours ours-high] [--batch 8] [--crop 448] [--scale 0.3] [--width 1]
                                    [--steps 10] [--csv FILE]
 
 published: float32, contiguous memory, PCM from dense N x N matrices, the losses as PARITY.md section 2 reads.

@@ -1,6 +1,6 @@
 """How much a step of the trainer costs beyond a bare PyTorch loop over the same model, on one rank.
 
-    python -m seam_dist.step_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15] [--clock cpu]
+    python -m seam_dist.bench.trainer_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15] [--clock cpu]
 
 Both train SEAM on ResNet38d, full losses, with the same SGD groups. The bare loop is forward, backward, step and a
 read of the loss. Steps alternate between the two, so that a busy machine slows both alike; the median of the ratios of

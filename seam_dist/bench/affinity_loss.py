@@ -1,6 +1,6 @@
 """The cost of AffinityNet's loss, here and in the published form, forward and backward, on one core.
 
-    python -m seam_dist.affinity_bench [--batch-size 8] [--grid 56] [--channels 448] [--repeats 3]
+    python -m seam_dist.bench.affinity_loss [--batch-size 8] [--grid 56] [--channels 448] [--repeats 3]
 
 The published form gathers the second side of every pair: with 448 channels on a grid of 56 x 56 that are 34 copies of
 the features, then their differences and absolute values as large again. Both compute the border rule `paper`, which is

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from seam_dist.bench.train_step import FORMS, PARTS, Step, main, published_loss
 from seam_dist.config.schema import LossConfig
 from seam_dist.losses.seam import seam_losses
 from seam_dist.models import SEAMOutput
-from seam_dist.step_bench import FORMS, PARTS, Step, main, published_loss
 
 TINY = argparse.Namespace(batch=2, crop=40, scale=0.6, width=1 / 16, classes=3)
 
@@ -72,6 +72,8 @@ def test_rows_hold_the_figures_of_each_form(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_needs_neither_deepspeed_nor_webdataset() -> None:
-    code = "import sys, seam_dist.step_bench; print(sorted({'deepspeed', 'webdataset', 'cv2'} & set(sys.modules)))"
+    code = (
+        "import sys, seam_dist.bench.train_step; print(sorted({'deepspeed', 'webdataset', 'cv2'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

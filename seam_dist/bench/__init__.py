@@ -1,0 +1,1 @@
+"""Benchmarks of the system's parts, and the published forms that they are compared with."""
