@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         stages = choose_stages(arguments.stage, arguments.first, arguments.last)
         if arguments.dry_run:
-            from seam_dist.status import format_status, run_status
+            from seam_dist.commands.status import format_status, run_status
 
             print(format_status(run_status(resolved.config, stages), action=True))
             return 0

@@ -22,6 +22,7 @@ from seam_dist.artifacts.authors_files import read_cam_dict, read_crf_dict, writ
 from seam_dist.artifacts.cam_file import read_cams, store_cam
 from seam_dist.artifacts.label_file import decode_labels, read_label_shard
 from seam_dist.artifacts.stage import StageError, input_fingerprint, open_stage
+from seam_dist.commands.status import stage_status
 from seam_dist.config.load import dump_yaml, from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
@@ -32,7 +33,6 @@ from seam_dist.inference.crf_pool import affinity_labels
 from seam_dist.models import authors_state_dict, build_seam
 from seam_dist.stages import infer_cam, shard
 from seam_dist.stages.train_seam import architecture
-from seam_dist.status import stage_status
 
 SCALES = [0.5, 1.0]
 

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from seam_dist import predict
 from seam_dist.artifacts.label_file import decode_labels, voc_palette
+from seam_dist.commands import predict
 from seam_dist.config.schema import Config, ModelConfig, SegConfig
 from seam_dist.inference import export
 from seam_dist.inference.batching import segmentation as seg_inference

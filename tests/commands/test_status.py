@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from seam_dist import cli, status
+from seam_dist import cli
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.cam_file import FORMAT
 from seam_dist.artifacts.stage import StageError, claim_stage, input_fingerprint, open_stage, running
+from seam_dist.commands import status
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 

@@ -1,0 +1,1 @@
+"""The commands of `seam-dist`, one file each."""
