@@ -5,7 +5,7 @@
     python kernels/bench.py --csv FILE [--plot FILE] [--ratios]
 
 First the machine's matrix rate, float32 vector rate and copy bandwidth are measured; `fraction` is the least time
-that they allow over the median time. Times are process time on a CPU (neighbours do not count) and event time on a
+that they allow over the median time. Times are process time on a CPU (neighbors do not count) and event time on a
 GPU; the impls of a shape take turns, so that a drift of the machine meets them alike. A row gets `--budget` seconds: a
 slow impl is repeated less often (column repeats), and its first run, else a warm-up, counts where it takes half of it.
 Peak memory counts from the inputs on: what a forward and backward run adds; on a CPU it is the growth of the resident
@@ -55,7 +55,7 @@ FIELDS = (
 
 
 def published_pcm(cam: Tensor, feature: Tensor) -> Tensor:
-    """Return PCM in the order of the published code: the similarity is normalised as a matrix, then applied."""
+    """Return PCM in the order of the published code: the similarity is normalized as a matrix, then applied."""
     unit = feature / (torch.norm(feature, dim=1, keepdim=True) + 1e-5)
     affinity = torch.relu(torch.matmul(unit.transpose(1, 2), unit))
     return torch.matmul(cam, affinity / (torch.sum(affinity, dim=1, keepdim=True) + 1e-5))
@@ -162,7 +162,7 @@ def least_work(args: argparse.Namespace, op: str, direction: str, shape: str) ->
     return Work(matrix=b * pairs * 2 * (5 + c) * (args.iterations + 1), bytes=b * n * (2 * c + 3.0) * 4)
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Wait for the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
@@ -226,7 +226,7 @@ def peak_mib_here(args: argparse.Namespace, op: str, impl: str, shape: str, dire
     for name in ("tiny", shape):  # the first run loads libraries
         run = runner(function, make_inputs(args, op, name), direction)
         assert run is not None
-        synchronise(args.device)
+        synchronize(args.device)
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

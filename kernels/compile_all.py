@@ -84,7 +84,7 @@ def pcm_jobs(quick: bool, family: str) -> Iterator[Job]:
             v0, v1 = pcm_kernels.pieces(classes + 1)
             forward = dict.fromkeys(("unit_ptr", "rows_ptr", "out_ptr"), f"*{element}")
             forward |= {"colsum_ptr": "*fp32", "eps": "fp32"}
-            sizes = {"D0": d0, "D1": d1, "V0": v0, "V1": v1, "NORMALISE": True, "PRECISION": precision}
+            sizes = {"D0": d0, "D1": d1, "V0": v0, "V1": v1, "NORMALIZE": True, "PRECISION": precision}
             for tile, warps, stages in _configured(pcm_kernels.FORWARD_CONFIGS[family][kind], quick):
                 yield Job(
                     "pcm_forward", pcm_kernels._pcm_fwd_kernel, forward, sizes, dtype, shape, warps, stages, True, tile

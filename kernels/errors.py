@@ -44,7 +44,7 @@ def cases(small: bool) -> dict[str, tuple[Function, list[Tensor], list[str]]]:
     scores = _random(1, 3, side, side)
 
     def crf(prob: Tensor, *, impl: str) -> Tensor:
-        # Colours are 0 .. 255 whatever the dtype: their rounding is no error of the operation.
+        # Colors are 0 .. 255 whatever the dtype: their rounding is no error of the operation.
         return dense_crf(prob, image.to(prob.device, torch.promote_types(prob.dtype, torch.float32)), impl=impl)
 
     def walk(method: str) -> Function:

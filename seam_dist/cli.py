@@ -122,8 +122,8 @@ def with_evaluations(stages: Sequence[str]) -> list[str]:
 
 def run_stages(cfg: Config, stages: Sequence[str]) -> None:
     """Run stages one after the other on this rank; every rank of the job must call it with the same arguments."""
-    from seam_dist import distributed
     from seam_dist.artifacts.stage import claim_stage
+    from seam_dist.cluster import distributed
 
     world = distributed.init_world(cfg)
     try:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in _COMMANDS:
-        return int(importlib.import_module(f"seam_dist.{words[0]}").main(words[1:]))
+        return int(importlib.import_module(f"seam_dist.commands.{words[0]}").main(words[1:]))
     parser = build_parser()
     # Settings may stand between options, in any order.
     arguments = parser.parse_intermixed_args(words)
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(format_status(run_status(resolved.config, stages), action=True))
             return 0
-        from seam_dist.cluster.distributed import check_deepspeed_config
+        from seam_dist.config.deepspeed import check_deepspeed_config
 
         check_deepspeed_config(resolved.config.deepspeed)
         if arguments.ranks is not None:

@@ -1,7 +1,7 @@
-"""Dense CRF of class scores and colours by mean field, the pairwise sums exact: no lattice, no N x N matrix.
+"""Dense CRF of class scores and colors by mean field, the pairwise sums exact: no lattice, no N x N matrix.
 
 Model      Q = softmax(log p + sum over kernels of compat n K (n Q)), repeated; K over all pixel pairs, i = j included;
-           n = 1 / sqrt(row sum of K + 1e-20) (symmetric normalisation).
+           n = 1 / sqrt(row sum of K + 1e-20) (symmetric normalization).
 Gaussian   exp(-|dx, dy|^2 / (2 sxy^2)) is separable: one matrix for rows and one for columns, exact.
 Bilateral  exp(-|dx, dy|^2 / (2 sxy^2) - |drgb|^2 / (2 srgb^2)): the sum over all pairs, in blocks of targets. With
            source_stride s only every s-th pixel of every s-th row sends messages, and n is made of the same sums.
@@ -41,7 +41,7 @@ def _gaussian_sum(values: Tensor, sources: Tensor, targets: Tensor, impl: str) -
         return crf_kernels.gaussian_sum(values, sources, targets)
     result = values.new_zeros(values.shape[0], values.shape[1], targets.shape[2])
     block = max(1, _BLOCK_ELEMENTS // max(1, sources.shape[2]))
-    # Colours far apart are the common case, and exp takes ten times as long where its result is below the normal
+    # Colors far apart are the common case, and exp takes ten times as long where its result is below the normal
     # numbers; e^-80 is as good as nothing.
     lowest = -80 if values.dtype == torch.float32 else -700
     for value, source, target, out in zip(values, sources, targets, result, strict=True):
@@ -75,13 +75,13 @@ _gaussian_sum.register_autograd(_autograd_backward, setup_context=_setup_context
 
 
 def _points(image: Tensor, sxy: float, srgb: float, like: Tensor) -> Tensor:
-    """Return (B, 5, H, W): x, y and colours over their standard deviations, centred to keep squares small."""
+    """Return (B, 5, H, W): x, y and colors over their standard deviations, centerd to keep squares small."""
     batch, _, height, width = image.shape
     y = torch.arange(height, dtype=like.dtype, device=like.device) - (height - 1) / 2
     x = torch.arange(width, dtype=like.dtype, device=like.device) - (width - 1) / 2
     place = torch.stack([x.expand(height, width), y[:, None].expand(height, width)]) / sxy
-    colour = (image.to(like.dtype) - 127.5) / srgb
-    return torch.cat([place.expand(batch, 2, height, width), colour], dim=1)
+    color = (image.to(like.dtype) - 127.5) / srgb
+    return torch.cat([place.expand(batch, 2, height, width), color], dim=1)
 
 
 def _line(length: int, sxy: float, like: Tensor) -> Tensor:
@@ -131,13 +131,13 @@ def _lattice(
     _, channels, height, width = prob.shape
     out = torch.empty(prob.shape, dtype=torch.float32)
     energy = -prob.detach().float().clamp(1e-5, 1).log().flatten(2)
-    colours = image.detach().float().round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+    colors = image.detach().float().round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
     for b in range(prob.shape[0]):
         crf = DenseCRF2D(width, height, channels)
         crf.setUnaryEnergy(energy[b].contiguous().numpy())
         crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
         sxy, srgb, compat = bilateral
-        crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=colours[b].numpy(), compat=compat)
+        crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=colors[b].numpy(), compat=compat)
         # Its matrix is stored by columns, which numpy reads from the strides and torch.tensor refuses.
         out[b] = torch.from_numpy(numpy.asarray(crf.inference(num_iters))).view(channels, height, width)
     return out.to(prob.dtype)
@@ -177,7 +177,7 @@ def dense_crf(
 ) -> Tensor:
     """Return the probabilities (B, C, H, W) of a dense CRF over scores `prob` (B, C, H, W) and `image` (B, 3, H, W).
 
-    Scores are clipped to 1e-5 .. 1 and need not sum to 1; colours are 0 .. 255, uint8 or floating. The pairwise sums
+    Scores are clipped to 1e-5 .. 1 and need not sum to 1; colors are 0 .. 255, uint8 or floating. The pairwise sums
     are exact (float32; float64 for float64 scores), differentiable in prob. source_stride = s lets only every s-th
     pixel in both directions send bilateral messages: 1 / s^2 of the time. Pass the labels present only.
 

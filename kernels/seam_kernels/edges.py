@@ -1,4 +1,4 @@
-"""Affinity of neighbouring pixels from the L1 distance of their features, without gathered copies of the features.
+"""Affinity of neighboring pixels from the L1 distance of their features, without gathered copies of the features.
 
 Forward    a_k(p) = exp(-mean over D of abs(f(p) - f(q))), q = p + offset k, zero where the pair does not exist.
 Backward   w_k(p) = -da_k(p) a_k(p) / D; df(p) = sum over k of w_k(p) sign(f(p) - f(q)) and, of the pairs in which p is

@@ -4,7 +4,7 @@
 Forward    a program owns BLOCK pixels of one image and PLANES offsets: acc [PLANES, BLOCK] sums |f(p) - f(q)| over all
            channels. Shifted reads of a tile come from the first cache, so each feature leaves memory about once.
 Backward   a program owns BLOCK pixels and CHANNELS channels: acc [CHANNELS, BLOCK] sums w sign(f(p) - f(q)) over the
-           2 K neighbours, those in front and those behind. Each output is written by one program: no atomics.
+           2 K neighbors, those in front and those behind. Each output is written by one program: no atomics.
 Numbers    differences, sums and exponentials in float32; results in the dtype of the input.
 Memory     inputs and outputs, and one table of K offsets.
 """

@@ -37,7 +37,7 @@ def _working(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _normalise(feature: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _normalize(feature: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(feature, dim=1, keepdim=True)
     return feature / (norm + eps), norm
 
@@ -49,7 +49,7 @@ def _pcm_forward(cam: Tensor, feature: Tensor, eps: float, impl: str = "torch") 
         from seam_kernels import pcm_kernels
 
         return pcm_kernels.forward(cam, feature, eps)
-    unit, _ = _normalise(_working(feature), eps)
+    unit, _ = _normalize(_working(feature), eps)
     batch, channels, pixels = cam.shape
     rows = torch.cat([_working(cam), unit.new_ones(batch, 1, pixels)], dim=1)  # [B, C + 1, N]
     total = torch.zeros_like(rows)
@@ -91,7 +91,7 @@ def _pcm_backward(
 
         return pcm_kernels.backward(dout, cam, feature, out, colsum, eps, need_cam, need_feature)
     work = _working(feature)
-    unit, norm = _normalise(work, eps)
+    unit, norm = _normalize(work, eps)
     batch, _, pixels = cam.shape
     scale = (colsum + eps).unsqueeze(1)
     grad = _working(dout) / scale
@@ -167,7 +167,7 @@ def pcm_attention(cam: Tensor, feature: Tensor, *, eps: float = 1e-5, impl: str 
     """Return `cam` (B, C, N) propagated along the cosine similarity of `feature` (B, D, N): (B, C, N).
 
     F = feature / (norm over D + eps), S = relu(F^T F), out = cam S / (column sum of S + eps). Any floating dtype, the
-    same for both; sums and normalisers are float32 (float64 for float64). Needs O(N) memory beside its inputs in both
+    same for both; sums and normalizers are float32 (float64 for float64). Needs O(N) memory beside its inputs in both
     directions with impl "torch" ("auto" takes it), O(N^2) with "reference". Gradients are computed for the inputs
     that ask for one only. Non-contiguous inputs and an empty batch are fine.
 

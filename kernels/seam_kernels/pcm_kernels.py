@@ -1,13 +1,13 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """Triton kernels of pcm_attention; equations in pcm.py.
 
-Layout     features are normalised once into rows (B, N padded to 128, D padded), zero in the padding, so that the loops
+Layout     features are normalized once into rows (B, N padded to 128, D padded), zero in the padding, so that the loops
            need no mask: a zero row has S = 0. D, C + 1 and 2 (C + 1) are padded to a power of two or to a sum of two
            (192 = 128 + 64, 82 -> 64 + 32), each with its own product.
 Forward    a program owns ROWS columns j of S; blocks of COLUMNS pixels i pass by: s [ROWS, COLUMNS] = F_j F_i, its
            rectified value in the operands' dtype times [cam; 1] gives scores and column sum in one product.
 Backward   the same sweep: ds [ROWS, COLUMNS] = [cam'; G']_j [G'; cam']_i where s > 0, times F_i into [ROWS, D]; the
-           gradient of the normalisation in the epilogue. dcam is the forward kernel on g, without its normaliser.
+           gradient of the normalization in the epilogue. dcam is the forward kernel on g, without its normalizer.
 Numbers    products of the input's dtype into float32; float32 inputs as tf32, or tf32x3 (ieee on AMD) where
            torch.get_float32_matmul_precision() is "highest". G' is scaled into the range of float16 image by image.
 Memory     the padded rows of features, scores and (backward) gradients; no atomics, a fixed order of sums.
@@ -119,7 +119,7 @@ def _pcm_fwd_kernel(
     D1: tl.constexpr,
     V0: tl.constexpr,
     V1: tl.constexpr,
-    NORMALISE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -156,7 +156,7 @@ def _pcm_fwd_kernel(
             value1 += COLUMNS * (V0 + V1)
     here = (j < num_pixels)[:, None]
     out = out_ptr + batch * num_classes * num_pixels + j[:, None]
-    if NORMALISE:
+    if NORMALIZE:
         # The row of ones follows the classes.
         colsum = tl.sum(tl.where((v0 == num_classes)[None, :], total0, 0.0), axis=1)
         if V1 > 0:
@@ -291,7 +291,7 @@ def _padded(rows: Tensor, pixels: int, width: int) -> Tensor:
 
 
 def _unit(feature: Tensor, eps: float) -> tuple[Tensor, Tensor, int]:
-    """Return the normalised rows (B, Np, Dp), the norms (B, Np) and Np."""
+    """Return the normalized rows (B, Np, Dp), the norms (B, Np) and Np."""
     batch, channels, pixels = feature.shape
     padded, depth = -(-pixels // _PAD) * _PAD, sum(pieces(channels))
     unit = feature.new_empty(batch, padded, depth)
@@ -303,10 +303,10 @@ def _unit(feature: Tensor, eps: float) -> tuple[Tensor, Tensor, int]:
     return unit, norm, padded
 
 
-def _sweep(unit: Tensor, values: Tensor, padded: int, eps: float, *, normalise: bool) -> tuple[Tensor, Tensor]:
-    """Return values S (B, C, N), divided by the column sum if `normalise`, and that sum (B, N) float32."""
+def _sweep(unit: Tensor, values: Tensor, padded: int, eps: float, *, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Return values S (B, C, N), divided by the column sum if `normalize`, and that sum (B, N) float32."""
     batch, channels, pixels = values.shape
-    classes = channels - 1 if normalise else channels
+    classes = channels - 1 if normalize else channels
     first, second = pieces(channels)
     rows = _padded(values, padded, first + second)
     d0, d1 = pieces(unit.shape[2])
@@ -317,7 +317,7 @@ def _sweep(unit: Tensor, values: Tensor, padded: int, eps: float, *, normalise: 
         return triton.cdiv(pixels, meta["ROWS"]), batch
 
     _forward(current_family(), _kind(unit.dtype))[grid](
-        unit, rows, out, colsum, eps, pixels, padded, classes, D0=d0, D1=d1, V0=first, V1=second, NORMALISE=normalise,
+        unit, rows, out, colsum, eps, pixels, padded, classes, D0=d0, D1=d1, V0=first, V1=second, NORMALIZE=normalize,
         PRECISION=_precision(unit.dtype),
     )  # fmt: skip
     return out, colsum
@@ -329,7 +329,7 @@ def forward(cam: Tensor, feature: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(cam), cam.new_zeros((cam.shape[0], cam.shape[2]), dtype=torch.float32)
     unit, _, padded = _unit(feature, eps)
     values = torch.cat([cam, cam.new_ones(cam.shape[0], 1, cam.shape[2])], dim=1)
-    return _sweep(unit, values, padded, eps, normalise=True)
+    return _sweep(unit, values, padded, eps, normalize=True)
 
 
 def backward(
@@ -349,7 +349,7 @@ def backward(
     scaled = (gradient / scale.view(-1, 1, 1)).to(cam.dtype)
     dcam, dfeature = none, none.clone()
     if need_cam:
-        dcam, _ = _sweep(unit, scaled[:, :-1], padded, eps, normalise=False)
+        dcam, _ = _sweep(unit, scaled[:, :-1], padded, eps, normalize=False)
         dcam = (dcam.float() * scale.view(-1, 1, 1)).to(cam.dtype)
     if need_feature:
         batch, channels, pixels = feature.shape

@@ -60,7 +60,7 @@ def edge_matrix(affinity: Tensor, radius: int) -> Tensor:
 def random_walk_reference(
     cam: Tensor, affinity: Tensor, *, radius: int = 5, beta: float = 8.0, num_steps: int = 64
 ) -> Tensor:
-    """Return cam times the num_steps-th power of the column-normalised (affinity^beta + I), all dense.
+    """Return cam times the num_steps-th power of the column-normalized (affinity^beta + I), all dense.
 
     cam (B, C, H, W), affinity (B, K, H, W) -> (B, C, H, W). Source: PARITY.md section 6.
     """
@@ -89,12 +89,12 @@ def dense_crf_reference(
     height, width = prob.shape[2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y], dim=-1).view(1, -1, 2).to(prob)
-    colour = image.to(prob.dtype).flatten(2).transpose(1, 2)
+    color = image.to(prob.dtype).flatten(2).transpose(1, 2)
     sends = ((y % source_stride == 0) & (x % source_stride == 0)).flatten().to(prob)
     kernels = []
     apart = (place[:, :, None] - place[:, None]).square().sum(-1)  # [1, N, N]
     kernels.append((gaussian[1], torch.exp(-apart / (2 * gaussian[0] ** 2))))
-    shade = (colour[:, :, None] - colour[:, None]).square().sum(-1)
+    shade = (color[:, :, None] - color[:, None]).square().sum(-1)
     both = torch.exp(-apart / (2 * bilateral[0] ** 2) - shade / (2 * bilateral[1] ** 2))
     kernels.append((bilateral[2], both * sends))
     log_prob = prob.clamp(1e-5, 1).log().flatten(2)

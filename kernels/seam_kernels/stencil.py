@@ -1,7 +1,7 @@
-"""The neighbourhood that edge_affinity and random_walk share: half-plane offsets, borders, shifts of flat images.
+"""The neighborhood that edge_affinity and random_walk share: half-plane offsets, borders, shifts of flat images.
 
-An image of H rows and W columns is used flat, as N = H W numbers: the neighbour (dy, dx) of pixel p is p + dy W + dx,
-so one shifted slice serves a whole plane. Slices that run over the end of a row pair pixels that are no neighbours;
+An image of H rows and W columns is used flat, as N = H W numbers: the neighbor (dy, dx) of pixel p is p + dy W + dx,
+so one shifted slice serves a whole plane. Slices that run over the end of a row pair pixels that are no neighbors;
 their weight is zero (`pair_mask`).
 """
 
@@ -52,7 +52,7 @@ def check_border(border: str) -> None:
 def from_window(
     offset: tuple[int, int], height: int, width: int, radius: int, border: str
 ) -> tuple[int, int, int, int]:
-    """Return y0, y1, x0, x1: the pixels whose neighbour at `offset` makes a pair; empty where y0 >= y1 or x0 >= x1.
+    """Return y0, y1, x0, x1: the pixels whose neighbor at `offset` makes a pair; empty where y0 >= y1 or x0 >= x1.
 
     "full": both pixels are in the image. "paper": the first one is also at least radius - 1 away from the left, right
     and bottom edges, whatever the offset.
@@ -77,7 +77,7 @@ def pair_mask(height: int, width: int, radius: int, border: str) -> Tensor:
 
 
 def shifts(height: int, width: int, radius: int) -> list[tuple[int, int]]:
-    """Return (k, shift) of the offsets that fit in the image; the flat neighbour of p is p + shift, 0 < shift < H W."""
+    """Return (k, shift) of the offsets that fit in the image; the flat neighbor of p is p + shift, 0 < shift < H W."""
     return [
         (k, dy * width + dx) for k, (dy, dx) in enumerate(half_plane_offsets(radius)) if dy < height and abs(dx) < width
     ]

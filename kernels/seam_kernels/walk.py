@@ -1,4 +1,4 @@
-"""Random walk of class scores over the affinities of neighbouring pixels, as a stencil: no N x N matrix.
+"""Random walk of class scores over the affinities of neighboring pixels, as a stencil: no N x N matrix.
 
 Weights    w_k(p) = affinity_k(p)^beta where the pair lies in the image; W holds them symmetrically, with ones on its
            diagonal; s = column sums of W. A step is P x = (W x) / s, for each class alone: x T = P x, T = W / s.
@@ -341,8 +341,8 @@ def random_walk(
 ) -> Tensor:
     """Return `cam` (B, C, H, W) after `num_steps` steps over `affinity` (B, K, H, W), differentiable in both.
 
-    A step multiplies by the column-normalised (affinity^beta + I); affinity is that of `edge_affinity` with the same
-    radius, at least 0. Entries whose neighbour lies outside the image are ignored. method "chebyshev" takes about
+    A step multiplies by the column-normalized (affinity^beta + I); affinity is that of `edge_affinity` with the same
+    radius, at least 0. Entries whose neighbor lies outside the image are ignored. method "chebyshev" takes about
     4.4 sqrt(num_steps) steps for an error of 1e-5 times the norm of cam, and of about 4e-4 of the gradient of affinity
     (64 steps); "reference" knows the exact method only.
     Pass only the classes that an image has: each walks alone.

@@ -1,6 +1,6 @@
 """The published code's own files: CAM dicts and CRF dicts, one .npy an image, written and read without running them.
 
-CAM dict   {class id from 0: float32 map (H, W)}, normalised, classes of the image's label (PARITY.md section 3).
+CAM dict   {class id from 0: float32 map (H, W)}, normalized, classes of the image's label (PARITY.md section 3).
 CRF dict   {0: background, class id from 0 plus 1: ...}, float32 probabilities (H, W), a folder an alpha whose name
            ends in it, such as crf_4.0.
 Both are dicts pickled into a .npy file. A pickle can name any function of any module for the reader to call. Here its
@@ -16,17 +16,13 @@ import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.atomic import atomic_file
 from seam_dist.config.schema import InferConfig
-
-if TYPE_CHECKING:
-    # The CRF's processes import this module, and are spared what reads shards.
-    from seam_dist.data.shards import Sample
 
 Maps = dict[int, NDArray[np.float32]]
 
@@ -92,18 +88,18 @@ def read_crf_dict(path: Path) -> Maps:
     return maps
 
 
-def find_dict(folder: Path, sample: Sample, setting: str) -> Path:
-    """Return the file of a sample in a folder of the authors' dicts, <source id or key>.npy.
+def find_dict(folder: Path, key: str, source_id: str, setting: str) -> Path:
+    """Return the file of the sample `key` in a folder of the authors' dicts, <source id or key>.npy.
 
     Raises ValueError when there is none; `setting` is what named the folder.
     """
     # A source id is untrusted and may be a path; a key never is.
-    names = [name for name in (sample.source_id, sample.key) if name and Path(name).name == name]
+    names = [name for name in (source_id, key) if name and Path(name).name == name]
     path = next((p for name in names if (p := folder / f"{name}.npy").is_file()), None)
     if path is None:
         wanted = " or ".join(f"{name}.npy" for name in dict.fromkeys(names))
         raise ValueError(
-            f"image {sample.key} has no dict {wanted} in {folder} ({setting}): write it, or leave the split out of "
+            f"image {key} has no dict {wanted} in {folder} ({setting}): write it, or leave the split out of "
             "infer.splits"
         )
     return path

@@ -1,15 +1,10 @@
-"""Class activation maps after the network: scales and mirror images summed, normalised, stored and read back.
+"""The stored form of CAMs and the tars of them.
 
-PARITY.md section 3. Only the classes of an image's label are computed; the product with the label leaves nothing else.
-The network's maps are taken at its feature grid and brought to image size in the two published steps: to the scaled
-image with align_corners=True (the network's own output), from there to the original image with align_corners=False.
-Mirroring, summing and resizing are linear, so a scale's two maps are summed at the grid and resized once.
-
-Stored form: thousandths of 0..1, compressed, on a grid of ceil(H / stride) x ceil(W / stride) points, the first and
+A stored map holds thousandths of 0..1, compressed, on a grid of ceil(H / stride) x ceil(W / stride) points, the first and
 last ones on the corner pixels. It loses what lies between its points: the scales above 1 see grids finer than the
-stride. Measured in tests/test_cam.py on noisy maps of a 375 x 500 image with details of about 32 pixels, scales 0.5 to
-2.0 at a feature stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8, 0.002 and 0.06
-at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps are exact
+stride. Measured in tests/artifacts/test_cam_file.py on noisy maps of a 375 x 500 image with details of about 32 pixels,
+scales 0.5 to 2.0 at a feature stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8,
+0.002 and 0.06 at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps are exact
 (`infer.interop`).
 """
 
@@ -20,7 +15,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,55 +28,10 @@ from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.atomic import atomic_file, check_tar_end
 
-EPS = 1e-5
 STEPS = 1000  # of a stored value; float16 tells all of them apart
 FORMAT = "2"  # of the stored form
 _LARGEST_MAP = 1 << 28  # bytes of one image's map
 _MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|cam|plain\.cam)")
-
-
-def scaled_size(size: tuple[int, int], scale: float, *, align: int | None = None) -> tuple[int, int]:
-    """Return (height, width) times `scale`, rounded half to even as Python and the published code do, at least 1.
-
-    `align` rounds to the nearest k * align + 1, k >= 1, instead: there the cells of a grid of that stride lie on the
-    pixels where align_corners=True looks for them.
-    """
-    if align is not None:
-        height, width = (max(1, round((side * scale - 1) / align)) * align + 1 for side in size)
-        return height, width
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def fold_mirrored(cam: Tensor, mirrored: Tensor) -> Tensor:
-    """Return the sum of a map and of the map of the mirrored image, turned back."""
-    return cam + mirrored.flip(-1)
-
-
-def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int, int]) -> Tensor:
-    """Return the sum at `size` (height, width) of maps given as (grid map (K, h, w), size of the scaled image)."""
-    total: Tensor | None = None
-    for grid, scaled in grids:
-        if len(grid) == 0:  # an image without classes; interpolate refuses it
-            return grid.new_zeros((0, *size))
-        at_scale = interpolate(grid[None], scaled, mode="bilinear", align_corners=True)
-        full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
-        total = full if total is None else total.add_(full)
-    if total is None:
-        raise ValueError("grids is empty, expected a map for at least one scale: set infer.scales")
-    return total
-
-
-def normalize_cam(cam: Tensor) -> Tensor:
-    """Return summed scores (K, H, W) scaled within each class to below 1; zeroed pixels end slightly below 0.
-
-    Negatives to 0, values < min + 1e-5 to 0, then (x - min - 1e-5) / (max - min + 1e-5) (PARITY.md section 3). A
-    constant map comes out far below 0, as published: everywhere background.
-    """
-    cam = cam.relu()
-    low = cam.amin(dim=(1, 2), keepdim=True)
-    high = cam.amax(dim=(1, 2), keepdim=True)
-    cam = torch.where(cam < low + EPS, 0, cam)
-    return (cam - low - EPS) / (high - low + EPS)
 
 
 def stored_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -98,7 +48,7 @@ def _projection(points: int, pixels: int) -> Tensor:
 
 
 def store_cam(cam: Tensor, stride: int) -> NDArray[np.float16]:
-    """Return a normalised map (K, H, W) in its stored form, (K, ceil(H / stride), ceil(W / stride)) float16 in 0..1.
+    """Return a normalized map (K, H, W) in its stored form, (K, ceil(H / stride), ceil(W / stride)) float16 in 0..1.
 
     Values below 0 are background at every threshold and count as 0. The grid is the one whose `upsample_cam` is
     nearest in the least squares sense; sampling the points alone gives a quarter to a half more wrong labels.
@@ -117,16 +67,6 @@ def upsample_cam(stored: NDArray[np.floating] | Tensor, size: tuple[int, int]) -
     if points.shape[0] == 0:
         return points.new_zeros((0, *size))
     return interpolate(points[None], size, mode="bilinear", align_corners=True)[0]
-
-
-def predict_labels(cam: Tensor, classes: Sequence[int], threshold: float) -> NDArray[np.uint8]:
-    """Return class ids (H, W) of a map (K, H, W): the largest score's class where it is above `threshold`."""
-    if len(classes) == 0:
-        return np.zeros(tuple(cam.shape[1:]), np.uint8)
-    scores = cam.float().numpy()
-    ids: NDArray[np.uint8] = np.asarray(classes, np.uint8)[scores.argmax(axis=0)]
-    ids[scores.max(axis=0) <= np.float32(threshold)] = 0
-    return ids
 
 
 def encode_cam(cam: NDArray[np.float16]) -> bytes:

@@ -1,4 +1,4 @@
-"""Label images as palette PNG in the colours of PASCAL VOC, and tars of them, one for each input shard.
+"""Label images as palette PNG in the colors of PASCAL VOC, and tars of them, one for each input shard.
 
 A pixel is a class index: 0 background, 1 .. C classes, 255 ignored. Both the images and the tars have the same bytes
 whenever and wherever they are written (with the same zlib). Reading treats them as untrusted: the size is checked
@@ -20,21 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from seam_dist.artifacts.atomic import atomic_file, check_tar_end
-from seam_dist.data.images import BadImageError, decode_mask
-from seam_dist.data.manifest import MAX_CLASSES
-
-IGNORED = 255
 
 _MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.png")
 _LARGEST_FILE = 1 << 28  # bytes of one PNG; an index image of data.max_pixels is far below it
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLOR_TYPE_AT = 25  # after signature (8), chunk length and name (8), width and height (8), bit depth (1)
-_PALETTE_MODE = b"\x03"
 
 
 @lru_cache(maxsize=1)
 def voc_palette() -> bytes:
-    """Return 256 colours as 768 bytes RGB: the bits of the index dealt to red, green and blue, highest bits first."""
+    """Return 256 colors as 768 bytes RGB: the bits of the index dealt to red, green and blue, highest bits first."""
     index = np.arange(256)
     colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -59,28 +52,6 @@ def encode_labels(labels: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_type=zlib.Z_RLE)
     return file.getvalue()
-
-
-def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> NDArray[np.uint8]:
-    """Return the class indices (H, W) uint8 of a palette PNG.
-
-    Raises ValueError for anything else than a palette PNG of at most `max_pixels` pixels, and for indices that are
-    neither 0 .. num_classes nor 255. A grey PNG is refused: its values need not be indices.
-    """
-    try:
-        if not data.startswith(_SIGNATURE) or data[_COLOR_TYPE_AT : _COLOR_TYPE_AT + 1] != _PALETTE_MODE:
-            raise BadImageError("it is no palette PNG")
-        labels = decode_mask(data, max_pixels=max_pixels)
-    except BadImageError as error:
-        raise ValueError(f"the label image cannot be used ({error}): make the labels again") from None
-    if num_classes < MAX_CLASSES:
-        wrong = labels[(labels > num_classes) & (labels != IGNORED)]
-        if wrong.size:
-            raise ValueError(
-                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORED}: make the labels "
-                "again from the same data set"
-            )
-    return labels
 
 
 def write_labels(path: Path, items: Iterable[tuple[str, NDArray[np.uint8]]]) -> None:

@@ -1,6 +1,6 @@
 """Images a second from shards to batches on one core: `python -m seam_dist.bench.data_loading`.
 
-Rows: the published order in Pillow; everything on the host; colour on the device (the default of training); decoding
+Rows: the published order in Pillow; everything on the host; color on the device (the default of training); decoding
 alone. Images are 500 x 375 JPEGs of about 100 KB like those of PASCAL VOC: noise with the spectrum of photographs, or
 the photographs of a folder brought to that size (--photos). Read from the shards of a temporary folder in canonical
 order by one process, augmented with the default settings, assembled to batches. Both clocks are given: the processor's
@@ -41,16 +41,16 @@ _MAX_PIXELS = 10**7
 
 
 def synthetic_photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Return colour noise whose amplitude falls with frequency as in photographs, with a few hard edges."""
+    """Return color noise whose amplitude falls with frequency as in photographs, with a few hard edges."""
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     fall = 1 / (np.hypot(fy, fx) + 1 / max(width, height)) ** 1.1
     layers = []
     for _ in range(4):
         noise = np.fft.irfft2(fall * np.exp(2j * np.pi * rng.random(fall.shape)), (height, width))
         layers.append(noise / noise.std())
-    grey, *colors = layers
-    grey = grey + 0.8 * np.sign(np.roll(grey, (height // 3, width // 3), (0, 1)))
-    image = np.stack([128 + 45 * grey + 18 * color for color in colors], axis=-1) + rng.normal(0, 4, (height, width, 1))
+    gray, *colors = layers
+    gray = gray + 0.8 * np.sign(np.roll(gray, (height // 3, width // 3), (0, 1)))
+    image = np.stack([128 + 45 * gray + 18 * color for color in colors], axis=-1) + rng.normal(0, 4, (height, width, 1))
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
@@ -147,7 +147,7 @@ def main() -> None:
         rows: list[tuple[str, Callable[[], Iterator[int]], int]] = [
             ("Pillow, published order", partial(_exact, folder, manifest, device), args.num_images // 8),
             ("everything on the host", partial(_load, folder, manifest, host, args.workers), args.num_images),
-            ("colour on the device", partial(_load, folder, manifest, device, args.workers), args.num_images),
+            ("color on the device", partial(_load, folder, manifest, device, args.workers), args.num_images),
             ("decoding alone", partial(_decode, folder, manifest), args.num_images),
         ]
         print(f"{'':26}{'images/s':>10}{'a CPU second':>14}{'lowest':>9}{'highest':>9}")

@@ -1,6 +1,6 @@
 """The published augmentation in its published order, by Pillow alone: slow, the yardstick of the fast one.
 
-Resize the whole image, flip, jitter its colour, normalise, crop with zero padding (PARITY.md section 2).
+Resize the whole image, flip, jitter its color, normalize, crop with zero padding (PARITY.md section 2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from seam_dist.data.augment.geometry import Draw, place
 def augment_exact(
     image: Image.Image, choice: Draw, crop_size: int, mean: NDArray[np.float32], std: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the normalised crop (3, S, S) float32 of an RGB image; `mean` and `std` (3) in units of 0..1."""
+    """Return the normalized crop (3, S, S) float32 of an RGB image; `mean` and `std` (3) in units of 0..1."""
     where = place(image.height, image.width, choice, crop_size)
     image = image.resize((where.resized[1], where.resized[0]), Image.Resampling.BICUBIC)
     if choice.flip:

@@ -35,7 +35,8 @@ from seam_dist.config.schema import LossConfig, TrainConfig
 from seam_dist.losses.seam import seam_losses
 from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
 from seam_dist.models.backbones.resnet38d import ResNet38d
-from seam_dist.models.seam import EPS, pcm_input_cam, present_channels, resize
+from seam_dist.models.grid import resize
+from seam_dist.models.seam import EPS, pcm_input_cam, present_channels
 
 FORMS = ("published", "ours", "ours-high", "ours-compiled")
 PARTS = (
@@ -50,7 +51,7 @@ _LOSS = LossConfig()
 
 
 class PublishedSEAM(SEAM):
-    """SEAM whose PCM builds the similarity of all pixel pairs, normalises it and multiplies the CAM by it."""
+    """SEAM whose PCM builds the similarity of all pixel pairs, normalizes it and multiplies the CAM by it."""
 
     def _refine(self, cam: Tensor, features: Features, image: Tensor, channels: Tensor | None) -> Tensor:
         size = (cam.shape[2], cam.shape[3])

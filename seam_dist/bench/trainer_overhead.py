@@ -4,7 +4,7 @@
 
 Both train SEAM on ResNet38d, full losses, with the same SGD groups. The bare loop is forward, backward, step and a
 read of the loss. Steps alternate between the two, so that a busy machine slows both alike; the median of the ratios of
-neighbours counts. `--clock cpu` counts the processor's time instead, for a machine that others use, too.
+neighbors counts. `--clock cpu` counts the processor's time instead, for a machine that others use, too.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from seam_dist.config.deepspeed import check_deepspeed_config
 from seam_dist.config.schema import Config
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "all_reduce_sum",
     "barrier",
     "broadcast_object",
-    "check_deepspeed_config",
     "deepspeed_ready",
     "init_world",
     "interface_to",

@@ -31,6 +31,10 @@ Stage = Literal[
     "report",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+IGNORE_INDEX = 255
+"""Class index of pixels without a label, in masks, pseudo-labels and affinity labels."""
+MAX_CLASSES = 254
+"""Foreground classes that fit into 8 bits beside the background and IGNORE_INDEX."""
 Ablation = Literal["cam", "er", "pcm", "ecr", "full"]
 
 
@@ -43,7 +47,7 @@ class RunConfig:
     dir: Path = Path("runs")
     """Folder that holds all runs."""
     seed: int = Field(default=0, ge=0)
-    """Seed of sample order, augmentation, initialisation and dropout."""
+    """Seed of sample order, augmentation, initialization and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto takes a GPU when there is one."""
     world_size: int | None = Field(default=None, ge=1)
@@ -68,7 +72,7 @@ class SourceConfig:
     """Splits to convert, by the names the data set uses."""
     num_images: tuple[int, ...] = (240, 60)
     """procedural: images in each split."""
-    num_classes: int = Field(default=4, ge=1, le=254)
+    num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)
     """procedural: foreground classes."""
     image_size: tuple[int, int] = (256, 192)
     """procedural: median width and height, pixels."""
@@ -117,9 +121,9 @@ class AugmentConfig:
     saturation: float = Field(default=0.3, ge=0, le=1)
     """Factor drawn from [1 - x, 1 + x]."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """Shift drawn from [-x, x], turns of the colour circle."""
+    """Shift drawn from [-x, x], turns of the color circle."""
     color_on: Literal["device", "host"] = "device"
-    """Where colour jitter runs: on the training device, or in the loader process."""
+    """Where color jitter runs: on the training device, or in the loader process."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
@@ -142,7 +146,7 @@ class ModelConfig:
     """Input pixels a cell of the CAM, 8 or 16."""
     pretrained: str | None = None
     """Weights: a .pth, .params (MXNet) or .safetensors file, `package` (the weights that the backbone's package
-    ships) or unset for random initialisation."""
+    ships) or unset for random initialization."""
     freeze_batchnorm: bool = True
     """Keep BatchNorm in eval mode without gradient, as published."""
     freeze_stem: bool = True
@@ -171,12 +175,12 @@ class LossConfig:
     """The losses of SEAM (PARITY.md section 2)."""
 
     ablation: Ablation = "full"
-    """cam: classification of one view; er: + equivariant regularisation; pcm: er + PCM and its min-pooling loss;
+    """cam: classification of one view; er: + equivariant regularization; pcm: er + PCM and its min-pooling loss;
     ecr: PCM and ECR without ER; full: all of them."""
     er_weight: float = Field(default=1.0, ge=0)
-    """Weight of equivariant regularisation."""
+    """Weight of equivariant regularization."""
     ecr_weight: float = Field(default=1.0, ge=0)
-    """Weight of equivariant cross regularisation."""
+    """Weight of equivariant cross regularization."""
     min_pool_weight: float = Field(default=1.0, ge=0)
     """Weight of the min-pooling loss on the refined CAM."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -287,7 +291,7 @@ class CrfConfig:
     bilateral_sxy: float = Field(default=80.0, gt=0)
     """Width of the bilateral kernel in space, pixels."""
     bilateral_srgb: float = Field(default=13.0, gt=0)
-    """Width of the bilateral kernel in colour, grey levels."""
+    """Width of the bilateral kernel in color, gray levels."""
     bilateral_compat: float = Field(default=10.0, ge=0)
     """Weight of the bilateral kernel."""
     source_stride: int = Field(default=1, ge=1)
@@ -305,7 +309,7 @@ class AffinityConfig(TrainConfig):
     hflip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     jitter: bool = True
-    """Colour jitter with the strengths of `augment`."""
+    """Color jitter with the strengths of `augment`."""
     radius: int = Field(default=5, ge=2)
     """Pairs of grid cells nearer than this, in cells, have an affinity."""
     border: Literal["paper", "full"] = "full"
@@ -383,7 +387,7 @@ class SegConfig(TrainConfig):
     hflip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     hsv_jitter: int = Field(default=10, ge=0, le=127)
-    """Largest shift of hue, saturation and value, grey levels of OpenCV's HSV."""
+    """Largest shift of hue, saturation and value, gray levels of OpenCV's HSV."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes; published: 0."""
     confidence: bool = False

@@ -22,10 +22,11 @@ import numpy as np
 
 import seam_dist
 from seam_dist.artifacts.atomic import atomic_file, read_json, sha256_file, write_json
+from seam_dist.config.schema import IGNORE_INDEX
 from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
 from seam_dist.data.processes import single_thread
-from seam_dist.data.shards import IGNORED, RawSample, SampleInfo, write_shard
+from seam_dist.data.shards import RawSample, SampleInfo, write_shard
 from seam_dist.data.sources.base import Record, SourceError
 
 _MAX_REPORTED = 5
@@ -146,10 +147,10 @@ def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int
         raise BadImageError(
             f"it has {mask.shape} pixels (height, width), its image {info.size}{turned}: make them equal"
         )
-    wrong = [int(value) for value in np.unique(mask) if num_classes < value < IGNORED]
+    wrong = [int(value) for value in np.unique(mask) if num_classes < value < IGNORE_INDEX]
     if wrong:
         raise BadImageError(
-            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORED} "
+            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORE_INDEX} "
             "(ignored): correct the mask or add the class"
         )
 

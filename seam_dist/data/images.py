@@ -1,7 +1,7 @@
 """Decoding of untrusted images and masks: the size is read from the header and checked before any pixel is decoded.
 
 JPEG, PNG and WebP are decoded, nothing else. JPEG goes through libjpeg-turbo (simplejpeg); CMYK JPEG, PNG and WebP
-through Pillow. Whatever comes in, (H, W, 3) uint8 RGB in display order comes out: grey is repeated, CMYK converted,
+through Pillow. Whatever comes in, (H, W, 3) uint8 RGB in display order comes out: gray is repeated, CMYK converted,
 alpha dropped, 16 bits reduced to 8, the first frame of an animation taken, the EXIF rotation applied.
 """
 
@@ -17,12 +17,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
+
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LOSSLESS_TO_PNG = ("GIF", "TIFF", "BMP", "PPM", "JPEG2000")
 MAX_SIDE = 65_535  # of a JPEG; no format here needs more
 _EXIF_ORIENTATION = 0x0112
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOR_TYPE_AT = 25  # after signature (8), chunk length and name (8), width and height (8), bit depth (1)
+_PALETTE_MODE = b"\x03"
 _TURBO_COLORS = ("YCbCr", "Gray", "RGB")
 
 
@@ -93,14 +98,36 @@ def decode_image(
 
 
 def decode_mask(data: bytes, *, max_pixels: int) -> Pixels:
-    """Decode a PNG of class indices, grey or palette, to (H, W) uint8; raise BadImageError for anything else."""
+    """Decode a PNG of class indices, gray or palette, to (H, W) uint8; raise BadImageError for anything else."""
     with _open(data, max_pixels, ("PNG",)) as image:
         if image.mode not in ("L", "P"):
             raise BadImageError(
-                f"a mask holds class indices in 8-bit grey or palette mode, found mode {image.mode}: convert "
-                "colours to indices"
+                f"a mask holds class indices in 8-bit gray or palette mode, found mode {image.mode}: convert "
+                "colors to indices"
             )
         return np.array(_load(image), dtype=np.uint8)
+
+
+def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> NDArray[np.uint8]:
+    """Return the class indices (H, W) uint8 of a palette PNG.
+
+    Raises ValueError for anything else than a palette PNG of at most `max_pixels` pixels, and for indices that are
+    neither 0 .. num_classes nor 255. A gray PNG is refused: its values need not be indices.
+    """
+    try:
+        if not data.startswith(_PNG_SIGNATURE) or data[_COLOR_TYPE_AT : _COLOR_TYPE_AT + 1] != _PALETTE_MODE:
+            raise BadImageError("it is no palette PNG")
+        labels = decode_mask(data, max_pixels=max_pixels)
+    except BadImageError as error:
+        raise ValueError(f"the label image cannot be used ({error}): make the labels again") from None
+    if num_classes < MAX_CLASSES:
+        wrong = labels[(labels > num_classes) & (labels != IGNORE_INDEX)]
+        if wrong.size:
+            raise ValueError(
+                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORE_INDEX}: make the labels "
+                "again from the same data set"
+            )
+    return labels
 
 
 def encode_png(data: bytes, *, max_pixels: int) -> bytes:
@@ -171,7 +198,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Pixels:
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip 16-bit grey to 255; its full range is 0..65535.
-        grey = np.clip(np.array(image, dtype=np.int64), 0, 65_535) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        # Pillow would clip 16-bit gray to 255; its full range is 0..65535.
+        gray = np.clip(np.array(image, dtype=np.int64), 0, 65_535) // 257
+        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"), dtype=np.uint8)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seam_dist.artifacts.atomic import read_json, sha256_file
+from seam_dist.config.schema import MAX_CLASSES
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-MAX_CLASSES = 254  # 0 is background and 255 ignored in an 8-bit mask
 REMEDY = "copy it again, or remove it together with manifest.json and run `--stage shard`"
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.tar")

@@ -40,7 +40,7 @@ class Augmentation(Protocol):
     def __call__(
         self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
     ) -> tuple[Box, NDArray[np.float32]]:
-        """Fill the arrays; return the image's box in them and its colour jitter as in `Item`.
+        """Fill the arrays; return the image's box in them and its color jitter as in `Item`.
 
         Raises BadSampleError or BadImageError for a sample that cannot be used.
         """
@@ -61,7 +61,7 @@ class ImageAugmentation:
     def __call__(
         self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
     ) -> tuple[Box, NDArray[np.float32]]:
-        """Write the crop; return its box and colour jitter."""
+        """Write the crop; return its box and color jitter."""
         return augment(
             raw.members[image_extension(raw)],
             draw(rng, self.cfg),
@@ -146,7 +146,7 @@ class StreamReader:
                 shard = self._split.shards[index]
                 labels = None if self._labels is None else self._labels(shard.file)
                 for raw in read_raw(self._folder / shard.file, shard):
-                    stored.append((raw if labels is None else _relabelled(raw, labels), shard.file))
+                    stored.append((raw if labels is None else _relabeled(raw, labels), shard.file))
             loaded = _Loaded(group, [stored[index] for index in self._order.permutation(group)])
             self._groups[group.stream] = loaded
         return loaded
@@ -168,7 +168,7 @@ class StreamReader:
             )
 
 
-def _relabelled(raw: RawSample, labels: Mapping[str, bytes]) -> RawSample:
+def _relabeled(raw: RawSample, labels: Mapping[str, bytes]) -> RawSample:
     """Return the sample with its label image, or nothing, in place of its mask."""
     members = {name: data for name, data in raw.members.items() if name != "png"}
     if raw.key in labels:

@@ -25,18 +25,9 @@ import webdataset
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys
 
+from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
 from seam_dist.data.images import BadImageError, decode_image, decode_mask
-from seam_dist.data.manifest import (
-    MAX_CLASSES,
-    REMEDY,
-    Manifest,
-    Shard,
-    ShardError,
-    Split,
-    check_size,
-    load_manifest,
-    verify_shards,
-)
+from seam_dist.data.manifest import REMEDY, Manifest, Shard, ShardError, Split, check_size, load_manifest, verify_shards
 
 __all__ = [
     "BadSampleError",
@@ -57,7 +48,6 @@ __all__ = [
     "write_shard",
 ]
 
-IGNORED = 255
 IMAGE_EXTENSIONS = ("jpg", "webp", "image.png")
 
 _BLOCK = 512
@@ -257,8 +247,8 @@ def decode_sample(raw: RawSample, *, masks: bool, max_pixels: int, num_classes: 
         raise BadSampleError(f"its image has {image.shape[:2]} pixels (height, width), its .json says {info.size}")
     if mask is not None and mask.shape != image.shape[:2]:
         raise BadSampleError(f"its mask has {mask.shape} pixels, its image {image.shape[:2]}")
-    if mask is not None and ((mask > num_classes) & (mask != IGNORED)).any():
-        raise BadSampleError(f"its mask holds other values than 0 to {num_classes} and {IGNORED}")
+    if mask is not None and ((mask > num_classes) & (mask != IGNORE_INDEX)).any():
+        raise BadSampleError(f"its mask holds other values than 0 to {num_classes} and {IGNORE_INDEX}")
     if masks and mask is None:
         raise BadSampleError("it has no mask")
     return Sample(raw.key, image, info.classes, mask, info.source_id)

@@ -19,14 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import atomic_write, read_json, write_json
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard
+from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum
-from seam_dist.config.schema import Config
-from seam_dist.data.images import BadImageError, decode_mask
+from seam_dist.config.schema import IGNORE_INDEX, Config
+from seam_dist.data.images import BadImageError, decode_labels, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import read_raw
-from seam_dist.evaluation.metrics import IGNORED, scores_from_confusion
+from seam_dist.evaluation.metrics import scores_from_confusion
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def confusion_matrix(labels: NDArray[np.uint8], mask: NDArray[np.uint8], num_lab
     """
     if labels.shape != mask.shape:
         raise ValueError(f"the labels have {labels.shape} pixels and the mask {mask.shape}")
-    valid = mask != IGNORED
+    valid = mask != IGNORE_INDEX
     truth, predicted = mask[valid].astype(np.int64), labels[valid].astype(np.int64)
     largest = max(truth.max(initial=0), predicted.max(initial=0))
     if largest >= num_labels:

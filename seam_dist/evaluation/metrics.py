@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IGNORED = 255
+from seam_dist.config.schema import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ThresholdHistogram:
         self._check(cam, classes, mask)
         # int32 throughout: time goes by bytes. Ignored pixels get a row of their own, which is dropped.
         rows = np.arange(256, dtype=np.int32)
-        rows[IGNORED] = self.num_classes + 1
+        rows[IGNORE_INDEX] = self.num_classes + 1
         truth = torch.from_numpy(rows[mask].ravel())
         size = (self.num_classes + 2, max(1, len(classes)), len(self._bounds) + 1)
         index = truth * (size[1] * size[2])
@@ -149,7 +149,7 @@ class ThresholdHistogram:
                 f"classes={list(classes)}, expected ascending ids within 1 .. {self.num_classes}: "
                 "use the data set that the CAMs were made for"
             )
-        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED])
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX])
         if values.size and values[-1] > self.num_classes:
             raise ValueError(
                 f"mask holds class {values[-1]}, expected 0 .. {self.num_classes} or 255: correct the mask"

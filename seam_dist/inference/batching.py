@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from seam_dist.artifacts.atomic import read_json, write_json
-from seam_dist.artifacts.cam_file import scaled_size
 from seam_dist.data.manifest import Shard
 from seam_dist.data.shards import Sample
+from seam_dist.models.grid import scaled_size
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def scaled_images(images: Sequence[Pixels], scales: Sequence[float], *, align: i
     result = []
     for scale in scales:
         height, width = scaled_size((images[0].shape[0], images[0].shape[1]), scale, align=align)
-        # Pillow's kernel is the published one; OpenCV's differs by up to 30 grey levels at edges when shrinking.
+        # Pillow's kernel is the published one; OpenCV's differs by up to 30 gray levels at edges when shrinking.
         resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
         result.append(torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2))
     return result

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.authors_files import find_dict, read_cam_dict, stack_maps
-from seam_dist.artifacts.cam_file import StoredCam, fold_mirrored, normalize_cam, store_cam, sum_scales
+from seam_dist.artifacts.cam_file import StoredCam, store_cam
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.config.schema import Config, InferConfig
 from seam_dist.data.augment.geometry import normalize_images
@@ -23,6 +24,8 @@ from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
 from seam_dist.models import SEAM, build_backbone, load_weights
+
+EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,38 @@ def _shown(names: Sequence[str]) -> str:
     return f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
 
 
+def fold_mirrored(cam: Tensor, mirrored: Tensor) -> Tensor:
+    """Return the sum of a map and of the map of the mirrored image, turned back."""
+    return cam + mirrored.flip(-1)
+
+
+def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int, int]) -> Tensor:
+    """Return the sum at `size` (height, width) of maps given as (grid map (K, h, w), size of the scaled image)."""
+    total: Tensor | None = None
+    for grid, scaled in grids:
+        if len(grid) == 0:  # an image without classes; interpolate refuses it
+            return grid.new_zeros((0, *size))
+        at_scale = interpolate(grid[None], scaled, mode="bilinear", align_corners=True)
+        full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
+        total = full if total is None else total.add_(full)
+    if total is None:
+        raise ValueError("grids is empty, expected a map for at least one scale: set infer.scales")
+    return total
+
+
+def normalize_cam(cam: Tensor) -> Tensor:
+    """Return summed scores (K, H, W) scaled within each class to below 1; zeroed pixels end slightly below 0.
+
+    Negatives to 0, values < min + 1e-5 to 0, then (x - min - 1e-5) / (max - min + 1e-5) (PARITY.md section 3). A
+    constant map comes out far below 0, as published: everywhere background.
+    """
+    cam = cam.relu()
+    low = cam.amin(dim=(1, 2), keepdim=True)
+    high = cam.amax(dim=(1, 2), keepdim=True)
+    cam = torch.where(cam < low + EPS, 0, cam)
+    return (cam - low - EPS) / (high - low + EPS)
+
+
 def infer_samples(
     model: SEAM,
     samples: Iterable[Sample],
@@ -159,7 +194,7 @@ def read_samples(
     found = []
     for sample in samples:
         size = (sample.image.shape[0], sample.image.shape[1])
-        path = find_dict(folder, sample, "infer.from_interop")
+        path = find_dict(folder, sample.key, sample.source_id, "infer.from_interop")
         maps = read_cam_dict(path)
         cam = torch.from_numpy(stack_maps(path, maps, [index - 1 for index in sample.classes], size))
         use(sample, cam)
@@ -172,7 +207,7 @@ def read_samples(
 def infer_batch(
     model: SEAM, images: Sequence[Tensor], classes: Sequence[Sequence[int]], size: tuple[int, int], *, flip: bool
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Return (map, the classifier's map where the first is PCM's) of each image: normalised, (K, H, W) at `size`.
+    """Return (map, the classifier's map where the first is PCM's) of each image: normalized, (K, H, W) at `size`.
 
     images: uint8 (B, 3, h, w) at each scale; classes: the present ids from 1 of each image.
     """

@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from seam_kernels import dense_crf
 
 from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
-from seam_dist.artifacts.label_file import IGNORED
-from seam_dist.config.schema import Config, CrfConfig
+from seam_dist.config.schema import IGNORE_INDEX, Config, CrfConfig
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
@@ -111,9 +110,9 @@ def affinity_labels(low: Scores, high: Scores, classes: Sequence[int], stride: i
     low, high = block_means(low, stride), block_means(high, stride)
     ids = np.array([0, *classes], np.uint8)
     labels: Pixels = ids[low.argmax(axis=0)]
-    labels[labels == 0] = IGNORED
+    labels[labels == 0] = IGNORE_INDEX
     labels[high.argmax(axis=0) == 0] = 0
-    labels[np.maximum(low.max(axis=0), high.max(axis=0)) < _NO_SCORE] = IGNORED
+    labels[np.maximum(low.max(axis=0), high.max(axis=0)) < _NO_SCORE] = IGNORE_INDEX
     return labels
 
 
@@ -162,7 +161,7 @@ class CrfPool:
         stride: int | None = None,
         dicts: tuple[Path, Path] | None = None,
     ) -> Future[CamLabels]:
-        """Return the future labels of a normalised CAM (K, H, W) from the CRFs of both backgrounds.
+        """Return the future labels of a normalized CAM (K, H, W) from the CRFs of both backgrounds.
 
         stride: affinity labels are made as well, in blocks of stride x stride pixels. dicts: the authors' CRF files to
         write, one for each alpha. With neither, the first CRF alone is computed.

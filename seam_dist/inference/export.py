@@ -1,7 +1,7 @@
 """The final network as one file without this package: a torch.export program, or ONNX where its packages are installed.
 
 The program takes an RGB image, uint8 (1, 3, H, W), and returns logits, float32 (1, C + 1, H, W), at the image's size;
-normalisation is inside. One scale and no mirror image: what `seam-dist predict --scales 1 --no-flip` does. A program is
+normalization is inside. One scale and no mirror image: what `seam-dist predict --scales 1 --no-flip` does. A program is
 compared with the network before it is written: on noise of several sizes the labels must be equal.
 """
 
@@ -33,7 +33,7 @@ class ExportError(ValueError):
 
 
 class ExportNetwork(nn.Module):
-    """A final network with its normalisation inside, in eval mode."""
+    """A final network with its normalization inside, in eval mode."""
 
     def __init__(self, model: DeepLab) -> None:
         super().__init__()

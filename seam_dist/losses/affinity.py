@@ -14,7 +14,8 @@ import torch
 from seam_kernels.stencil import from_window, half_plane_offsets
 from torch import Tensor
 
-IGNORED = 255
+from seam_dist.config.schema import IGNORE_INDEX
+
 EPS = 1e-5
 NONE, BACKGROUND, FOREGROUND, NEGATIVE = range(4)
 WEIGHTS: Mapping[str, float] = {"bg": 0.25, "fg": 0.25, "neg": 0.5}
@@ -42,7 +43,7 @@ def pair_kinds(labels: Tensor, *, radius: int, border: str) -> Tensor:
         other = labels[:, y0 + offset[0] : y1 + offset[0], x0 + offset[1] : x1 + offset[1]]
         same = torch.where(one == 0, BACKGROUND, FOREGROUND)
         kind = torch.where(one == other, same, NEGATIVE)
-        kinds[:, k, y0:y1, x0:x1] = kind.masked_fill_((one == IGNORED) | (other == IGNORED), NONE)
+        kinds[:, k, y0:y1, x0:x1] = kind.masked_fill_((one == IGNORE_INDEX) | (other == IGNORE_INDEX), NONE)
     return kinds
 
 

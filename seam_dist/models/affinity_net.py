@@ -1,4 +1,4 @@
-"""AffinityNet: features of grid cells whose L1 distance says whether two neighbouring cells are of one class.
+"""AffinityNet: features of grid cells whose L1 distance says whether two neighboring cells are of one class.
 
 PARITY.md section 1, row AffinityNet; Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level
 Supervision", CVPR 2018, as SEAM's code uses it: three feature maps of the backbone are reduced, joined and mixed, all
@@ -21,7 +21,8 @@ from torch.nn.functional import elu
 from seam_dist.config.schema import Config
 from seam_dist.models.backbones.base import Backbone, Features
 from seam_dist.models.build import build_backbone, start_weights
-from seam_dist.models.seam import Conv1x1, resize
+from seam_dist.models.grid import resize
+from seam_dist.models.seam import Conv1x1
 from seam_dist.models.weights.load import LoadReport
 
 
@@ -56,7 +57,7 @@ class AffinityNet(nn.Module):
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
     def forward(self, image: Tensor, border: Literal["paper", "full"] = "full") -> Tensor:
-        """Return the affinities (B, K, h, w) of normalised images, as edge_affinity does; float32, in 0..1.
+        """Return the affinities (B, K, h, w) of normalized images, as edge_affinity does; float32, in 0..1.
 
         K belongs to the radius, which is smaller on grids below 2 * radius + 1 cells: see `pair_radius`.
         """
@@ -70,11 +71,11 @@ class AffinityNet(nn.Module):
         return shrunk_radius(height, width, self.radius)
 
     def forward_grid(self, image: Tensor) -> Tensor:
-        """Return the features (B, sum of channels, h, w) of normalised images at the grid of conv6, float32."""
+        """Return the features (B, sum of channels, h, w) of normalized images at the grid of conv6, float32."""
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
-                "normalise it with normalize_images first"
+                "normalize it with normalize_images first"
             )
         features: Features = self.backbone(image.to(self.f9.weight.dtype))
         size = (features.conv6.shape[2], features.conv6.shape[3])

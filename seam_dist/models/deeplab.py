@@ -67,10 +67,10 @@ class LargeFOV(nn.Module):
 
 
 class ImagePooling(nn.Module):
-    """The pyramid's branch that sees the whole image: mean, 1x1, normalisation, ReLU, spread over the grid.
+    """The pyramid's branch that sees the whole image: mean, 1x1, normalization, ReLU, spread over the grid.
 
-    Normalised over the channels of each image (GroupNorm of one group). The published BatchNorm has one value a channel
-    and image here: it fails with a single image, and with few it makes each image depend on its neighbours.
+    Normalized over the channels of each image (GroupNorm of one group). The published BatchNorm has one value a channel
+    and image here: it fails with a single image, and with few it makes each image depend on its neighbors.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -132,7 +132,7 @@ class DeepLab(nn.Module):
         self.head = heads[network](backbone, num_classes + 1, width=width, dropout=dropout)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, C + 1, H, W), float32, at the size of the normalised image (B, 3, H, W)."""
+        """Return logits (B, C + 1, H, W), float32, at the size of the normalized image (B, 3, H, W)."""
         return _upsample(self.forward_grid(image), image.shape[2:])
 
     def forward_grid(self, image: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class DeepLab(nn.Module):
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
-                "normalise it with normalize_images first"
+                "normalize it with normalize_images first"
             )
         features = self.backbone(image)
         logits: Tensor = self.head(features.conv4, features.conv6)

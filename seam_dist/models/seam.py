@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 from seam_kernels import Impl, pcm_attention
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, relu
+from torch.nn.functional import conv2d, relu
 
 from seam_dist.models.backbones.base import Backbone, Features
+from seam_dist.models.grid import resize
 
 EPS = 1e-5
 HEAD_NAMES = ("fc8", "f8_3", "f8_4", "f9")
@@ -51,13 +52,6 @@ def present_channels(label: Tensor) -> Tensor:
     the processor waits for it, so it is made from labels on the CPU.
     """
     return torch.cat([label.new_zeros(1, dtype=torch.int64), label.any(dim=0).nonzero()[:, 0] + 1])
-
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return x resized to `size`, bilinear with align_corners=True, as everywhere in the published network."""
-    if (x.shape[2], x.shape[3]) == size:
-        return x
-    return interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 class Conv1x1(nn.Conv2d):
@@ -130,7 +124,7 @@ class SEAM(nn.Module):
             nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
     def forward(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
-        """Return both CAMs at the size of the normalised image (B, 3, H, W).
+        """Return both CAMs at the size of the normalized image (B, 3, H, W).
 
         `channels` names the channels that the refined CAM is wanted for, see present_channels; the others are 0 there.
         """
@@ -143,7 +137,7 @@ class SEAM(nn.Module):
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
-                "normalise it with normalize_images first"
+                "normalize it with normalize_images first"
             )
         # DeepSpeed's bf16 mode converts parameters but not inputs.
         features: Features = self.backbone(image.to(self.fc8.weight.dtype))

@@ -1,7 +1,7 @@
-"""Line charts as inline SVG: no library, no script, colours from the page's style sheet.
+"""Line charts as inline SVG: no library, no script, colors from the page's style sheet.
 
-A line's colour is a class (`s0`, `s1`, ...), so that the page can give it another shade on a dark ground; lines differ
-in dash as well, for readers who do not see the colours.
+A line's color is a class (`s0`, `s1`, ...), so that the page can give it another shade on a dark ground; lines differ
+in dash as well, for readers who do not see the colors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 44
 
 @dataclass(frozen=True)
 class Line:
-    """One line: points in the order of x; `style` selects the colour; `faint` is the thin form of raw values."""
+    """One line: points in the order of x; `style` selects the color; `faint` is the thin form of raw values."""
 
     label: str
     x: Sequence[float]
@@ -40,7 +40,7 @@ class Mark:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Return the centred moving average; at the ends the window shrinks and stays centred."""
+    """Return the centerd moving average; at the ends the window shrinks and stays centerd."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)

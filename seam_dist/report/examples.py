@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seam_dist.artifacts.cam_file import StoredCam, predict_labels, read_cams, upsample_cam
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.label_file import read_label_shard
+from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import decode_sample, read_raw
+from seam_dist.inference.pseudo_labels import predict_labels
 
 Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -9,7 +9,7 @@ from seam_dist.evaluation.label_scores import LABEL_KINDS
 from seam_dist.report.comparison import MAP_NAMES
 from seam_dist.report.examples import Example
 from seam_dist.report.page import chip, percent
-from seam_dist.report.pictures import class_colours, data_uri, heat_map, heat_scale_uri, label_map
+from seam_dist.report.pictures import class_colors, data_uri, heat_map, heat_scale_uri, label_map
 
 KIND_WORDS = {kind.name: kind.words for kind in LABEL_KINDS}
 _HEADINGS = {
@@ -33,7 +33,7 @@ def gallery(examples: Sequence[Example], names: Sequence[str], *, split: str, th
     caption = (
         f"Images of {split}, {order}. Maps show the largest score over the classes of the image's label, 0 "
         f'<img class="scale" alt="dark blue over green to yellow" src="{heat_scale_uri()}"> to 1; labels of the CAM '
-        f"use {escape(threshold)}. Labels and truth are drawn in the colours of the classes over the darkened image."
+        f"use {escape(threshold)}. Labels and truth are drawn in the colors of the classes over the darkened image."
     )
     if "refined" in kinds and "plain" in kinds:
         caption += (
@@ -75,11 +75,11 @@ def _card(example: Example, names: Sequence[str], kinds: Sequence[str], has_trut
 
 
 def _class_legend(examples: Sequence[Example], names: Sequence[str]) -> str:
-    colours = class_colours()
+    colors = class_colors()
     shown = sorted({index for example in examples for index in example.classes})
     items = []
     for index in shown:
-        items.append(f"<li>{chip(colours[index])}{escape(_name(index, names))}</li>")
+        items.append(f"<li>{chip(colors[index])}{escape(_name(index, names))}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 

@@ -1,4 +1,4 @@
-"""A picture of an image's labels: the classes in their colours over the image, and below it what each colour means."""
+"""A picture of an image's labels: the classes in their colors over the image, and below it what each color means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from seam_dist.report.pictures import Image as Pixels
-from seam_dist.report.pictures import class_colours
+from seam_dist.report.pictures import class_colors
 
 _IGNORED = 255
 _OPACITY = 0.55
@@ -26,17 +26,17 @@ def overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
 
 
 def _painted(image: Pixels, labels: Pixels) -> Pixels:
-    """Return the image with the classes in their colours, a white rim around each; the background as it is."""
-    mixed = cv2.addWeighted(class_colours()[labels], _OPACITY, image, 1 - _OPACITY, 0)
+    """Return the image with the classes in their colors, a white rim around each; the background as it is."""
+    mixed = cv2.addWeighted(class_colors()[labels], _OPACITY, image, 1 - _OPACITY, 0)
     painted = np.where((labels > 0)[..., None], mixed, image)
-    # The palette's first colours are dark: without the rim they would sink into a dark image.
+    # The palette's first colors are dark: without the rim they would sink into a dark image.
     rim = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     painted[rim & (labels > 0)] = 255
     return np.asarray(painted, np.uint8)
 
 
 def _legend(ids: Sequence[int], classes: Sequence[str], width: int) -> Pixels:
-    """Return (legend, width, 3): a coloured square and a name for each class, in as many lines as it takes."""
+    """Return (legend, width, 3): a colored square and a name for each class, in as many lines as it takes."""
     size = max(10, width // 40)
     font = ImageFont.load_default(size)
     places: list[tuple[int, int, str]] = []
@@ -52,7 +52,7 @@ def _legend(ids: Sequence[int], classes: Sequence[str], width: int) -> Pixels:
     band = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(band)
     for index, (left, top, name) in zip(ids, places, strict=True):
-        red, green, blue = (int(value) for value in class_colours()[index])
+        red, green, blue = (int(value) for value in class_colors()[index])
         pen.rectangle((left, top, left + size, top + size), fill=(red, green, blue), outline="black")
         pen.text((left + size + _MARGIN, top), name, fill="black", font=font)
     return np.array(band, np.uint8).reshape(height, width, 3)

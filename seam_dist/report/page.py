@@ -60,9 +60,9 @@ def legend(items: Sequence[tuple[str, str]]) -> str:
     return '<ul class="legend">' + "".join(f"<li>{swatch}{escape(text)}</li>" for swatch, text in items) + "</ul>"
 
 
-def chip(colour: Sequence[int]) -> str:
-    """Return a small square of an RGB colour."""
-    red, green, blue = (int(channel) for channel in colour)
+def chip(color: Sequence[int]) -> str:
+    """Return a small square of an RGB color."""
+    red, green, blue = (int(channel) for channel in color)
     return f'<span class="chip" style="background:rgb({red},{green},{blue})"></span>'
 
 

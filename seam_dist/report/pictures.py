@@ -1,4 +1,4 @@
-"""Pictures for the report: class colours, heat maps and their encoding as data URIs."""
+"""Pictures for the report: class colors, heat maps and their encoding as data URIs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from seam_dist.artifacts.label_file import voc_palette
 Image = NDArray[np.uint8]
 
 
-def class_colours() -> Image:
+def class_colors() -> Image:
     """Return the PASCAL VOC palette, (256, 3) uint8 RGB."""
     return np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
 
 
 def heat_map(image: Image, score: NDArray[np.float32]) -> Image:
-    """Return a score (H, W) in 0..1 in the colours of viridis over the image (H, W, 3), which shows through as grey."""
+    """Return a score (H, W) in 0..1 in the colors of viridis over the image (H, W, 3), which shows through as gray."""
     heat = cv2.cvtColor(cv2.applyColorMap(_to_bytes(score), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     return _blend(image, np.asarray(heat, np.uint8), 0.7)
 
 
 def label_map(image: Image, mask: Image) -> Image:
-    """Return a class index map (H, W) over the image as grey: class colours with a white rim, background darkened."""
-    coloured = class_colours()[mask]
-    painted = np.where((mask == 0)[..., None], _blend(image, np.zeros_like(image), 0.55), _blend(image, coloured, 0.75))
-    # The palette's first colours are dark: without the rim they would sink into a dark image.
+    """Return a class index map (H, W) over the image as gray: class colors with a white rim, background darkened."""
+    colored = class_colors()[mask]
+    painted = np.where((mask == 0)[..., None], _blend(image, np.zeros_like(image), 0.55), _blend(image, colored, 0.75))
+    # The palette's first colors are dark: without the rim they would sink into a dark image.
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     painted[edge & (mask > 0)] = 255
     return np.asarray(painted, np.uint8)
@@ -54,7 +54,7 @@ def data_uri(image: Image, *, quality: int = 88) -> str:
 
 
 def heat_scale_uri() -> str:
-    """Return the colours of heat_map from 0 to 1, left to right, as a PNG data URI."""
+    """Return the colors of heat_map from 0 to 1, left to right, as a PNG data URI."""
     ramp = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
     done, encoded = cv2.imencode(".png", cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS))
     assert done
@@ -65,6 +65,6 @@ def _to_bytes(score: NDArray[np.float32]) -> Image:
     return (np.clip(np.nan_to_num(score), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _blend(image: Image, colour: Image, weight: float) -> Image:
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return np.asarray(cv2.addWeighted(colour, weight, grey, 1 - weight, 0), np.uint8)
+def _blend(image: Image, color: Image, weight: float) -> Image:
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(color, weight, gray, 1 - weight, 0), np.uint8)

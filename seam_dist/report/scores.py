@@ -20,14 +20,14 @@ from seam_dist.report.comparison import (
     splits_of,
 )
 from seam_dist.report.page import NONE, chip, duration, legend, missing, percent, table, tiles
-from seam_dist.report.pictures import class_colours
+from seam_dist.report.pictures import class_colors
 from seam_dist.report.records import MapScores, RunRecord
 
 OWN, PLAIN, FIRST_OTHER, NUM_STYLES = 0, 1, 2, 5
 
 
 def style_of(row: Row, rows: Sequence[Row]) -> int:
-    """Return the colour number of a row: 0 the run's result, 1 its plain CAM, from 2 the other runs."""
+    """Return the color number of a row: 0 the run's result, 1 its plain CAM, from 2 the other runs."""
     if row.is_own:
         return OWN if row.is_primary else PLAIN
     others = list(dict.fromkeys(r.run.name for r in rows if not r.is_own))
@@ -194,14 +194,14 @@ def classes_section(own: RunRecord, others: Sequence[RunRecord], names: Sequence
     labels = [row.label for row in rest]
     others_head = [f"IoU, {row.label}" + (f" ({row.run.name})" if labels.count(row.label) > 1 else "") for row in rest]
     head = ["Class", "IoU", "", "Precision", "Recall", *others_head]
-    colours = class_colours()
+    colors = class_colors()
     cells = []
     for index, iou in enumerate(lists["iou"]):
         name = "background" if index == 0 else names[index - 1] if index <= len(names) else f"class {index}"
         share = 100 * iou if isinstance(iou, int | float) else 0
         cells.append(
             [
-                f'<span class="who">{chip(colours[index])}{escape(name)}</span>',
+                f'<span class="who">{chip(colors[index])}{escape(name)}</span>',
                 percent(iou),
                 f'<span class="barbox"><span class="bar" style="width:{share:.1f}%"></span></span>',
                 *(percent(_at(lists[key], index)) for key in ("precision", "recall")),
@@ -214,7 +214,7 @@ def classes_section(own: RunRecord, others: Sequence[RunRecord], names: Sequence
     caption = (
         f"The {MAP_NAMES[result.kind]} on {split}, in percent, each map at its own best background threshold "
         f"({_threshold(best)} for {own.name}). Low precision: the map runs over borders; low recall: it covers "
-        "a part only. The colours are those of the pictures above."
+        "a part only. The colors are those of the pictures above."
     )
     numbers = [1, *range(3, len(head))]
     styles = [""] * (len(cells) - 1) + ["total"]

@@ -139,7 +139,7 @@ class _ShardOutput:
             return
         stride = affinity_stride(self._cfg) if "affinity" in self._work.folders else None
         if (theirs := crf_folders(self._cfg.infer)) is not None:
-            low, high = (find_dict(folder, sample, "infer.crf_from_interop") for folder in theirs)
+            low, high = (find_dict(folder, sample.key, sample.source_id, "infer.crf_from_interop") for folder in theirs)
             size = (full.shape[1], full.shape[2])
             self._labels[sample.key] = self._pool.submit_dicts((low, high), size, sample.classes, stride=stride)
             return

@@ -1,6 +1,6 @@
 """Stage random_walk: pseudo-labels, from the CAMs walked over the affinities of AffinityNet.
 
-PARITY.md section 6. The image is padded with zeros after normalisation to a multiple of the stride and goes through the
+PARITY.md section 6. The image is padded with zeros after normalization to a multiple of the stride and goes through the
 network at its own size; the walk starts from the stored CAM at image size with the background (1 - max)^alpha, padded
 with zeros and averaged over each cell. Images of different sizes walk together (walk.batch_size).
 
@@ -8,7 +8,7 @@ Every input shard gives one output shard of the same name in labels_crf/ (walk.c
 rename, labels/ last: one that is there is whole, and a stage cut short goes on with those that are missing. Each rank
 takes every R-th of them. walk.files writes the labels of labels/ to files/<key>.png, too.
 
-The CRF (walk.crf) works on the walked scores as they are, unnormalised, at image size. The published code hands it the
+The CRF (walk.crf) works on the walked scores as they are, unnormalized, at image size. The published code hands it the
 padded image and all classes; here the padding is cut off and absent classes, whose scores are below its clip of 1e-5,
 are left out.
 """

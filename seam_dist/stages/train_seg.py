@@ -16,7 +16,7 @@ from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.models.deeplab import SEAM_STAGE
 from seam_dist.training.run import IGNORED_SCHEDULE, run_training
-from seam_dist.training.seg_task import SegModule, synchronise_batchnorm
+from seam_dist.training.seg_task import SegModule, synchronize_batchnorm
 
 # What the trained weights depend on, apart from rounding. With live BatchNorm they depend on the split into
 # micro-batches, too: see seam_dist.training.seg_task.
@@ -48,7 +48,7 @@ def run(cfg: Config) -> None:
         settings.append("model.activation_checkpointing")
 
     def wrap(model: DeepLab, train_cfg: Config) -> SegModule:
-        synchronise_batchnorm(model, world)
+        synchronize_batchnorm(model, world)
         return SegModule(model, train_cfg)
 
     run_training(

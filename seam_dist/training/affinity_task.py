@@ -1,4 +1,4 @@
-"""The module that DeepSpeed trains for AffinityNet: normalisation, affinities and their loss in one forward pass.
+"""The module that DeepSpeed trains for AffinityNet: normalization, affinities and their loss in one forward pass.
 
 The loss divides by numbers of pairs in the global batch, which are known from the labels alone: `begin_step` counts
 them over all micro-batches and ranks before the first forward pass. So N ranks, or accumulation, give the gradient of
@@ -18,7 +18,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models.affinity_net import AffinityNet
-from seam_dist.training.seam_task import DropoutKeys, key_dropout
+from seam_dist.models.dropout import DropoutKeys, key_dropout
 
 
 class AffinityModule(nn.Module):
@@ -61,7 +61,7 @@ class AffinityModule(nn.Module):
         return {name: (value if name == "loss" else value.detach()) * self._parts for name, value in losses.items()}
 
     def images(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the normalised crops (B, 3, S, S), float32, black outside the image as published."""
+        """Return the normalized crops (B, 3, S, S), float32, black outside the image as published."""
         return normalize_images(
             batch["image"],
             batch["valid"],

@@ -148,7 +148,7 @@ def drop_lines_after(path: Path, step: int) -> float:
 def cam_rows(images: Tensor, cam: Tensor, cam_refined: Tensor | None, label: Tensor) -> np.ndarray[Any, Any]:
     """Return uint8 (rows * H, columns * W, 3): a row an image, with the image, its CAM and its refined CAM.
 
-    A map shows the largest normalised value over the classes of the image label, from dark over red to yellow.
+    A map shows the largest normalized value over the classes of the image label, from dark over red to yellow.
     """
     maps = [cam] if cam_refined is None else [cam, cam_refined]
     rows = []
@@ -166,7 +166,7 @@ def cam_rows(images: Tensor, cam: Tensor, cam_refined: Tensor | None, label: Ten
 
 
 def _heat_colors(heat: Tensor) -> Tensor:
-    """Map 0..1 to colours (3, H, W): black, red, yellow, white."""
+    """Map 0..1 to colors (3, H, W): black, red, yellow, white."""
     return torch.stack([(3 * heat).clamp(0, 1), (3 * heat - 1).clamp(0, 1), (3 * heat - 2).clamp(0, 1)])
 
 

@@ -1,16 +1,16 @@
-"""The module that DeepSpeed trains for the final network: normalisation, logits, cross-entropy, in one forward pass.
+"""The module that DeepSpeed trains for the final network: normalization, logits, cross-entropy, in one forward pass.
 
     L = 1/N sum_p w_p CE(logits_p, y_p),   N = pixels with y_p != 255 in the global batch,
 
 over all ranks and accumulation steps, as one GPU with the whole batch would compute it: images differ in how much of
 them is ignored, so a mean of means would not do. N is counted from the labels before the first forward pass
 (`begin_step`). w_p is seg.background_weight where y_p is background, 1 elsewhere; with seg.confidence times the
-network's own softmax probability of y_p without gradient. The weights are not normalised to a mean of 1: a batch whose
+network's own softmax probability of y_p without gradient. The weights are not normalized to a mean of 1: a batch whose
 labels the network doubts counts less than one it agrees with.
 
 Dropout belongs to the sample (`seam_dist.training.seam_task`), so it does not depend on the split into micro-batches. Live
 BatchNorm statistics do: they are those of a micro-batch, on GPUs of the micro-batches of all ranks together
-(`synchronise_batchnorm`). CPU ranks and accumulation steps keep statistics of their own, and the main rank's running
+(`synchronize_batchnorm`). CPU ranks and accumulation steps keep statistics of their own, and the main rank's running
 statistics are kept; with another number of them a training comes out differently.
 """
 
@@ -25,12 +25,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seam_dist.cluster.distributed import World, all_reduce_sum
-from seam_dist.config.schema import Config
+from seam_dist.config.schema import IGNORE_INDEX, Config
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.models.deeplab import DeepLab
-from seam_dist.training.seam_task import DropoutKeys, key_dropout
-
-IGNORED = 255
+from seam_dist.models.dropout import DropoutKeys, key_dropout
 
 
 class SegModule(nn.Module):
@@ -50,8 +48,8 @@ class SegModule(nn.Module):
         self.std: Tensor
 
     def begin_step(self, batches: Sequence[Mapping[str, Any]], world: World) -> None:
-        """Count the labelled pixels of an optimizer step: of all its micro-batches on all ranks."""
-        count = sum(int((batch["target"] != IGNORED).sum()) for batch in batches)
+        """Count the labeled pixels of an optimizer step: of all its micro-batches on all ranks."""
+        count = sum(int((batch["target"] != IGNORE_INDEX).sum()) for batch in batches)
         total = int(all_reduce_sum(torch.tensor(count), world))
         # DeepSpeed takes the mean over ranks and accumulation steps of what should be a sum.
         self._scale = world.size * len(batches) / max(1, total)
@@ -60,14 +58,14 @@ class SegModule(nn.Module):
         """Return float32 "loss" and "accuracy", whose means over the parts of the step are those of the global batch.
 
         `batch` is what the joint loader yields, moved to the device: image (B, 3, S, S) uint8, valid,
-        sample_number and target (B, S, S) uint8. `warmup` has no effect here. Without labelled pixels the loss is 0.
+        sample_number and target (B, S, S) uint8. `warmup` has no effect here. Without labeled pixels the loss is 0.
         """
         assert self._scale is not None, "begin_step comes before the forward pass"
         self.keys.sample_number = batch["sample_number"]
         image = normalize_images(
             batch["image"],
             batch["valid"],
-            None,  # the loader shifts the colours
+            None,  # the loader shifts the colors
             self.mean,
             self.std,
             channels_last=self.cfg.model.channels_last,
@@ -102,12 +100,12 @@ def segmentation_sums(
     label plus e / (C + 1) everywhere; with `confidence` each pixel counts as much as its label is probable now; a pixel
     of label 0 counts `background_weight` times.
     """
-    losses = cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none")
-    valid = target != IGNORED
+    losses = cross_entropy(logits, target, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="none")
+    valid = target != IGNORE_INDEX
     if confidence:
         plain = losses
         if label_smoothing:
-            plain = cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
+            plain = cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="none")
         losses = losses * torch.exp(-plain.detach())
     if background_weight != 1:
         losses = torch.where(target == 0, background_weight * losses, losses)
@@ -116,7 +114,7 @@ def segmentation_sums(
     return losses.sum(), hits
 
 
-def synchronise_batchnorm(model: DeepLab, world: World) -> int:
+def synchronize_batchnorm(model: DeepLab, world: World) -> int:
     """Let live BatchNorm layers use the statistics of all ranks' micro-batches; return how many were changed.
 
     Only on several GPU ranks: torch has no such layer for CPUs. Frozen layers stay as they are. Raises ValueError for a

@@ -10,21 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seam_dist.artifacts.label_file import (
-    decode_labels,
-    encode_labels,
-    read_label_shard,
-    read_labels,
-    voc_palette,
-    write_labels,
-)
+from seam_dist.artifacts.label_file import encode_labels, read_label_shard, read_labels, voc_palette, write_labels
+from seam_dist.data.images import decode_labels
 
 
 def labels_of(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).choice(np.array([0, 1, 7, 20, 254, 255], np.uint8), (height, width))
 
 
-def test_palette_has_the_published_colours():
+def test_palette_has_the_published_colors():
     colors = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     assert {index: tuple(colors[index]) for index in known} == known
@@ -54,11 +48,11 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_only_palette_images_are_read():
-    grey = png(Image.new("L", (8, 8)))
-    colour = png(Image.new("RGB", (8, 8)))
+    gray = png(Image.new("L", (8, 8)))
+    color = png(Image.new("RGB", (8, 8)))
     bits = png(Image.new("1", (8, 8), 1))
     whole = encode_labels(labels_of(32, 32))
-    for data in (grey, colour, bits, b"", b"no image", whole[: len(whole) // 2]):
+    for data in (gray, color, bits, b"", b"no image", whole[: len(whole) // 2]):
         with pytest.raises(ValueError, match="the label image cannot be used"):
             decode_labels(data, max_pixels=10**6)
 

@@ -78,7 +78,7 @@ def test_missing_input_names_the_stage_to_run(tmp_path: Path) -> None:
         input_fingerprint(tmp_path, "infer_cam")
 
 
-def test_misspelt_setting_is_a_programming_error(tmp_path: Path) -> None:
+def test_misspelled_setting_is_a_programming_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="trian"):
         open_stage(dataclasses.replace(config(tmp_path)), "demo", settings=("trian",))
 

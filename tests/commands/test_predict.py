@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from seam_dist.artifacts.label_file import decode_labels, voc_palette
+from seam_dist.artifacts.label_file import voc_palette
 from seam_dist.commands import predict
 from seam_dist.config.schema import Config, ModelConfig, SegConfig
+from seam_dist.data.images import decode_labels
 from seam_dist.inference import export
-from seam_dist.inference.batching import segmentation as seg_inference
+from seam_dist.inference import segmentation as seg_inference
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.report.overlay import overlay
 
@@ -81,12 +82,12 @@ def test_folder_of_odd_images_keeps_its_structure(
     turned = Image.Exif()
     turned[0x0112] = 6
     plain.save(images / "turned.jpg", exif=turned)
-    plain.convert("L").save(images / "deep" / "grey.JPG")
+    plain.convert("L").save(images / "deep" / "gray.JPG")
     plain.convert("CMYK").save(images / "deep" / "er" / "ink.jpeg", "JPEG")
     plain.convert("RGBA").save(images / "deep" / "glass.webp", lossless=True)
     (images / "deep" / "plain.txt").write_text("no image")
     assert run(weights, images, out) == 0
-    expected = ["deep/er/ink", "deep/glass", "deep/grey", "plain", "turned"]
+    expected = ["deep/er/ink", "deep/glass", "deep/gray", "plain", "turned"]
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     assert found == sorted([f"{n}.png" for n in expected] + [f"{n}_overlay.jpg" for n in expected])
     assert labels_at(out / "turned.png").shape == (56, 40)
@@ -226,7 +227,7 @@ def test_legend_names_the_classes_that_are_there() -> None:
     assert (one[10:30] == image[10:30]).all()
     assert (one[2, 100] != image[2, 100]).any()
     green = np.array([0, 128, 0])
-    assert (one[30:] == green).all(axis=-1).sum() > 50  # the square of class 2 in its colour
+    assert (one[30:] == green).all(axis=-1).sum() > 50  # the square of class 2 in its color
     assert not np.array_equal(one[30:], two[30:])
     # A narrow image has a line for each.
     assert overlay(image[:, :40], labels[:, :40], CLASSES).shape[0] > two.shape[0]

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from seam_dist.cluster.distributed import check_deepspeed_config
-from seam_dist.config.deepspeed import deepspeed_settings, zero_stage
+from seam_dist.config.deepspeed import check_deepspeed_config, deepspeed_settings, zero_stage
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from seam_dist.config.load import ConfigError, dump_yaml, flatten, format_config, from_tree, load_config, settings
 from seam_dist.config.schema import STAGES, Config
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write(path: Path, text: str) -> Path:
@@ -138,5 +138,5 @@ def test_shipped_configurations_are_valid_with_every_preset(path: Path, preset: 
 
 
 def test_stages_have_a_module_each() -> None:
-    folder = Path(__file__).parent.parent / "seam_dist" / "stages"
+    folder = Path(__file__).parents[2] / "seam_dist" / "stages"
     assert {p.stem for p in folder.glob("*.py")} - {"__init__"} == set(STAGES)

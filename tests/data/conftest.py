@@ -24,7 +24,7 @@ CLASSES = ("cat", "dog", "horse")
 
 
 def pixels(seed: int, height: int = 30, width: int = 40) -> NDArray[np.uint8]:
-    """Smooth colours with an edge, different for every seed."""
+    """Smooth colors with an edge, different for every seed."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     image = np.array(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -40,7 +40,7 @@ def encode(image: NDArray[np.uint8] | Image.Image, format: str = "JPEG", **optio
 
 
 def index_mask(seed: int, height: int = 30, width: int = 40) -> bytes:
-    """A grey PNG with background, classes 1 to 3 and ignored pixels."""
+    """A gray PNG with background, classes 1 to 3 and ignored pixels."""
     values = np.array([0, 1, 2, 3, 255], np.uint8)
     return encode(values[np.random.default_rng(seed).integers(0, 5, (height, width))], "PNG")
 

@@ -203,7 +203,7 @@ def test_mask_with_an_unknown_index_is_refused(kit: SimpleNamespace) -> None:
         converted(kit, kit.encode(kit.pixels(0)), kit.encode(mask, "PNG"))
 
 
-def test_grey_cmyk_and_one_pixel_images_are_accepted(kit: SimpleNamespace) -> None:
+def test_gray_cmyk_and_one_pixel_images_are_accepted(kit: SimpleNamespace) -> None:
     image = Image.fromarray(kit.pixels(0))
     assert "jpg" in converted(kit, kit.encode(image.convert("L"))).members
     assert "jpg" in converted(kit, kit.encode(image.convert("CMYK"))).members

@@ -39,7 +39,7 @@ def test_exif_rotation_is_applied_as_pillow_does(kit: SimpleNamespace, format: s
     assert np.abs(found.astype(int) - expected).max() <= 3  # two JPEG decoders
 
 
-def test_grey_jpeg_is_repeated_to_rgb(kit: SimpleNamespace) -> None:
+def test_gray_jpeg_is_repeated_to_rgb(kit: SimpleNamespace) -> None:
     image = decode_image(kit.encode(Image.fromarray(kit.pixels(0)).convert("L")), max_pixels=MAX)
     assert image.shape == (30, 40, 3)
     assert (image[..., 0] == image[..., 1]).all()
@@ -52,7 +52,7 @@ def test_cmyk_jpeg_is_converted_as_pillow_does(kit: SimpleNamespace) -> None:
     assert np.array_equal(decode_image(data, max_pixels=MAX), expected)
 
 
-def test_16_bit_grey_png_keeps_its_range(kit: SimpleNamespace) -> None:
+def test_16_bit_gray_png_keeps_its_range(kit: SimpleNamespace) -> None:
     ramp = np.linspace(0, 65_535, 1200).reshape(30, 40).astype(np.uint16)
     image = decode_image(kit.encode(Image.fromarray(ramp), "PNG"), max_pixels=MAX)
     assert image.shape == (30, 40, 3)
@@ -135,7 +135,7 @@ def test_reduced_decoding_keeps_at_least_the_size_asked_for(kit: SimpleNamespace
     assert decode_image(data, max_pixels=MAX, orientation=6, min_size=(301, 200)).shape == (600, 400, 3)
 
 
-def test_mask_is_read_as_indices_of_grey_and_palette_images(kit: SimpleNamespace) -> None:
+def test_mask_is_read_as_indices_of_gray_and_palette_images(kit: SimpleNamespace) -> None:
     values = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
     palette = Image.fromarray(values, "L").copy()
     palette = Image.frombytes("P", palette.size, values.tobytes())
@@ -144,7 +144,7 @@ def test_mask_is_read_as_indices_of_grey_and_palette_images(kit: SimpleNamespace
         assert np.array_equal(decode_mask(kit.encode(image, "PNG"), max_pixels=MAX), values)
 
 
-def test_mask_of_colours_is_refused(kit: SimpleNamespace) -> None:
+def test_mask_of_colors_is_refused(kit: SimpleNamespace) -> None:
     with pytest.raises(BadImageError, match="found mode RGB"):
         decode_mask(kit.encode(kit.pixels(0), "PNG"), max_pixels=MAX)
     with pytest.raises(BadImageError, match="not an image of format PNG"):

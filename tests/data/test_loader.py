@@ -297,6 +297,6 @@ def test_numbers_that_do_not_fit_are_refused_with_the_remedy(shards: Path, kit: 
 def test_split_without_labels_cannot_train(shards: Path, kit: SimpleNamespace) -> None:
     cfg = kit.stream_config(shards)
     manifest = load_manifest(shards)
-    unlabelled = replace(manifest, splits={"train": replace(manifest.split("train"), has_labels=False)})
+    unlabeled = replace(manifest, splits={"train": replace(manifest.split("train"), has_labels=False)})
     with pytest.raises(ShardError, match=r"split 'train' has no image-level labels"):
-        make_loader(cfg, unlabelled, 0, 1, 0, 1)
+        make_loader(cfg, unlabeled, 0, 1, 0, 1)

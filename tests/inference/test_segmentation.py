@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config, ModelConfig, PredictConfig, SegConfig
 from seam_dist.data.shards import Sample
-from seam_dist.inference.batching import segmentation as seg_inference
+from seam_dist.inference import segmentation as seg_inference
 from seam_dist.inference.segmentation import find_seg_weights, load_network, predict_samples, probabilities
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 

@@ -16,12 +16,12 @@ def inputs(shape, *, dtype=torch.float64, flat=False):
     batch, _, height, width = shape
     generator = torch.Generator().manual_seed(sum(shape))
     prob = torch.rand(shape, generator=generator, dtype=torch.float64)
-    # Colours within a few standard deviations of 13, so that kernels are neither all 0 nor all 1.
+    # Colors within a few standard deviations of 13, so that kernels are neither all 0 nor all 1.
     image = 100 + 30 * torch.rand(batch, 3, height, width, generator=generator, dtype=torch.float64)
     return prob.to(dtype), (torch.full_like(image, 100) if flat else image).round()
 
 
-def test_two_pixels_of_one_colour_match_hand_calculation():
+def test_two_pixels_of_one_color_match_hand_calculation():
     prob = torch.tensor([[[[0.8, 0.4]], [[0.2, 0.6]]]], dtype=torch.float64)
     image = torch.full((1, 3, 1, 2), 50.0)
     k = math.exp(-1 / 2)  # one apart with both widths 1
@@ -32,7 +32,7 @@ def test_two_pixels_of_one_colour_match_hand_calculation():
     assert out[0, 0, 0, 0].item() == pytest.approx(1 / (1 + math.exp(first[1] - first[0])), rel=1e-6)
 
 
-def test_colour_edges_stop_messages():
+def test_color_edges_stop_messages():
     prob = torch.full((1, 2, 1, 8), 0.5)
     prob[0, 0, 0, 0], prob[0, 1, 0, 0] = 0.9, 0.1
     image = torch.zeros(1, 3, 1, 8)
@@ -80,7 +80,7 @@ def test_options_reach_the_model_of_the_reference():
     torch.testing.assert_close(dense, dense_crf_reference(prob, image, 3))
 
 
-def test_no_iteration_gives_the_clipped_scores_normalised():
+def test_no_iteration_gives_the_clipped_scores_normalized():
     prob = torch.tensor([0.0, 0.5, 2.0]).view(1, 3, 1, 1)
     out = dense_crf(prob, torch.zeros(1, 3, 1, 1), num_iters=0, impl="torch")
     torch.testing.assert_close(out.flatten(), torch.tensor([1e-5, 0.5, 1.0]) / 1.50001)

@@ -43,7 +43,7 @@ def test_offsets_of_radius_five_are_the_34_of_the_paper_in_order():
     assert offsets[-1] == (4, 2)
 
 
-def test_offsets_meet_every_neighbour_of_the_disc_once():
+def test_offsets_meet_every_neighbor_of_the_disc_once():
     met = [sign * dy * 100 + sign * dx for dy, dx in half_plane_offsets(4) for sign in (1, -1)]
     disc = [y * 100 + x for y in range(-3, 4) for x in range(-3, 4) if 0 < x * x + y * y < 16]
     assert sorted(met) == sorted(disc)

@@ -47,7 +47,7 @@ def test_one_step_of_two_pixels_matches_hand_calculation():
     torch.testing.assert_close(out, torch.tensor([[[[0.8, 0.2]]]]))
 
 
-def test_columns_are_normalised_not_rows():
+def test_columns_are_normalized_not_rows():
     # The middle of three pixels meets both ends: its column sum is 3, that of an end 2.
     affinity = torch.zeros(1, 34, 1, 3)
     affinity[0, 0, 0, :2] = 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seam_dist.config.schema import LossConfig
-from seam_dist.losses.seam import seam as losses
+from seam_dist.losses import seam as losses
 
 EPS = 1e-5
 

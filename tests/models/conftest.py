@@ -18,10 +18,10 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def randomise_norms() -> Callable[[Backbone], Backbone]:
+def randomize_norms() -> Callable[[Backbone], Backbone]:
     """Give BatchNorm statistics and affine parameters that matter, as trained ones do, and freeze."""
 
-    def randomise(backbone: Backbone) -> Backbone:
+    def randomize(backbone: Backbone) -> Backbone:
         for norm in backbone.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -31,16 +31,16 @@ def randomise_norms() -> Callable[[Backbone], Backbone]:
         backbone.freeze(batchnorm=True, stem=True)
         return backbone
 
-    return randomise
+    return randomize
 
 
 @pytest.fixture
-def make_resnet38d(randomise_norms: Callable[[Backbone], Backbone]) -> Callable[..., Backbone]:
+def make_resnet38d(randomize_norms: Callable[[Backbone], Backbone]) -> Callable[..., Backbone]:
     """Return a maker of equal frozen networks of width 1/8."""
 
     def make(**settings: object) -> Backbone:
         torch.manual_seed(0)
-        return randomise_norms(ResNet38d(width=1 / 8, **settings))
+        return randomize_norms(ResNet38d(width=1 / 8, **settings))
 
     return make
 

@@ -168,6 +168,6 @@ def test_pretrained_backbone_and_new_heads_have_their_learning_rates(tmp_path: P
     assert skipped.pretrained_names == set()
 
 
-def test_unnormalised_images_are_refused(net: AffinityNet) -> None:
-    with pytest.raises(ValueError, match=r"image is torch\.uint8 .* normalise it"):
+def test_unnormalized_images_are_refused(net: AffinityNet) -> None:
+    with pytest.raises(ValueError, match=r"image is torch\.uint8 .* normalize it"):
         net(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

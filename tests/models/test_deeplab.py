@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_raw_pixels_are_refused() -> None:
-    with pytest.raises(ValueError, match="normalise it"):
+    with pytest.raises(ValueError, match="normalize it"):
         build(settings())(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 

@@ -212,7 +212,7 @@ def test_finer_feature_map_is_resized_to_the_grid() -> None:
     torch.testing.assert_close(model.forward_grid(image).cam_refined, expected)
 
 
-def test_centred_features_ignore_a_constant_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centerd_features_ignore_a_constant_shift(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
     def attention(cam: Tensor, feature: Tensor, **_: object) -> Tensor:
@@ -223,9 +223,9 @@ def test_centred_features_ignore_a_constant_shift(monkeypatch: pytest.MonkeyPatc
     for pcm_center in (False, True):
         torch.manual_seed(0)
         SEAM(Probe(), 2, pcm_center=pcm_center).eval()(torch.ones(1, 3, 33, 33) + torch.randn(1, 3, 33, 33))
-    plain, centred = seen
+    plain, centerd = seen
     assert plain.mean(dim=2).abs().max() > 0.1
-    torch.testing.assert_close(centred, plain - plain.mean(dim=2, keepdim=True))
+    torch.testing.assert_close(centerd, plain - plain.mean(dim=2, keepdim=True))
 
 
 def test_without_pcm_there_is_no_branch_and_no_refined_cam() -> None:
@@ -279,9 +279,9 @@ def test_channels_last_changes_nothing(seam: SEAM) -> None:
 @pytest.mark.parametrize(
     "image",
     [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)],
-    ids=["no batch", "grey", "uint8"],
+    ids=["no batch", "gray", "uint8"],
 )
-def test_image_that_is_not_normalised_rgb_is_refused(image: Tensor) -> None:
+def test_image_that_is_not_normalized_rgb_is_refused(image: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected floating point \(B, 3, H, W\)"):
         SEAM(Probe(), 2)(image)
 

@@ -6,16 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
-from seam_dist.report.pictures import class_colours, data_uri, heat_map, label_map, shrink
+from seam_dist.report.pictures import class_colors, data_uri, heat_map, label_map, shrink
 
 
-def test_class_colours_are_those_of_pascal_voc() -> None:
-    colours = class_colours()
+def test_class_colors_are_those_of_pascal_voc() -> None:
+    colors = class_colors()
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
-    for index, colour in known.items():
-        assert tuple(colours[index]) == colour
-    assert tuple(colours[255]) == (224, 224, 192)
-    assert len({tuple(colour) for colour in colours}) == 256
+    for index, color in known.items():
+        assert tuple(colors[index]) == color
+    assert tuple(colors[255]) == (224, 224, 192)
+    assert len({tuple(color) for color in colors}) == 256
 
 
 def test_heat_map_grows_brighter_with_the_score_and_takes_any_number() -> None:
@@ -52,7 +52,7 @@ def test_pictures_are_embedded_small(shape: tuple[int, int]) -> None:
     assert max(decoded.shape) <= 320
 
 
-def test_embedded_colours_are_not_swapped() -> None:
+def test_embedded_colors_are_not_swapped() -> None:
     image = np.zeros((16, 16, 3), np.uint8)
     image[..., 0] = 250
     data = data_uri(image).partition(",")[2]

@@ -32,7 +32,7 @@ def bilinear(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.einsum("yh,chw,xw->cyx", weights(maps.shape[1], height), maps, weights(maps.shape[2], width))
 
 
-def normalised_image(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalized_image(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Return (1, 3, H, W) float64 of uint8 (H, W, 3)."""
     scaled = (pixels.astype(np.float64) / 255 - np.array(mean)) / np.array(std)
     return torch.from_numpy(scaled.transpose(2, 0, 1).copy())[None]
@@ -48,14 +48,14 @@ def cam_map(
     *,
     flip: bool = True,
 ) -> np.ndarray:
-    """Section 3: normalised CAM (K, H, W) of the present classes; network gives maps at the size of its input."""
+    """Section 3: normalized CAM (K, H, W) of the present classes; network gives maps at the size of its input."""
     height, width = image.shape[:2]
     total = 0
     for scale in scales:
         size = (round(width * scale), round(height * scale))
         scaled = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
         for turned in (False, True) if flip else (False,):
-            given = normalised_image(scaled[:, ::-1] if turned else scaled, mean, std)
+            given = normalized_image(scaled[:, ::-1] if turned else scaled, mean, std)
             with torch.no_grad():
                 maps = network(given)[0].double().numpy()
             full = bilinear(maps, height, width)
@@ -75,9 +75,9 @@ def dense_crf(num_iters: int, gaussian: tuple[float, float], bilateral: tuple[fl
     def solve(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
         channels, height, width = scores.shape
         place = np.array([(x, y) for y in range(height) for x in range(width)], np.float64)
-        colour = image.reshape(-1, 3).astype(np.float64)
+        color = image.reshape(-1, 3).astype(np.float64)
         far = ((place[:, None] - place[None]) ** 2).sum(-1)
-        other = ((colour[:, None] - colour[None]) ** 2).sum(-1)
+        other = ((color[:, None] - color[None]) ** 2).sum(-1)
         kernels = []
         for kernel, compat in (
             (np.exp(-far / (2 * gaussian[0] ** 2)), gaussian[1]),
@@ -159,7 +159,7 @@ def affinity_labels(low: np.ndarray, high: np.ndarray, classes: Sequence[int], s
 
 
 def transition(feature: np.ndarray, radius: int, border: str, beta: float) -> np.ndarray:
-    """Section 6: the column-normalised N x N matrix of features (D, h, w), pairs as in section 5."""
+    """Section 6: the column-normalized N x N matrix of features (D, h, w), pairs as in section 5."""
     _, height, width = feature.shape
     if min(height, width) < 11:
         radius = max(1, min(radius, (min(height, width) - 1) // 2))
@@ -201,7 +201,7 @@ def random_walk(
     height, width = image.shape[:2]
     rows, columns = -(-height // stride), -(-width // stride)
     padded = torch.zeros(1, 3, rows * stride, columns * stride, dtype=torch.float64)
-    padded[:, :, :height, :width] = normalised_image(image, mean, std)
+    padded[:, :, :height, :width] = normalized_image(image, mean, std)
     with torch.no_grad():
         feature = network(padded)[0].double().numpy()
     matrix = transition(feature, radius, border, beta)

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from seam_dist.artifacts.atomic import read_json, write_json
-from seam_dist.artifacts.cam_file import StoredCam, predict_labels, read_cams, store_cam, upsample_cam, write_cams
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, store_cam, upsample_cam, write_cams
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.config.load import dump_yaml, from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.shards import RawSample, read_raw, read_shard, write_shard
+from seam_dist.inference.pseudo_labels import predict_labels
 from seam_dist.stages import evaluate, shard
 
 

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.authors_files import read_cam_dict, read_crf_dict, write_cam_dict, write_crf_dict
 from seam_dist.artifacts.cam_file import read_cams, store_cam
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard
+from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.stage import StageError, input_fingerprint, open_stage
 from seam_dist.commands.status import stage_status
 from seam_dist.config.load import dump_yaml, from_tree
 from seam_dist.config.schema import Config
+from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.inference.batching import by_size

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.atomic import read_json, sha256_file, write_json
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard, voc_palette
+from seam_dist.artifacts.label_file import read_label_shard, voc_palette
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
+from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.inference.segmentation import Prediction

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam, write_cams
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard
+from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
+from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.inference.crf_pool import CrfPool

@@ -17,11 +17,12 @@ import pytest
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import StoredCam, upsample_cam, write_cams
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard, write_labels
+from seam_dist.artifacts.label_file import read_label_shard, write_labels
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
+from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.evaluation.label_scores import LABEL_KINDS, unscored_kinds
@@ -225,7 +226,7 @@ def test_report_shows_every_part_of_two_finished_runs(runs: Path) -> None:
     outline = _parse(html)
     assert outline.ids == ["results", "images", "thresholds", "classes", "training", "setup"]
     assert 'class="missing"' not in html
-    assert outline.tags.count("img") == 6 * 5 + 1  # six images in five views, and the colour scale
+    assert outline.tags.count("img") == 6 * 5 + 1  # six images in five views, and the color scale
     for heading in ("Best", "Around the median", "Worst", "refined CAM", "labels of the CAM", "truth"):
         assert heading in html
     for name in ("background", "rings", "stripes", "checker", "Precision", "Recall"):

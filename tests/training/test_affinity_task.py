@@ -122,12 +122,12 @@ def test_forward_equals_the_network_and_the_loss() -> None:
     assert not found["bg"].requires_grad
 
 
-def test_padding_is_black_after_colour_jitter() -> None:
+def test_padding_is_black_after_color_jitter() -> None:
     cfg = replace(settings(), affinity=replace(settings().affinity, jitter=True))
     module = build(cfg)
     batch = next(stream(2))
     batch["valid"][1] = torch.tensor([8, 16, 40, 60])
-    batch["color"][:, :5] = torch.tensor([0.8, 1.3, 0.7, 0.1, 120.0])  # contrast would turn black to grey
+    batch["color"][:, :5] = torch.tensor([0.8, 1.3, 0.7, 0.1, 120.0])  # contrast would turn black to gray
     images = module.images(batch) * module.std[:, None, None] + module.mean[:, None, None]
     outside = torch.ones(SIDE, SIDE, dtype=torch.bool)
     outside[8:40, 16:60] = False

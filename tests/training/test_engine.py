@@ -20,6 +20,7 @@ from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_seam, parameter_groups
+from seam_dist.models.dropout import DropoutKeys, SampleDropout2d, key_dropout
 from seam_dist.training.checkpoint import CheckpointError, Checkpoints, TrainState
 from seam_dist.training.engine import (
     Training,
@@ -32,7 +33,7 @@ from seam_dist.training.engine import (
     warmup_factor,
 )
 from seam_dist.training.logger import TrainLogger
-from seam_dist.training.seam_task import DropoutKeys, SampleDropout2d, TrainModule, key_dropout
+from seam_dist.training.seam_task import TrainModule
 
 BATCH = 4
 SIDE = 32

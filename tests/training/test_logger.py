@@ -75,7 +75,7 @@ def test_nothing_to_drop(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_pictures_show_the_labelled_class_beside_the_image() -> None:
+def test_pictures_show_the_labeled_class_beside_the_image() -> None:
     images = torch.full((2, 3, 4, 6), 0.5)
     cam = torch.zeros(2, 3, 4, 6)
     cam[0, 1, 0, 0] = 9.0  # the class of the label

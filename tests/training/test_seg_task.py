@@ -13,7 +13,7 @@ from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config, ModelConfig, RunConfig, SegConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_deeplab
-from seam_dist.training.seg_task import SegModule, segmentation_sums, synchronise_batchnorm
+from seam_dist.training.seg_task import SegModule, segmentation_sums, synchronize_batchnorm
 
 SIDE = 24
 CLASSES = 3
@@ -126,7 +126,7 @@ def test_confidence_carries_no_gradient() -> None:
     torch.testing.assert_close(found, weight * (probability - onehot))
 
 
-def test_loss_is_the_mean_over_all_labelled_pixels() -> None:
+def test_loss_is_the_mean_over_all_labeled_pixels() -> None:
     module = make(settings(dropout=0.0))
     module.eval()
     batch = batch_of(range(1, 4))
@@ -200,21 +200,21 @@ def test_bfloat16_gives_a_float32_loss_near_the_full_one() -> None:
     assert float(found[1]) != float(found[0])
 
 
-def test_batchnorm_is_synchronised_on_several_gpus_only() -> None:
+def test_batchnorm_is_synchronized_on_several_gpus_only() -> None:
     cfg = settings()
     model = build_deeplab(cfg, CLASSES)[0].train()
-    assert synchronise_batchnorm(model, world(4)) == 0
+    assert synchronize_batchnorm(model, world(4)) == 0
     gpus = replace(world(2), device=torch.device("cuda", 0))
-    assert synchronise_batchnorm(model, replace(gpus, size=1)) == 0
+    assert synchronize_batchnorm(model, replace(gpus, size=1)) == 0
     names = set(model.state_dict())
     frozen = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert synchronise_batchnorm(model, gpus) == 2
+    assert synchronize_batchnorm(model, gpus) == 2
     assert set(model.state_dict()) == names
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) == 2
     assert not any(m.training for m in frozen)
     live = build_deeplab(settings(freeze_batchnorm=False), CLASSES)[0].train()
-    assert synchronise_batchnorm(live, gpus) == 2 + len(frozen)
-    assert synchronise_batchnorm(live, gpus) == 0
+    assert synchronize_batchnorm(live, gpus) == 2 + len(frozen)
+    assert synchronize_batchnorm(live, gpus) == 0
 
 
 def test_batchnorm_of_another_kind_is_named() -> None:
@@ -224,4 +224,4 @@ def test_batchnorm_of_another_kind_is_named() -> None:
     model = build_deeplab(settings(freeze_batchnorm=False), CLASSES)[0].train()
     model.backbone.bn7 = Odd(model.backbone.channels[2])
     with pytest.raises(ValueError, match=r"layers of kind Odd.*seg.freeze_batchnorm=true"):
-        synchronise_batchnorm(model, replace(world(2), device=torch.device("cuda", 0)))
+        synchronize_batchnorm(model, replace(world(2), device=torch.device("cuda", 0)))

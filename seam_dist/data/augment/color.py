@@ -1,16 +1,16 @@
-"""Colour jitter of the published augmentation (PARITY.md section 2), in uint8 on the host and in float on the device.
+"""Color jitter of the published augmentation (PARITY.md section 2), in uint8 on the host and in float on the device.
 
-Brightness, contrast and saturation blend the image with black, with the mean grey of the whole image and with its own
-grey; hue turns the colour circle of HSV. Their order is random. Each step ends in whole numbers of 0..255, cut off
-below the point as in Pillow, whose behaviour this follows (torchvision's ColorJitter on Pillow images).
+Brightness, contrast and saturation blend the image with black, with the mean gray of the whole image and with its own
+gray; hue turns the color circle of HSV. Their order is random. Each step ends in whole numbers of 0..255, cut off
+below the point as in Pillow, whose behavior this follows (torchvision's ColorJitter on Pillow images).
 
 An image's jitter is one row of eight float32 numbers:
 
     0 brightness factor    1 contrast factor    2 saturation factor    3 hue shift in turns, -0.5 to 0.5
-    4 mean grey (0..255) of the whole image when contrast takes its turn
+    4 mean gray (0..255) of the whole image when contrast takes its turn
     5, 6, 7 the turns of brightness, contrast and saturation: 0 to 3; hue has the one that is left
 
-IDENTITY changes nothing. The mean grey travels with the image because a crop does not know it; it is taken from every
+IDENTITY changes nothing. The mean gray travels with the image because a crop does not know it; it is taken from every
 n-th pixel of the decoded image, put through the steps that come before contrast.
 """
 
@@ -31,8 +31,8 @@ NUM_PARAMETERS: Final = 8
 IDENTITY: Final = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 2.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-_GREY = (0.299, 0.587, 0.114)
-_SUBSAMPLED_SIDE = 64  # of the longer side, pixels, that the mean grey is taken from
+_GRAY = (0.299, 0.587, 0.114)
+_SUBSAMPLED_SIDE = 64  # of the longer side, pixels, that the mean gray is taken from
 _EPS = 2.0**-10  # keeps a sum that is a whole number from being cut to the one below by float rounding
 
 
@@ -43,15 +43,15 @@ def turns(color: Floats) -> list[int]:
     return [places.index(turn) for turn in range(4)]
 
 
-def with_grey_mean(color: Floats, image: Pixels) -> Floats:
-    """Return the parameters with the mean grey of `image` (the whole one, uint8 RGB) filled in."""
+def with_gray_mean(color: Floats, image: Pixels) -> Floats:
+    """Return the parameters with the mean gray of `image` (the whole one, uint8 RGB) filled in."""
     scale = min(1.0, _SUBSAMPLED_SIDE / max(image.shape[:2]))
     sides = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     few = np.asarray(cv2.resize(image, sides, interpolation=cv2.INTER_NEAREST), np.uint8)
     order = turns(color)
     few = _apply(few, color, order[: order.index(CONTRAST)])
     color = color.copy()
-    color[4] = np.floor(np.dot(cv2.mean(few)[:3], _GREY) + 0.5)
+    color[4] = np.floor(np.dot(cv2.mean(few)[:3], _GRAY) + 0.5)
     return color
 
 
@@ -70,15 +70,15 @@ def _apply(image: Pixels, color: Floats, operations: list[int]) -> Pixels:
     return image
 
 
-def _blend(image: Pixels, operation: int, factor: float, grey_mean: float) -> Pixels:
+def _blend(image: Pixels, operation: int, factor: float, gray_mean: float) -> Pixels:
     matrix = np.zeros((3, 4), np.float32)
     matrix[:, :3] = np.eye(3) * factor
     # OpenCV rounds to the nearest whole number; half a step less cuts instead.
     matrix[:, 3] = _EPS - 0.5
     if operation == CONTRAST:
-        matrix[:, 3] += (1 - factor) * grey_mean
+        matrix[:, 3] += (1 - factor) * gray_mean
     elif operation == SATURATION:
-        matrix[:, :3] += (1 - factor) * np.array(_GREY, np.float32)
+        matrix[:, :3] += (1 - factor) * np.array(_GRAY, np.float32)
     return np.asarray(cv2.transform(image, matrix), np.uint8)
 
 
@@ -118,15 +118,15 @@ def _blend_turn(image: Tensor, color: Tensor, chosen: Tensor, active: Tensor) ->
     chosen = chosen & active[:, None]
     factor = torch.where(chosen[:, :3], color[:, :3], one[:, None]).prod(1)
     to_mean = torch.where(chosen[:, CONTRAST], (1 - factor) * color[:, 4], zero)
-    to_grey = torch.where(chosen[:, SATURATION], 1 - factor, zero)
-    blended = image * _spread(factor) + _grey(image) * _spread(to_grey) + _spread(to_mean)
+    to_gray = torch.where(chosen[:, SATURATION], 1 - factor, zero)
+    blended = image * _spread(factor) + _gray(image) * _spread(to_gray) + _spread(to_mean)
     return torch.floor(blended.clamp(0, 255) + _EPS)
 
 
-def _grey(image: Tensor) -> Tensor:
-    """Return (B, 1, H, W) grey in whole numbers."""
+def _gray(image: Tensor) -> Tensor:
+    """Return (B, 1, H, W) gray in whole numbers."""
     red, green, blue = image.unbind(1)
-    return torch.floor(red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + 0.5)[:, None]
+    return torch.floor(red * _GRAY[0] + green * _GRAY[1] + blue * _GRAY[2] + 0.5)[:, None]
 
 
 def _turn_hue_device(image: Tensor, shift: Tensor) -> Tensor:

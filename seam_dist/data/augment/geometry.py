@@ -1,8 +1,8 @@
 """Training augmentation (PARITY.md section 2): drawn from one random generator, applied crop first in uint8.
 
-Published order: long side to U{a..b}, flip, colour jitter, normalisation, random crop with zero padding; a small image
+Published order: long side to U{a..b}, flip, color jitter, normalization, random crop with zero padding; a small image
 lies at a random place of the crop. Here only the region of the crop is resized, by OpenCV's bicubic kernel, and the
-colour of that region is changed afterwards, on the host or on the device (`seam_dist.data.augment.color`). The random numbers
+color of that region is changed afterwards, on the host or on the device (`seam_dist.data.augment.color`). The random numbers
 have the published distribution; pixels differ a little (`seam_dist.bench.published` is the slow original order).
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seam_dist.config.schema import AugmentConfig
-from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, with_grey_mean
+from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, with_gray_mean
 from seam_dist.data.images import BadImageError, decode_image
 
 Pixels = NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Draw:
     position: tuple[float, float]
     """Share of the free space above and left of the crop, or of the image inside a larger crop; 0 to below 1."""
     color: Floats
-    """Colour jitter as one row of `seam_dist.data.augment.color`, without its mean grey."""
+    """Color jitter as one row of `seam_dist.data.augment.color`, without its mean gray."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def augment(
 ) -> tuple[tuple[int, int, int, int], Floats]:
     """Decode and augment one image of `size` (height, width in display order) into `out` (S, S, 3) uint8 RGB.
 
-    `out` is zero outside the image. Returns the image's box in it (y0, x0, y1, x1) and its colour jitter, identity
+    `out` is zero outside the image. Returns the image's box in it (y0, x0, y1, x1) and its color jitter, identity
     when that is off or was done here (`color_on=host`). Raises BadImageError for damaged data.
     """
     where = place(*size, choice, cfg.crop_size)
@@ -159,7 +159,7 @@ def color_change(image: Pixels, choice: Draw, cfg: AugmentConfig) -> tuple[Float
     identity = np.array(IDENTITY, np.float32)
     if not any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):
         return identity, None
-    full = with_grey_mean(choice.color, image)
+    full = with_gray_mean(choice.color, image)
     return (identity, partial(jitter_host, color=full)) if cfg.color_on == "host" else (full, None)
 
 
@@ -187,7 +187,7 @@ def resize_region(
         window = change(window)
     shrinks = min(scale_y, scale_x) < _AREA_BELOW
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    # With the scale given instead of a size, OpenCV keeps it exact: pixel centres stay where the whole image has them.
+    # With the scale given instead of a size, OpenCV keeps it exact: pixel centers stay where the whole image has them.
     part = np.asarray(cv2.resize(window, None, fx=scale_x, fy=scale_y, interpolation=method), np.uint8)
     part = part[skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
     return change(part) if change is not None and not first else part
@@ -223,7 +223,7 @@ def normalize_images(
     channels_last: bool,
     padding: Literal["mean", "black"] = "mean",
 ) -> Tensor:
-    """Return jittered, normalised float32 (B, 3, S, S) from uint8 crops.
+    """Return jittered, normalized float32 (B, 3, S, S) from uint8 crops.
 
     `valid` (B, 4) int32 holds y0, x0, y1, x1; outside it the result is exactly zero, or with padding "black" that of
     a black pixel. `color` (B, 8) is the jitter of `seam_dist.data.augment.color`, None for none; `mean` and `std` (3) are in

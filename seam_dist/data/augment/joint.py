@@ -1,6 +1,6 @@
 """The training stream of images with label maps: the canonical order of `seam_dist.data.loader`, two augmentations.
 
-"affinity" (PARITY.md section 5): the image is not resized; crop, flip, colour jitter. The label is a grid with one
+"affinity" (PARITY.md section 5): the image is not resized; crop, flip, color jitter. The label is a grid with one
 value for each block of s x s pixels, so the crop begins at a multiple of s, and it is flipped after cropping: blocks
 stay whole, and the cropped grid is exactly the grid of the crop. The published code draws from all offsets; this is
 1 / s^2 of them. What lies outside the image is black: `valid` tells the module where.
@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seam_dist.artifacts.label_file import decode_labels, read_label_shard
-from seam_dist.config.schema import AugmentConfig, Config, SegConfig
+from seam_dist.artifacts.label_file import read_label_shard
+from seam_dist.config.schema import IGNORE_INDEX, AugmentConfig, Config, SegConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.data.augment.geometry import Placement, color_change, decode_sized, draw, place_resized, resize_region
-from seam_dist.data.images import decode_mask
+from seam_dist.data.images import decode_labels, decode_mask
 from seam_dist.data.loader import SampleFacts, SampleLoader, open_order, sample_facts
 from seam_dist.data.manifest import Manifest, ShardError
 from seam_dist.data.reader import Box, Pixels, StreamReader
-from seam_dist.data.shards import IGNORED, BadSampleError, RawSample, SampleInfo, image_extension
+from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, image_extension
 
 JointKind = Literal["affinity", "seg"]
 
@@ -73,8 +73,8 @@ class _LabelDecoder:
         data = raw.members["png"]
         if self.folder is None:
             label = decode_mask(data, max_pixels=self.max_pixels)
-            if ((label > self.num_classes) & (label != IGNORED)).any():
-                raise BadSampleError(f"its mask holds other values than 0 to {self.num_classes} and {IGNORED}")
+            if ((label > self.num_classes) & (label != IGNORE_INDEX)).any():
+                raise BadSampleError(f"its mask holds other values than 0 to {self.num_classes} and {IGNORE_INDEX}")
             if label.shape != size:
                 raise BadSampleError(f"its mask has {label.shape} pixels (height, width), its image {size}")
             return label
@@ -92,7 +92,7 @@ class _LabelDecoder:
 
 @dataclass(frozen=True)
 class AffinityAugmentation:
-    """Crop at multiples of `stride`, flip and colour jitter of an image and its affinity labels."""
+    """Crop at multiples of `stride`, flip and color jitter of an image and its affinity labels."""
 
     cfg: AugmentConfig
     stride: int
@@ -108,7 +108,7 @@ class AffinityAugmentation:
     def __call__(
         self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
     ) -> tuple[Box, NDArray[np.float32]]:
-        """Write the crop of both; return the image's box and its colour jitter."""
+        """Write the crop of both; return the image's box and its color jitter."""
         image = _decode(raw, info, self.max_pixels)
         label = self.labels(raw, (-(-info.size[0] // self.stride), -(-info.size[1] // self.stride)))
         choice = draw(rng, self.cfg)
@@ -117,13 +117,13 @@ class AffinityAugmentation:
         color, change = color_change(image, choice, self.cfg)
         region = _cut(image, where)
         box = _paste(region if change is None else change(region), where, out["image"], flip=choice.flip, fill=0)
-        _paste(_cut(label, cells), cells, out["target"], flip=choice.flip, fill=IGNORED)
+        _paste(_cut(label, cells), cells, out["target"], flip=choice.flip, fill=IGNORE_INDEX)
         return box, color
 
 
 @dataclass(frozen=True)
 class SegAugmentation:
-    """Scale, crop, flip and colour shifts of an image and its labels; the colour is done here, on the host."""
+    """Scale, crop, flip and color shifts of an image and its labels; the color is done here, on the host."""
 
     cfg: SegConfig
     labels: _LabelDecoder
@@ -138,7 +138,7 @@ class SegAugmentation:
     def __call__(
         self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
     ) -> tuple[Box, NDArray[np.float32]]:
-        """Write the crop of both; return the image's box and no colour jitter."""
+        """Write the crop of both; return the image's box and no color jitter."""
         # One call for all: each costs more than the numbers.
         flip, y, x, size, *turns = (float(u) for u in rng.random(7))
         smallest, largest = self.cfg.scale
@@ -154,7 +154,7 @@ class SegAugmentation:
         mirrored = flip < self.cfg.hflip
         box = _paste(region, where, out["image"], flip=mirrored, fill=0)
         nearest = label[_sources(height, where, 0)[:, None], _sources(width, where, 1)]
-        _paste(nearest, where, out["target"], flip=mirrored, fill=IGNORED)
+        _paste(nearest, where, out["target"], flip=mirrored, fill=IGNORE_INDEX)
         return box, np.array(IDENTITY, np.float32)
 
 
@@ -246,9 +246,9 @@ def _cut(pixels: Pixels, where: Placement) -> Pixels:
 
 
 def _sources(side: int, where: Placement, axis: int) -> NDArray[np.intp]:
-    """Return, for the rows or columns of the region, the pixel of the original that their centres lie in."""
-    centres = where.start[axis] + np.arange(where.size[axis]) + 0.5
-    return np.minimum((centres * side / where.resized[axis]).astype(np.intp), side - 1)
+    """Return, for the rows or columns of the region, the pixel of the original that their centers lie in."""
+    centers = where.start[axis] + np.arange(where.size[axis]) + 0.5
+    return np.minimum((centers * side / where.resized[axis]).astype(np.intp), side - 1)
 
 
 def _paste(region: Pixels, where: Placement, out: Pixels, *, flip: bool, fill: int) -> Box:

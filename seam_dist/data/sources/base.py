@@ -30,7 +30,7 @@ class Record:
     """One image of a split, not loaded yet.
 
     `image` and `mask` return the bytes of an encoded file. The image keeps its original encoding; the mask is a PNG of
-    class indices (grey or palette), 0 for background and 255 for ignored. `classes` are foreground ids from 1,
+    class indices (gray or palette), 0 for background and 255 for ignored. `classes` are foreground ids from 1,
     ascending, or None where the split has no image-level labels. `source_id` is the image's own name in its data set.
     `image_b` is the second image of a bi-temporal pair.
     """

@@ -3,7 +3,7 @@
     classes.txt               one foreground class a line, in index order
     labels.csv                header `image,split,classes`; class names separated by `;`
     images/<split>/NAME.*     any format that Pillow reads
-    masks/<split>/NAME.png    class indices (grey or palette), 0 background, 255 ignored; optional, all or none a split
+    masks/<split>/NAME.png    class indices (gray or palette), 0 background, 255 ignored; optional, all or none a split
 
 Masks are in the orientation in which the image is displayed, that is after its EXIF rotation.
 """

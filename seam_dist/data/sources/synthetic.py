@@ -1,8 +1,8 @@
 """Seeded synthetic scenes with exact masks: any number of images and classes, no data set on disk.
 
-Drawn for the case that SEAM exists for. An object is one coherent body (colour, texture and outline are random, so
+Drawn for the case that SEAM exists for. An object is one coherent body (color, texture and outline are random, so
 they say nothing of the class) with a small head that carries the pattern of the class. A classifier needs the head
-only, so a plain CAM lights up there; the body can be reached through its common colour and texture alone. Backgrounds
+only, so a plain CAM lights up there; the body can be reached through its common color and texture alone. Backgrounds
 hold bodies without a head, so that a body is no evidence either.
 
 Image i of a split depends on (seed, split, i) and on nothing else: images can be made in any order and by any number
@@ -30,11 +30,11 @@ from seam_dist.data.sources.synthetic_shapes import (
     Bytes,
     Float,
     Layer,
-    contrasting_colour,
+    contrasting_color,
     develop,
     draw_background,
     draw_object,
-    random_colour,
+    random_color,
     repeat_rgb,
 )
 
@@ -79,7 +79,7 @@ class ProceduralSource:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the names of the foreground classes: the head's pattern, numbered from its second colour on."""
+        """Return the names of the foreground classes: the head's pattern, numbered from its second color on."""
         count = len(PATTERNS)
         ids = range(self._num_classes)
         return tuple(PATTERNS[c % count] + (f"-{c // count + 1}" if c >= count else "") for c in ids)
@@ -164,7 +164,7 @@ def draw_scene(
         size = short_side * (smallest + (0.7 - smallest) * rng.random() ** 0.8)
         place = None
         while place is None:  # ends: a small object hides no more than is allowed at nearly every place
-            layer = draw_object(rng, size, (height, width), class_id, light, contrasting_colour(rng, image))
+            layer = draw_object(rng, size, (height, width), class_id, light, contrasting_color(rng, image))
             place = _find_place(rng, layer, objects, (height, width))
             size = max(0.8 * size, 0.15 * short_side)
         visible, head = _paste(image, layer, *place)
@@ -227,7 +227,7 @@ def _paste(image: Float, layer: Layer, y: int, x: int) -> tuple[NDArray[np.bool_
     window = (slice(y, y + height), slice(x, x + width))
     soft = cv2.GaussianBlur(layer.alpha, (0, 0), max(1.0, height / 25))
     ground = image[window] * repeat_rgb(1 - 0.35 * soft)
-    image[window] = ground + repeat_rgb(layer.alpha) * (layer.colour - ground)
+    image[window] = ground + repeat_rgb(layer.alpha) * (layer.color - ground)
     visible = np.zeros(image.shape[:2], bool)
     head = np.zeros(image.shape[:2], bool)
     visible[window] = layer.alpha >= 0.5
@@ -238,6 +238,6 @@ def _paste(image: Float, layer: Layer, y: int, x: int) -> tuple[NDArray[np.bool_
 def _place_body(rng: np.random.Generator, image: Float, size: float, light: float) -> None:
     """Draw a body without a head somewhere on the background, in place."""
     height, width = image.shape[:2]
-    layer = draw_object(rng, size, (height, width), 0, light, random_colour(rng))
+    layer = draw_object(rng, size, (height, width), 0, light, random_color(rng))
     rows, columns = layer.alpha.shape
     _paste(image, layer, int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)))

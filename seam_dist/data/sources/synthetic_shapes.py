@@ -1,6 +1,6 @@
 """The parts of a synthetic scene: textured grounds with clutter, and objects with a body and a patterned head.
 
-Colours are RGB in 0..1, float32. Everything is drawn from the generator it is given, and from nothing else.
+Colors are RGB in 0..1, float32. Everything is drawn from the generator it is given, and from nothing else.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def _hsv(hue: float, saturation: float, value: float) -> Float:
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
 
 
-def random_colour(rng: np.random.Generator) -> Float:
-    """Return a muted colour that is neither black nor white; only the marks of the classes are vivid."""
+def random_color(rng: np.random.Generator) -> Float:
+    """Return a muted color that is neither black nor white; only the marks of the classes are vivid."""
     return _hsv(rng.random(), rng.uniform(0.1, 0.55), rng.uniform(0.2, 0.95))
 
 
-def contrasting_colour(rng: np.random.Generator, image: Float) -> Float:
-    """Return a random colour away from the mean of the image: the best of a few draws, so not always far."""
+def contrasting_color(rng: np.random.Generator, image: Float) -> Float:
+    """Return a random color away from the mean of the image: the best of a few draws, so not always far."""
     mean = np.array(cv2.mean(image)[:3])
-    colours = [random_colour(rng) for _ in range(6)]
-    return max(colours, key=lambda colour: float(np.abs(colour - mean).sum()))
+    colors = [random_color(rng) for _ in range(6)]
+    return max(colors, key=lambda color: float(np.abs(color - mean).sum()))
 
 
 def _ground(rng: np.random.Generator, xs: Float, ys: Float, first: Float) -> Float:
-    """Return a surface of two colours that run, cloud or break into patches, in places with tiles or planks."""
+    """Return a surface of two colors that run, cloud or break into patches, in places with tiles or planks."""
     height, width = ys.shape[0], xs.shape[0]
-    second = np.clip(0.65 * first + 0.35 * random_colour(rng), 0, 1)
+    second = np.clip(0.65 * first + 0.35 * random_color(rng), 0, 1)
     angle = rng.uniform(0, 2 * np.pi)
     across = math.cos(angle) * xs + math.sin(angle) * ys
     clouds = float(rng.choice([0.6, 1.2, 6])) * _noise(rng, height, width, 4)
@@ -84,37 +84,37 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
     side = max(height, width)
     ys = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
     xs = np.linspace(-0.5, 0.5, width, dtype=np.float32)
-    first = random_colour(rng)
+    first = random_color(rng)
     image = _ground(rng, xs, ys, first)
     if rng.random() < 0.4:  # a horizon
         slope, level = rng.normal(0, 0.2), rng.uniform(-0.2, 0.25)
         above = (ys - level - slope * xs + 0.15 * _noise(rng, height, width, 3)) * side
-        image += repeat_rgb(np.clip(0.5 - 0.5 * above, 0, 1)) * (_ground(rng, xs, ys, random_colour(rng)) - image)
+        image += repeat_rgb(np.clip(0.5 - 0.5 * above, 0, 1)) * (_ground(rng, xs, ys, random_color(rng)) - image)
 
     canvas = image.copy()
     for _ in range(int(rng.integers(6, 20))):
         strength = rng.uniform(0.2, 0.7)
-        colour = [float(c) for c in first + strength * (random_colour(rng) - first)]
-        centre = rng.random(2) * (width, height)
+        color = [float(c) for c in first + strength * (random_color(rng) - first)]
+        center = rng.random(2) * (width, height)
         kind = rng.integers(4)
         if kind == 0:
-            ends = centre + rng.normal(0, side * 0.35, (2, 2))
+            ends = center + rng.normal(0, side * 0.35, (2, 2))
             start, stop = (tuple(int(v) for v in end) for end in ends)
-            cv2.line(canvas, start, stop, colour, int(rng.integers(1, 2 + side // 60)), cv2.LINE_AA)
+            cv2.line(canvas, start, stop, color, int(rng.integers(1, 2 + side // 60)), cv2.LINE_AA)
         elif kind == 1:
             reach = side * rng.uniform(0.04, 0.22)
-            polygon = (centre + rng.uniform(-1, 1, (int(rng.integers(3, 6)), 2)) * reach).astype(np.int32)
-            cv2.fillConvexPoly(canvas, cv2.convexHull(polygon), colour, cv2.LINE_AA)
+            polygon = (center + rng.uniform(-1, 1, (int(rng.integers(3, 6)), 2)) * reach).astype(np.int32)
+            cv2.fillConvexPoly(canvas, cv2.convexHull(polygon), color, cv2.LINE_AA)
         elif kind == 2:
             axes = [max(1, int(v)) for v in side * rng.uniform(0.02, 0.14, 2)]
             thickness = -1 if rng.random() < 0.5 else int(rng.integers(1, 2 + side // 60))
-            origin = tuple(int(v) for v in centre)
-            cv2.ellipse(canvas, origin, axes, rng.uniform(0, 180), 0, 360, colour, thickness, cv2.LINE_AA)
+            origin = tuple(int(v) for v in center)
+            cv2.ellipse(canvas, origin, axes, rng.uniform(0, 180), 0, 360, color, thickness, cv2.LINE_AA)
         else:
             steps = np.linspace(-1, 1, 12)[:, None] * rng.normal(0, side * 0.3, 2)
             bend = np.sin(np.linspace(0, rng.uniform(3, 9), 12))[:, None] * rng.normal(0, side * 0.06, 2)
-            curve = (centre + steps + bend).astype(np.int32)
-            cv2.polylines(canvas, [curve], False, colour, int(rng.integers(1, 2 + side // 70)), cv2.LINE_AA)
+            curve = (center + steps + bend).astype(np.int32)
+            cv2.polylines(canvas, [curve], False, color, int(rng.integers(1, 2 + side // 70)), cv2.LINE_AA)
     image += rng.uniform(0.5, 1.0) * (canvas - image)
     grain = _noise(rng, height, width, rng.uniform(12, 40), octaves=3)
     image *= repeat_rgb(1 + rng.uniform(0.5, 1.0) * grain)
@@ -132,9 +132,9 @@ def develop(rng: np.random.Generator, image: Float) -> Bytes:
 
 @dataclass(frozen=True)
 class Layer:
-    """An object ready to paste: `colour` (h, w, 3) in 0..1, `alpha` (h, w) in 0..1, `head` (h, w) bool."""
+    """An object ready to paste: `color` (h, w, 3) in 0..1, `alpha` (h, w) in 0..1, `head` (h, w) bool."""
 
-    colour: Float
+    color: Float
     alpha: Float
     head: NDArray[np.bool_]
 
@@ -257,7 +257,7 @@ def _material(rng: np.random.Generator, u: Float, v: Float, period: float) -> Fl
 
 
 def draw_object(
-    rng: np.random.Generator, size: float, limit: tuple[int, int], class_id: int, light: float, colour: Float
+    rng: np.random.Generator, size: float, limit: tuple[int, int], class_id: int, light: float, color: Float
 ) -> Layer:
     """Draw one object of `size` squared pixels in area, or less to stay within `limit` (H, W); class_id 0: no head."""
     parts = _outline(rng)
@@ -265,8 +265,8 @@ def draw_object(
     share = rng.uniform(0.13, 0.2)
     area = sum(cv2.contourArea(part) for part in parts)
     radius = float(np.sqrt(share / (1 - share) * area / np.pi))
-    centre = np.array([0.95 + 0.25 * radius, parts[0][np.argmax(parts[0][:, 0]), 1]])
-    head = (centre + radius * np.stack([np.cos(turn), np.sin(turn)], 1)).astype(np.float32)
+    center = np.array([0.95 + 0.25 * radius, parts[0][np.argmax(parts[0][:, 0]), 1]])
+    head = (center + radius * np.stack([np.cos(turn), np.sin(turn)], 1)).astype(np.float32)
 
     tilt = rng.normal(0, 0.6)
     rotation = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
@@ -284,9 +284,9 @@ def draw_object(
     back = np.linalg.inv(rotation) / half
     u = (back[0, 0] * xs + (back[0, 1] * ys)[:, None]).astype(np.float32)
     v = (back[1, 0] * xs + (back[1, 1] * ys)[:, None]).astype(np.float32)
-    second = np.clip(colour + rng.uniform(-0.2, 0.2, 3), 0, 1).astype(np.float32)
+    second = np.clip(color + rng.uniform(-0.2, 0.2, 3), 0, 1).astype(np.float32)
     texture = _texture(rng, u, v)
-    picture = cv2.merge([colour[c] + texture * (second[c] - colour[c]) for c in range(3)])
+    picture = cv2.merge([color[c] + texture * (second[c] - color[c]) for c in range(3)])
     edge = max(1.2, size / 70)
     shading, distance = _relief((body_alpha >= 128).astype(np.uint8), light)
     material = _material(rng, u * half, v * half, min(limit) * rng.uniform(0.022, 0.04))
@@ -298,8 +298,8 @@ def draw_object(
     head_alpha = _fill([head @ rotation.T * half - origin], height, width)
     inside = head_alpha >= 128
     ink = _hsv((class_id - 1) * 0.618 % 1, 0.95, 0.95)
-    paper = 0.5 * colour + (0.5 if class_id % 2 else 0.0)
-    p, q = (u - np.float32(centre[0])) / radius, (v - np.float32(centre[1])) / radius
+    paper = 0.5 * color + (0.5 if class_id % 2 else 0.0)
+    p, q = (u - np.float32(center[0])) / radius, (v - np.float32(center[1])) / radius
     drawn = _pattern((class_id - 1) % len(PATTERNS), p, q)
     face = cv2.merge([paper[c] + drawn * (ink[c] - paper[c]) for c in range(3)])
     shading, distance = _relief(inside.astype(np.uint8), light)

@@ -69,12 +69,12 @@ class VOCSource:
         default = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
         masks = [mask or f"{default}/{name}.png" for name, mask in entries]
         has_masks = self._has_masks(masks, all_or_none=path.parent.name == "Segmentation")
-        unlabelled = split.startswith("test") and not any(self._annotation(name).is_file() for name, _ in entries)
+        unlabeled = split.startswith("test") and not any(self._annotation(name).is_file() for name, _ in entries)
         records = [
             Record(
                 key=make_key(name),
                 source_id=name,
-                classes=None if unlabelled else self._labels(name),
+                classes=None if unlabeled else self._labels(name),
                 image=file_bytes(self._image(name, path)),
                 mask=file_bytes(self._folder / mask) if has_masks else None,
             )

@@ -23,7 +23,7 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A network from normalised images (B, 3, H, W) to `Features`, conv6 at 1 / output_stride of their size.
+    """A network from normalized images (B, 3, H, W) to `Features`, conv6 at 1 / output_stride of their size.
 
     Sizes are rounded up (some networks of timm round down). Subclasses set `name`, `channels` of conv4, conv5, conv6
     and, where they differ from ImageNet's, `mean` and `std` (of pixel values in 0..1), and say what the stem is.
@@ -85,5 +85,5 @@ class Backbone(nn.Module):
         return block(*inputs)
 
     def forward(self, image: Tensor) -> Features:
-        """Return the three feature maps of normalised images."""
+        """Return the three feature maps of normalized images."""
         raise NotImplementedError

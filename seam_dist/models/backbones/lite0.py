@@ -131,7 +131,7 @@ class Lite0(Backbone):
         return [self._conv_stem, self._bn0, *self._blocks[:_STEM_BLOCKS]]
 
     def forward(self, image: Tensor) -> Features:
-        """Return the three feature maps of normalised images."""
+        """Return the three feature maps of normalized images."""
         x = relu6(self._bn0(self._conv_stem(image)))
         kept: list[Tensor] = []
         for index, block in enumerate(self._blocks):

@@ -1,7 +1,7 @@
 """ResNet38d: the wide pre-activation network that SEAM was published with (PARITY.md section 1).
 
 Wu, Shen, van den Hengel, "Wider or Deeper", 2016, model A1, with dilation in place of the last strides. Parameter names
-are those of the authors' checkpoints. `conv4` and `conv5` are the normalised, rectified inputs of b5 and b6.
+are those of the authors' checkpoints. `conv4` and `conv5` are the normalized, rectified inputs of b5 and b6.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from seam_dist.models.backbones.base import Backbone, Features
 # Channels are rounded to this, so that a bottleneck's quarter and half are whole at every width factor.
 _CHANNEL_STEP = 8
 _NARROW = 16  # input channels below which torch cannot be trusted with a strided 1x1 convolution
-# Scale of each branch's last convolution at random initialisation: with BatchNorm frozen at identity the variance
+# Scale of each branch's last convolution at random initialization: with BatchNorm frozen at identity the variance
 # would otherwise double in every block.
 _BRANCH_INIT = 0.1
 
@@ -59,7 +59,7 @@ class WideBlock(nn.Module):
             self.conv_branch1 = _conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the block's output and its normalised, rectified input."""
+        """Return the block's output and its normalized, rectified input."""
         active = relu(self.bn_branch2a(x))
         branch = self.conv_branch2b1(relu(self.bn_branch2b1(self.conv_branch2a(active))))
         return (self.conv_branch1(active) if self.projects else x) + branch, active
@@ -81,7 +81,7 @@ class BottleneckBlock(nn.Module):
         self.conv_branch1 = _conv(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the block's output and its normalised, rectified input."""
+        """Return the block's output and its normalized, rectified input."""
         active = relu(self.bn_branch2a(x))
         branch = self.dropout_2b1(relu(self.bn_branch2b1(self.conv_branch2a(active))))
         branch = self.dropout_2b2(relu(self.bn_branch2b2(self.conv_branch2b1(branch))))
@@ -120,9 +120,9 @@ class ResNet38d(Backbone):
         self.b6 = BottleneckBlock(c1024, c2048, dilation=2 * step, dropout=0.3)
         self.b7 = BottleneckBlock(c2048, c4096, dilation=2 * step, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(c4096)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -134,7 +134,7 @@ class ResNet38d(Backbone):
         return [self.conv1a, self.b2, self.b2_1, self.b2_2]
 
     def forward(self, image: Tensor) -> Features:
-        """Return the three feature maps of normalised images."""
+        """Return the three feature maps of normalized images."""
         x = self.conv1a(image)
         for block in (self.b2, self.b2_1, self.b2_2, self.b3, self.b3_1, self.b3_2):
             x, _ = self.run(block, x)

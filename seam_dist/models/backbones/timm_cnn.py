@@ -96,7 +96,7 @@ class TimmBackbone(Backbone):
         ]
 
     def forward(self, image: Tensor) -> Features:
-        """Return the three deepest feature maps of normalised images."""
+        """Return the three deepest feature maps of normalized images."""
         conv4, conv5, conv6 = self.net(image)[-3:]
         return Features(conv4, conv5, conv6)
 

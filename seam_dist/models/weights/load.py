@@ -54,7 +54,7 @@ class LoadReport:
     """What a weight file gave to a model; names are the model's, those of `unexpected` the file's.
 
     `missing`: the file has nothing for them; `mismatched`: (name, shape in the model, shape in the file), not loaded.
-    Only heads can be in either (a backbone loads whole or not at all); they keep their random initialisation.
+    Only heads can be in either (a backbone loads whole or not at all); they keep their random initialization.
     """
 
     source: str
@@ -66,7 +66,7 @@ class LoadReport:
 
     @property
     def new(self) -> tuple[str, ...]:
-        """Names that keep their random initialisation."""
+        """Names that keep their random initialization."""
         return (*self.missing, *(name for name, _, _ in self.mismatched))
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from seam_dist.bench.data_loading import make_jpegs, synthetic_photo
 from seam_dist.bench.published import augment_exact, jitter_exact
 from seam_dist.config.schema import AugmentConfig
-from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, turns, with_grey_mean
+from seam_dist.data.augment.color import IDENTITY, jitter_device, jitter_host, turns, with_gray_mean
 from seam_dist.data.augment.geometry import Draw, augment, draw, normalize_images, place, resize_region
 from seam_dist.data.images import decode_image
 from seam_dist.data.order import sample_generator
@@ -31,7 +31,7 @@ MAX = 10**8
 
 
 def normalized(data: bytes, choice: Draw, cfg: AugmentConfig, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The fast way from a JPEG to a normalised crop, and the mask of its valid pixels."""
+    """The fast way from a JPEG to a normalized crop, and the mask of its valid pixels."""
     out = np.full((cfg.crop_size, cfg.crop_size, 3), 77, np.uint8)
     valid, color = augment(data, choice, cfg, out, size=size, orientation=1, max_pixels=MAX)
     image = normalize_images(
@@ -180,7 +180,7 @@ def test_host_and_device_jitter_agree_with_pillow_in_every_order(kit: SimpleName
     for number, color in enumerate(rows()):
         image = kit.pixels(number)
         slow = np.array(jitter_exact(Image.fromarray(image), color), int)
-        full = with_grey_mean(color, image)
+        full = with_gray_mean(color, image)
         host = jitter_host(image, full).astype(int)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         device = jitter_device(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
@@ -198,7 +198,7 @@ def test_single_blend_is_exactly_pillows(kit: SimpleNamespace, operation: int) -
         image = kit.pixels(seed)
         color = np.array(IDENTITY, np.float32)
         color[operation] = factor
-        full = with_grey_mean(color, image)
+        full = with_gray_mean(color, image)
         slow = np.array(enhance(Image.fromarray(image)).enhance(factor), int)
         host = jitter_host(image, full).astype(int)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
@@ -216,19 +216,19 @@ def test_hue_turns_red_to_green_and_back() -> None:
     assert jitter_device(red, color).flatten().tolist() == [0, 255, 0]
     color[0, 3] = -1 / 3
     assert jitter_device(red, color).flatten().tolist() == [0, 0, 255]
-    grey = torch.full((1, 3, 2, 2), 93.0)
-    assert torch.equal(jitter_device(grey, color), grey)
+    gray = torch.full((1, 3, 2, 2), 93.0)
+    assert torch.equal(jitter_device(gray, color), gray)
 
 
-def test_mean_grey_is_that_of_the_whole_image_at_contrasts_turn(kit: SimpleNamespace) -> None:
+def test_mean_gray_is_that_of_the_whole_image_at_contrasts_turn(kit: SimpleNamespace) -> None:
     image = kit.pixels(1, 200, 300)
     color = np.array([1.3, 0.7, 1, 0, 0, 0, 1, 2], np.float32)  # brightness first
     bright = np.minimum(image.astype(int) * 1.3, 255)
     expected = (bright @ np.array([0.299, 0.587, 0.114])).mean()
-    assert abs(with_grey_mean(color, image)[4] - expected) < 3
+    assert abs(with_gray_mean(color, image)[4] - expected) < 3
     color[5:8] = (1, 0, 2)  # contrast first
     expected = (image @ np.array([0.299, 0.587, 0.114])).mean()
-    assert abs(with_grey_mean(color, image)[4] - expected) < 3
+    assert abs(with_gray_mean(color, image)[4] - expected) < 3
 
 
 def test_identity_row_changes_nothing(kit: SimpleNamespace) -> None:
@@ -239,7 +239,7 @@ def test_identity_row_changes_nothing(kit: SimpleNamespace) -> None:
 
 def test_images_of_a_batch_do_not_touch_each_other(kit: SimpleNamespace) -> None:
     images = torch.stack([torch.from_numpy(kit.pixels(n)).permute(2, 0, 1).float() for n in range(6)])
-    color = torch.from_numpy(np.stack([with_grey_mean(row, kit.pixels(n)) for n, row in enumerate(rows(6))]))
+    color = torch.from_numpy(np.stack([with_gray_mean(row, kit.pixels(n)) for n, row in enumerate(rows(6))]))
     together = jitter_device(images, color)
     for n in range(6):
         assert torch.equal(together[n : n + 1], jitter_device(images[n : n + 1], color[n : n + 1]))
@@ -250,7 +250,7 @@ def normalize(image: torch.Tensor, valid: torch.Tensor, color: torch.Tensor | No
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_padding_is_zero_after_normalisation_and_pixels_are_normalised(kit: SimpleNamespace, last: bool) -> None:
+def test_padding_is_zero_after_normalization_and_pixels_are_normalized(kit: SimpleNamespace, last: bool) -> None:
     image = torch.from_numpy(np.stack([kit.pixels(n) for n in range(2)])).permute(0, 3, 1, 2)
     valid = torch.tensor([[3, 5, 20, 33], [0, 0, 30, 40]], dtype=torch.int32)
     found = normalize(image, valid, torch.tensor([IDENTITY] * 2), last)
@@ -267,7 +267,7 @@ def test_padding_is_zero_after_normalisation_and_pixels_are_normalised(kit: Simp
 
 
 @pytest.mark.slow
-def test_normalisation_traces_without_a_break(kit: SimpleNamespace) -> None:
+def test_normalization_traces_without_a_break(kit: SimpleNamespace) -> None:
     image = torch.from_numpy(np.stack([kit.pixels(n) for n in range(2)])).permute(0, 3, 1, 2)
     valid = torch.tensor([[3, 5, 20, 33], [0, 0, 30, 40]], dtype=torch.int32)
     color = torch.from_numpy(np.stack(rows(2)))

@@ -209,8 +209,8 @@ def test_hsv_shift_stays_in_its_range_and_turns_hue_around() -> None:
 
 
 def test_hsv_shifts_reach_both_ends(tmp_path: Path, kit: SimpleNamespace) -> None:
-    grey = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
-    shards = shards_of(tmp_path / "shards", kit, lambda _: grey, np.zeros((HEIGHT, WIDTH), np.uint8))
+    gray = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
+    shards = shards_of(tmp_path / "shards", kit, lambda _: gray, np.zeros((HEIGHT, WIDTH), np.uint8))
     cfg = settings(kit, shards, crop=16, hsv_jitter=3, scale=(1.0, 1.0))
     values = next(open_loader(cfg, None, "seg", batch=100))["image"].amax((1, 2, 3))
     assert set(values.tolist()) == set(range(97, 104))

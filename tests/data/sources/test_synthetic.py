@@ -78,7 +78,7 @@ def test_only_a_small_head_tells_the_class() -> None:
         pictures = [_fresh_scene(index, "train", 0, count) for count in (1, 254)]
         (first, mask), (second, other_mask) = pictures
         if not np.array_equal(mask > 0, other_mask > 0) or np.array_equal(mask, other_mask):
-            continue  # a second object's place and colour may follow from the first one's head
+            continue  # a second object's place and color may follow from the first one's head
         changed = np.abs(first.astype(int) - second).sum(2) > 60
         shares.append(np.count_nonzero(changed & (mask > 0)) / np.count_nonzero(mask))
         assert np.count_nonzero(changed & (mask == 0)) < 0.02 * np.count_nonzero(mask == 0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from seam_dist.models.backbones.lite0 import Lite0
 
-Randomise = Callable[[Lite0], Lite0]
+Randomize = Callable[[Lite0], Lite0]
 
 
 def test_equals_the_package_where_strides_agree() -> None:
@@ -34,8 +34,8 @@ def test_equals_the_package_where_strides_agree() -> None:
         torch.testing.assert_close(features.conv6[..., ::2, ::2], theirs.extract_features(image), rtol=1e-4, atol=1e-4)
 
 
-def test_stride_8_agrees_with_stride_16_on_its_cells(randomise_norms: Randomise) -> None:
-    fine, coarse = randomise_norms(Lite0(output_stride=8)).eval(), Lite0(output_stride=16).eval()
+def test_stride_8_agrees_with_stride_16_on_its_cells(randomize_norms: Randomize) -> None:
+    fine, coarse = randomize_norms(Lite0(output_stride=8)).eval(), Lite0(output_stride=16).eval()
     coarse.load_state_dict(fine.state_dict())
     image = torch.randn(1, 3, 49, 65)
     f, c = fine(image), coarse(image)
@@ -57,8 +57,8 @@ def test_grid_is_the_image_divided_by_the_stride_rounded_up(size: tuple[int, int
         assert backbone.channels == (conv4.shape[1], conv5.shape[1], conv6.shape[1])
 
 
-def test_frozen_set_is_the_blocks_to_stride_4_and_every_batchnorm(randomise_norms: Randomise) -> None:
-    backbone = randomise_norms(Lite0()).train()
+def test_frozen_set_is_the_blocks_to_stride_4_and_every_batchnorm(randomize_norms: Randomize) -> None:
+    backbone = randomize_norms(Lite0()).train()
     trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
     assert not any(name.startswith(("_conv_stem", "_blocks.0.", "_blocks.1.", "_blocks.2.")) for name in trained)
     assert "_blocks.3._expand_conv.weight" in trained
@@ -66,9 +66,9 @@ def test_frozen_set_is_the_blocks_to_stride_4_and_every_batchnorm(randomise_norm
     assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_activation_checkpointing_changes_no_gradient(randomise_norms: Randomise) -> None:
+def test_activation_checkpointing_changes_no_gradient(randomize_norms: Randomize) -> None:
     image = torch.randn(1, 3, 33, 33)
-    plain = randomise_norms(Lite0()).train()
+    plain = randomize_norms(Lite0()).train()
     sparing = Lite0(activation_checkpointing=True)
     sparing.load_state_dict(plain.state_dict())
     sparing.freeze(batchnorm=True, stem=True)
@@ -80,7 +80,7 @@ def test_activation_checkpointing_changes_no_gradient(randomise_norms: Randomise
             torch.testing.assert_close(theirs[name].grad, parameter.grad)
 
 
-def test_normalisation_is_that_of_the_weights() -> None:
+def test_normalization_is_that_of_the_weights() -> None:
     pixel = torch.tensor([0.0, 127.0, 255.0])
     scaled = (pixel / 255 - Lite0.mean[0]) / Lite0.std[0]
     torch.testing.assert_close(scaled, (pixel - 127) / 128)
