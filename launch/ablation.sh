@@ -11,7 +11,7 @@ run() {
     local name="ablation-$1-s$2"
     runs+=("runs/$name")
     $python -m seam_dist.cli --ranks "${SEAM_DIST_RANKS:-auto}" "${@:3}" \
-        "run.name=$name" run.dir=runs data.shards=runs/ablation-shards "loss.ablation=$1" "run.seed=$2" infer.crf=false \
+        "run.name=$name" run.dir=runs data.shards=runs/ablation-shards "loss.ablation=$1" "run.seed=$2" infer_cam.crf=false \
         --stage shard --stage train_seam --stage infer_cam --stage evaluate
 }
 if [ -n "${ABLATIONS:-}${SEEDS:-}" ]; then

@@ -10,6 +10,6 @@ started=$(date +%s)
 seam() {
     $python -m seam_dist.cli --ranks "${SEAM_DIST_RANKS:-auto}" --config configs/demo.yaml "$@"
 }
-seam --only shard --only train_seam --only infer_cam --only evaluate run.name=demo-cam loss.ablation=cam infer.crf=false "$@"
+seam --only shard --only train_seam --only infer_cam --only evaluate run.name=demo-cam loss.ablation=cam infer_cam.crf=false "$@"
 seam run.name=demo-seam "report.compare=[runs/demo-cam]" "$@"
 echo "Done in $(($(date +%s) - started)) s."

@@ -12,7 +12,7 @@ seam() {
 runs=()
 for seed in ${SEEDS:-0 1 2}; do
     shared=(run.dir=runs "run.seed=$seed" data.shards=runs/road-shards)
-    seam "$@" "${shared[@]}" "run.name=road-cam-s$seed" loss.ablation=cam infer.crf=false \
+    seam "$@" "${shared[@]}" "run.name=road-cam-s$seed" loss.ablation=cam infer_cam.crf=false \
         --only shard --only train_seam --only infer_cam --only evaluate
     seam "$@" "${shared[@]}" "run.name=road-seam-s$seed" "report.compare=[runs/road-cam-s$seed]"
     runs+=("runs/road-cam-s$seed" "runs/road-seam-s$seed")

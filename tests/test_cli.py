@@ -10,7 +10,7 @@ from seam_dist import cli
 from seam_dist.cluster.launcher import count_ranks
 from seam_dist.config.schema import STAGES
 
-CONFIG = "run: {name: tiny}\ntrain: {lr: 0.125}\n"
+CONFIG = "run: {name: tiny}\ntrain_seam: {schedule: {lr: 0.125}}\n"
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def test_help_names_the_stages_and_an_example(capsys: pytest.CaptureFixture[str]
 def test_help_config_explains_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help-config"]) == 0
     text = capsys.readouterr().out
-    assert "train.lr  (float, default 0.01)" in text
+    assert "train_seam.schedule.lr  (float, default 0.001)" in text
     assert "Learning rate of pretrained weights at step 0." in text
-    for section in ("run:", "source:", "data:", "augment:", "model:", "loss:", "infer:", "evaluate:", "report:"):
+    for section in ("run:", "source:", "data:", "augment:", "model:", "loss:", "infer_cam:", "evaluate:", "report:"):
         assert f"\n{section}" in f"\n{text}"
 
 
 def test_print_config_shows_values_with_their_origin(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--config", config, "--print-config", "train.momentum=0.5"]) == 0
+    assert cli.main(["--config", config, "--print-config", "train_seam.schedule.momentum=0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("lr: 0.125" in line and line.endswith("tiny.yaml:2") for line in lines)
     assert any("momentum: 0.5" in line and line.endswith("command line") for line in lines)
@@ -49,9 +49,9 @@ def test_print_config_shows_values_with_their_origin(config: str, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.lrr=1"], "unknown key train.lrr (did you mean train.lr?)"),
+        (["train_seam.schedule.lrr=1"], "unknown key train_seam.schedule.lrr (did you mean train_seam.schedule.lr?)"),
         (["deepspeed.zero_optimizaton.stage=2"], "zero_optimization"),
-        (["deepspeed.train_batch_size=2"], "train.global_batch_size"),
+        (["deepspeed.train_batch_size=2"], "train_seam.schedule.global_batch_size"),
         (["--ranks", "many"], "--ranks=many is not a number of ranks"),
         (["--ranks", "0"], "--ranks=0 is not a number of ranks"),
     ],
@@ -68,10 +68,10 @@ def test_wrong_settings_stop_with_one_line_and_code_2(
 
 def test_settings_may_stand_anywhere_between_the_options(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
-        "train.epochs=3",
+        "train_seam.schedule.epochs=3",
         "--config",
         config,
-        "train.momentum=0.5",
+        "train_seam.schedule.momentum=0.5",
         "--stage",
         "shard",
         "run.seed=4",
@@ -111,8 +111,8 @@ def test_stage_without_its_input_names_the_stage_to_run(
 
 
 def test_ranks_words_do_not_reach_the_ranks() -> None:
-    words = ["--ranks", "2", "--config", "a.yaml", "--ranks=3", "train.lr=1"]
-    assert cli._without_ranks(words) == ["--config", "a.yaml", "train.lr=1"]
+    words = ["--ranks", "2", "--config", "a.yaml", "--ranks=3", "train_seam.schedule.lr=1"]
+    assert cli._without_ranks(words) == ["--config", "a.yaml", "train_seam.schedule.lr=1"]
 
 
 def test_number_of_ranks_is_read_or_found() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.atomic import atomic_file
-from seam_dist.config.schema import InferConfig
+from seam_dist.config.schema import InferCamConfig
 
 Maps = dict[int, NDArray[np.float32]]
 
@@ -63,8 +63,8 @@ def crf_folder(prefix: str, alpha: float) -> str:
     return f"{prefix}_{shown if float(shown) == alpha else alpha}"
 
 
-def crf_folders(cfg: InferConfig) -> tuple[Path, Path] | None:
-    """Return the folders of the authors' CRF dicts that infer.crf_from_interop names, for both alphas."""
+def crf_folders(cfg: InferCamConfig) -> tuple[Path, Path] | None:
+    """Return the folders of the authors' CRF dicts that infer_cam.crf_from_interop names, for both alphas."""
     start = cfg.crf_from_interop
     if start is None:
         return None
@@ -100,7 +100,7 @@ def find_dict(folder: Path, key: str, source_id: str, setting: str) -> Path:
         wanted = " or ".join(f"{name}.npy" for name in dict.fromkeys(names))
         raise ValueError(
             f"image {key} has no dict {wanted} in {folder} ({setting}): write it, or leave the split out of "
-            "infer.splits"
+            "infer_cam.splits"
         )
     return path
 
@@ -126,7 +126,7 @@ def stack_maps(
 def _read(path: Path) -> Maps:
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is missing: write it with the authors' code, or with infer.interop=true")
+        raise ValueError(f"{path} is missing: write it with the authors' code, or with infer_cam.interop=true")
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {_LARGEST_FILE} that maps may have")
     try:

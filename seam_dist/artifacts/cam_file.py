@@ -5,7 +5,7 @@ last ones on the corner pixels. It loses what lies between its points: the scale
 stride. Measured in tests/artifacts/test_cam_file.py on noisy maps of a 375 x 500 image with details of about 32 pixels,
 scales 0.5 to 2.0 at a feature stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8,
 0.002 and 0.06 at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps are exact
-(`infer.interop`).
+(`infer_cam.interop`).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def decode_cam(data: bytes) -> NDArray[np.float16]:
 class StoredCam:
     """The stored maps of one image: `cam` (K, h, w) float16 of its classes (ids from 1), and its size in pixels.
 
-    `cam` is the map of infer.cam; `plain` is the classifier's, where `cam` is the refined one.
+    `cam` is the map of infer_cam.cam; `plain` is the classifier's, where `cam` is the refined one.
     """
 
     key: str

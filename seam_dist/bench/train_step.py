@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, multilabel_soft_margin_loss, relu
 from torch.utils.flop_counter import FlopCounterMode
 
-from seam_dist.config.schema import LossConfig, TrainConfig
+from seam_dist.config.schema import LossConfig, ScheduleConfig
 from seam_dist.losses.seam import seam_losses
 from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
 from seam_dist.models.backbones.resnet38d import ResNet38d
@@ -126,7 +126,7 @@ class Step:
             self.image = self.image.contiguous(memory_format=torch.channels_last)
         self.run: nn.Module = torch.compile(self.model) if form == "ours-compiled" else self.model  # type: ignore[assignment]
         # Noise teaches nothing: a small rate keeps the weights finite.
-        groups = parameter_groups(self.model, TrainConfig(lr=1e-9))
+        groups = parameter_groups(self.model, ScheduleConfig(lr=1e-9))
         self.optimizer = torch.optim.SGD(groups, lr=1e-9, momentum=0.9)
 
     def autocast(self) -> torch.autocast:

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.cluster.signals import StopRequest, Watchdog
-from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
+from seam_dist.config.schema import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainSeamConfig,
+)
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_seam, parameter_groups
 from seam_dist.training.engine import start_training
@@ -43,7 +51,7 @@ def measure(
         model=ModelConfig(width=width),
         loss=LossConfig(second_view_scale=0.5),
         # Noise teaches nothing: a small rate keeps the weights finite.
-        train=TrainConfig(global_batch_size=batch_size, max_steps=10**6, lr=1e-6),
+        train_seam=TrainSeamConfig(schedule=ScheduleConfig(global_batch_size=batch_size, max_steps=10**6, lr=1e-6)),
     )
     world = init_world(cfg)
     torch.manual_seed(0)
@@ -51,7 +59,7 @@ def measure(
     bare = bare_step(cfg, batch)
     model, _ = build_seam(cfg, _CLASSES)
     module = TrainModule(model, cfg)
-    groups = parameter_groups(model, cfg.train)
+    groups = parameter_groups(model, cfg.train_seam.schedule)
     training = start_training(module, model, groups, cfg, world, max_steps=10**6)
     batches: Iterator[dict[str, Any]] = repeat(batch)
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -84,7 +92,11 @@ def bare_step(cfg: Config, batch: dict[str, Any]) -> Callable[[], None]:
     model, _ = build_seam(cfg, _CLASSES)
     module = TrainModule(model, cfg)
     module.train()
-    optimizer = torch.optim.SGD(parameter_groups(model, cfg.train), lr=cfg.train.lr, momentum=cfg.train.momentum)
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, cfg.train_seam.schedule),
+        lr=cfg.train_seam.schedule.lr,
+        momentum=cfg.train_seam.schedule.momentum,
+    )
 
     def step() -> None:
         losses = module(batch, 1.0)

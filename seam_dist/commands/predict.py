@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.label_file import encode_labels
-from seam_dist.config.schema import Config, CrfConfig, PredictConfig, RunConfig
+from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
 from seam_dist.data.images import BadImageError, decode_image, decode_mask, read_header
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.label_scores import confusion_matrix
@@ -40,7 +40,7 @@ from seam_dist.report.overlay import overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
-_DEFAULTS = PredictConfig()
+_DEFAULTS = InferSegConfig()
 _JPEG_QUALITY = 90
 
 
@@ -156,7 +156,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def predict_settings(arguments: argparse.Namespace, found: SegWeights) -> Config:
     """Return the settings in force: the arguments, then those that the network was trained with, then the defaults."""
     trained = found.settings
-    predict = {entry.name: trained.get(f"predict.{entry.name}") for entry in fields(PredictConfig)}
+    predict = {entry.name: trained.get(f"infer_seg.{entry.name}") for entry in fields(InferSegConfig)}
     predict.update(splits=None, checkpoint=None, voc_server=None, batch_size=arguments.batch_size, crf=arguments.crf)
     predict.update({name: value for name in ("scales", "flip") if (value := getattr(arguments, name)) is not None})
     if predict["scales"] is not None and (not predict["scales"] or min(predict["scales"]) <= 0):
@@ -165,7 +165,7 @@ def predict_settings(arguments: argparse.Namespace, found: SegWeights) -> Config
     crf.update(num_workers=None, impl=arguments.crf_impl or crf["impl"])
     return Config(
         run=RunConfig(device=arguments.device, threads=arguments.threads),
-        predict=PredictConfig(**_given(predict)),
+        infer_seg=InferSegConfig(**_given(predict)),
         crf=CrfConfig(**_given(crf)),
     )
 
@@ -212,13 +212,13 @@ def predict_images(
     outcome = Outcome(torch.zeros(len(classes) + 1, len(classes) + 1, dtype=torch.int64))
     with ExitStack() as stack:
         crf = None
-        if cfg.predict.crf:
+        if cfg.infer_seg.crf:
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         model = load_network(found, device)
         bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict"))
         samples = _read(images, arguments.max_pixels, outcome, bar)
         predictions = predict_samples(
-            model, samples, cfg.predict, align=alignment(found, model), longest=arguments.max_side, crf=crf
+            model, samples, cfg.infer_seg, align=alignment(found, model), longest=arguments.max_side, crf=crf
         )
         for prediction in predictions:
             labels = prediction.labels if prediction.refined is None else prediction.refined

@@ -25,7 +25,7 @@ from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.label_scores import unscored_kinds
 
 # Settings that a stage records only when they are in use, and what they are when it does not.
-_RECORDED_WHEN_ON = {"infer_cam": {"infer.crf": False}}
+_RECORDED_WHEN_ON = {"infer_cam": {"infer_cam.crf": False}}
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def _changed_inputs(cfg: Config, stage: str, record: Mapping[str, Any]) -> list[
     """Return what is different in those inputs of a stage that can be looked up without computing anything."""
     found = []
     inputs = record.get("inputs", {})
-    theirs = dict(zip(CRF_FILES, crf_folders(cfg.infer) or (None, None), strict=True))
-    theirs[CAM_FILES] = cfg.infer.from_interop
+    theirs = dict(zip(CRF_FILES, crf_folders(cfg.infer_cam) or (None, None), strict=True))
+    theirs[CAM_FILES] = cfg.infer_cam.from_interop
     if stage == "infer_cam":
         new = [folder for name, folder in theirs.items() if folder is not None and name not in inputs]
         found += [f"it was made without the authors' files in {folder}" for folder in new]
@@ -119,7 +119,7 @@ def _changed_inputs(cfg: Config, stage: str, record: Mapping[str, Any]) -> list[
             continue
         if name == "weights":
             weights = cfg.stage_dir("train_seam") / "final" / "model.safetensors"
-            if cfg.infer.checkpoint is None and weights.is_file() and sha256_file(weights) != before:
+            if cfg.infer_cam.checkpoint is None and weights.is_file() and sha256_file(weights) != before:
                 found.append("the weights of train_seam changed")
             continue
         folder = cfg.shards_dir if name == "shards" else cfg.stage_dir(name)

@@ -1,4 +1,4 @@
-"""Configuration from its sources: defaults < preset < YAML file < `section.key=value` words, each with its origin.
+"""Configuration from its sources: defaults < preset < YAML file < `section.key=value` overrides, each with its origin.
 
 Whatever cannot be meant is refused before any work starts: unknown keys (with the nearest valid one), wrong types,
 keys given twice in one file, and combinations that `seam_dist.config.schema` rules out.
@@ -76,12 +76,7 @@ def load_config(path: Path | None, words: Sequence[str] = (), preset: str | None
         key, value = _parse_word(word)
         values = _merge(values, _nest(key, value))
         origins.update((leaf, "command line") for leaf, _ in _leaves(_nest(key, value)))
-    _check_keys(values, origins)
-    try:
-        config = TypeAdapter(Config).validate_python(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, origins)) from None
-    return Resolved(config=config, origins=origins)
+    return Resolved(config=_validate(values, origins), origins=origins)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -98,11 +93,17 @@ def to_tree(config: Config) -> dict[str, Any]:
 
 def from_tree(tree: Mapping[str, Any]) -> Config:
     """Build a configuration from nested dicts, for example of a stored config.yaml; raise ConfigError."""
-    _check_keys(tree, {})
+    return _validate(tree, {})
+
+
+def _validate(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    _check_keys(values, origins)
+    # Merged into the defaults first: those of a nested section differ from stage to stage.
+    whole = _merge(to_tree(Config()), values)
     try:
-        return TypeAdapter(Config).validate_python(dict(tree))
+        return TypeAdapter(Config).validate_python(whole)
     except ValidationError as error:
-        raise ConfigError(_explain(error, {})) from None
+        raise ConfigError(_explain(error, origins)) from None
 
 
 def dump_yaml(config: Config) -> str:
@@ -112,48 +113,36 @@ def dump_yaml(config: Config) -> str:
 
 def format_config(resolved: Resolved) -> str:
     """Return the configuration as YAML text with each value's origin in a comment."""
-    lines: list[str] = []
-    section = None
-    rows = []
+    rows: list[tuple[str, str | None]] = []  # text, origin
+    open_sections: tuple[str, ...] = ()
     for key, value in flatten(resolved.config).items():
-        head, _, rest = key.partition(".")
+        *sections, name = key.split(".")
+        for depth, section in enumerate(sections):
+            if open_sections[: depth + 1] != tuple(sections[: depth + 1]):
+                rows.append((f"{'  ' * depth}{section}:", None))
+                open_sections = tuple(sections[: depth + 1])
+        open_sections = tuple(sections)
         origin = next((resolved.origins[p] for p in _prefixes(key) if p in resolved.origins), "default")
-        rows.append((head, rest, yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0], origin))
-    width = max(len(f"  {rest}: {value}") for _, rest, value, _ in rows)
-    for head, rest, value, origin in rows:
-        if not rest:
-            lines.append(f"{head}: {value}")
-            continue
-        if head != section:
-            lines.append(f"{head}:")
-            section = head
-        text = f"  {rest}: {value}"
-        lines.append(f"{text:<{min(width, 72)}}  # {origin}")
-    return "\n".join(lines) + "\n"
+        shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
+        rows.append((f"{'  ' * len(sections)}{name}: {shown}", origin if sections else None))
+    width = min(72, max(len(text) for text, _ in rows))
+    return "\n".join(text if origin is None else f"{text:<{width}}  # {origin}" for text, origin in rows) + "\n"
 
 
 def settings() -> Iterator[Setting]:
     """Yield every key of the configuration with its type, default and one-line description."""
-    hints = get_type_hints(Config)
-    for section in dataclasses.fields(Config):
-        kind = hints[section.name]
-        if not dataclasses.is_dataclass(kind):
-            fields: Mapping[str, FieldInfo] = Config.__pydantic_fields__  # type: ignore[attr-defined]
-            yield Setting(section.name, "mapping", {}, _one_line(fields[section.name].description))
+    yield from _settings(Config, Config(), "")
+
+
+def _settings(kind: type[Any], defaults: Any, prefix: str) -> Iterator[Setting]:
+    hints = get_type_hints(kind)
+    fields: Mapping[str, FieldInfo] = kind.__pydantic_fields__
+    for name in fields:
+        if dataclasses.is_dataclass(hints[name]):
+            yield from _settings(hints[name], getattr(defaults, name), f"{prefix}{name}.")
             continue
-        assert isinstance(kind, type)
-        fields = kind.__pydantic_fields__  # type: ignore[attr-defined]
-        defaults = kind()
-        # A section may inherit from another; the annotations and docstrings of what it inherits stay with that one.
-        types: dict[str, str] = {}
-        docs: dict[str, str | None] = {}
-        for base in reversed(kind.__mro__):
-            types.update((name, str(text)) for name, text in vars(base).get("__annotations__", {}).items())
-            described = vars(base).get("__pydantic_fields__", {})
-            docs.update((name, field.description) for name, field in described.items() if field.description)
-        for name in fields:
-            default = getattr(defaults, name)
-            yield Setting(f"{section.name}.{name}", types[name], default, _one_line(docs.get(name)))
+        text = "mapping" if f"{prefix}{name}" == _FREE_FORM else str(vars(kind)["__annotations__"][name])
+        yield Setting(f"{prefix}{name}", text, getattr(defaults, name), _one_line(fields[name].description))
 
 
 def section_docs() -> dict[str, str]:
@@ -210,7 +199,9 @@ def _walk_nodes(node: yaml.Node, prefix: str, path: Path, origins: dict[str, str
 def _parse_word(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key or "." not in key:
-        raise ConfigError(f"argument '{word}' is not of the form section.key=value, for example train.lr=0.01")
+        raise ConfigError(
+            f"argument '{word}' is not of the form section.key=value, for example train_seam.schedule.lr=0.01"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -269,15 +260,25 @@ def _check_keys(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
             continue
         if not isinstance(content, Mapping):
             raise ConfigError(f"{where}{section}={content!r} is a section: give keys below it: {section}.key=value")
-        own = [key for key in keys if key.startswith(f"{section}.")]
-        for name in content:
-            key = f"{section}.{name}"
-            if key in own:
-                continue
-            where = f"{origins[key]}: " if key in origins else ""
-            others = [k for k in keys if k.endswith(f".{name}")]
-            hint = _nearest(key, own) or (f" (did you mean {others[0]}?)" if others else "")
-            raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
+        _check_names(section, content, keys, origins)
+
+
+def _check_names(prefix: str, content: Mapping[str, Any], keys: Sequence[str], origins: Mapping[str, str]) -> None:
+    """Refuse names below a section, at any depth, that are no settings."""
+    own = [key for key in keys if key.startswith(f"{prefix}.")]
+    for name, value in content.items():
+        key = f"{prefix}.{name}"
+        if key in own:
+            continue
+        where = next((f"{o}: " for k, o in origins.items() if k == key or k.startswith(f"{key}.")), "")
+        if any(other.startswith(f"{key}.") for other in own):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
+            _check_names(key, value, keys, origins)
+            continue
+        others = [k for k in keys if k.endswith(f".{name}")]
+        hint = _nearest(key, own) or (f" (did you mean {others[0]}?)" if others else "")
+        raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:

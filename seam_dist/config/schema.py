@@ -1,13 +1,13 @@
 """The configuration: one frozen dataclass a concern, checked as a whole before any work starts.
 
 A field's unit stands in the line under it; `seam-dist --help-config` prints those lines. Values come, weakest
-first, from the defaults here, a preset, a YAML file and `section.key=value` words (`seam_dist.config.load`).
-Numbers of the published pipeline are in configs/presets/paper.yaml, each with its source.
+first, from the defaults here, a preset, a YAML file and `section.key=value` overrides (`seam_dist.config.load`).
+Sections that steer a stage have the stage's name. Numbers of the published pipeline are in configs/presets/paper.yaml,
+each with its source.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -64,20 +64,18 @@ class RunConfig:
 class SourceConfig:
     """The data set as it lies on disk, before conversion to shards."""
 
-    kind: Literal["voc", "folder", "procedural"] = "folder"
+    kind: Literal["voc", "folder", "synthetic"] = "folder"
     """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
     root: Path | None = None
-    """Folder of the data set; not used by procedural."""
-    splits: tuple[str, ...] = ("train", "val")
-    """Splits to convert, by the names the data set uses."""
+    """Folder of the data set; not used by synthetic."""
     num_images: tuple[int, ...] = (240, 60)
-    """procedural: images in each split."""
+    """synthetic: images in each of data.splits."""
     num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)
-    """procedural: foreground classes."""
+    """synthetic: foreground classes."""
     image_size: tuple[int, int] = (256, 192)
-    """procedural: median width and height, pixels."""
+    """synthetic: median width and height, pixels."""
     seed: int = Field(default=0, ge=0)
-    """procedural: seed of the scenes."""
+    """synthetic: seed of the scenes."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -90,6 +88,8 @@ class DataConfig:
     """Conversion: samples a shard, at most."""
     streams: int = Field(default=4, ge=1)
     """Canonical streams; ranks times workers divides it, and every training split has at least that many shards."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits that are converted and go through every stage, by the names the data set uses; stages may override it."""
     train_split: str = "train"
     """Split that trains."""
     shuffle_shards: int = Field(default=4, ge=1)
@@ -192,8 +192,8 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class TrainConfig:
-    """Schedule, optimizer and the life of a training job."""
+class ScheduleConfig:
+    """Steps, batches, optimizer, log and checkpoints of a training stage."""
 
     global_batch_size: int = Field(default=8, ge=1)
     """Images an optimizer step, over all ranks and accumulation steps."""
@@ -203,12 +203,12 @@ class TrainConfig:
     """Passes over the training split; not used when max_steps is set."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of the whole schedule; unset: floor(images / global_batch_size) * epochs."""
-    lr: float = Field(default=0.01, gt=0)
+    lr: float = Field(default=0.001, gt=0)
     """Learning rate of pretrained weights at step 0."""
     lr_multipliers: tuple[float, float, float, float] = (1.0, 2.0, 10.0, 20.0)
     """Factors on lr for pretrained weights, pretrained biases, new weights, new biases."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD; the published code ran with 5e-4 by accident (PARITY.md section 2)."""
+    """Momentum of SGD; the published code ran with 5e-4 by accident, and ten times this lr (PARITY.md section 2)."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """L2 penalty of weights; biases have none."""
     poly_power: float = Field(default=0.9, ge=0)
@@ -221,8 +221,6 @@ class TrainConfig:
     """Largest gradient norm; 0: no clipping."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl and TensorBoard scalars."""
-    images_every: int = Field(default=0, ge=0)
-    """Steps between TensorBoard CAM pictures; 0: only at the end."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -230,13 +228,30 @@ class TrainConfig:
     resume: str = "auto"
     """auto: the newest whole checkpoint, if any; never: start anew; or the folder of a checkpoint."""
 
+    def check_micro_batch(self, stage: str) -> None:
+        """Raise ValueError when the global batch is no multiple of the micro-batch; `stage` names the section."""
+        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"{stage}.schedule.global_batch_size={self.global_batch_size} is not a multiple of "
+                f"{stage}.schedule.micro_batch_size={self.micro_batch_size}: change one of them"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class InferConfig:
+class TrainSeamConfig:
+    """Training of SEAM from image-level labels; network, losses and augmentation have sections of their own."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    pictures_every: int = Field(default=0, ge=0)
+    """Steps between TensorBoard pictures of CAMs; 0: only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class InferCamConfig:
     """CAM inference (PARITY.md section 3)."""
 
-    splits: tuple[str, ...] = ("train", "val")
-    """Splits whose CAMs are made."""
+    splits: tuple[str, ...] | None = None
+    """Splits whose CAMs are made; unset: data.splits."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Sizes of the image relative to the original; the maps are summed."""
     flip: bool = True
@@ -259,18 +274,18 @@ class InferConfig:
     """Folder of the authors' CAM dicts, <source id or key>.npy, to take the maps from instead of a network."""
     crf_from_interop: Path | None = None
     """Start of the names of the authors' two folders of CRF dicts, to take the refined scores from instead of a CRF:
-    out_crf stands for out_crf_4.0 and out_crf_24.0, with the numbers of infer.crf_alphas."""
+    out_crf stands for out_crf_4.0 and out_crf_24.0, with the numbers of infer_cam.crf_alphas."""
 
     @model_validator(mode="after")
-    def _check(self) -> InferConfig:
+    def _check(self) -> InferCamConfig:
         if self.from_interop is not None and self.checkpoint is not None:
             raise ValueError(
-                f"infer.from_interop={self.from_interop} takes the maps from files, so infer.checkpoint="
+                f"infer_cam.from_interop={self.from_interop} takes the maps from files, so infer_cam.checkpoint="
                 f"{self.checkpoint} would have no effect: set one of them"
             )
         if self.crf_from_interop is not None and not self.crf:
             raise ValueError(
-                f"infer.crf=false leaves the CRF out, so infer.crf_from_interop={self.crf_from_interop} would have no "
+                f"infer_cam.crf=false leaves the CRF out, so infer_cam.crf_from_interop={self.crf_from_interop} would have no "
                 "effect: unset one of them"
             )
         return self
@@ -301,9 +316,10 @@ class CrfConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class AffinityConfig(TrainConfig):
+class TrainAffinityConfig:
     """AffinityNet and its training on the affinity labels of infer_cam (PARITY.md sections 1 and 5)."""
 
+    schedule: ScheduleConfig = ScheduleConfig()
     crop_size: int = Field(default=448, ge=16)
     """Side of the square crop, pixels, a multiple of output_stride; images are not resized."""
     hflip: float = Field(default=0.5, ge=0, le=1)
@@ -319,18 +335,13 @@ class AffinityConfig(TrainConfig):
     output_stride: Stride | None = None
     """Input pixels a cell of the affinity grid, 8 or 16; unset: model.output_stride."""
 
-    @property
-    def schedule(self) -> TrainConfig:
-        """What of these settings is the schedule of a training."""
-        return _schedule(self)
-
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class WalkConfig:
+class RandomWalkConfig:
     """Random walk of the CAMs over the affinities, which makes pseudo-labels (PARITY.md section 6)."""
 
-    splits: tuple[str, ...] = ("train", "val")
-    """Splits that get pseudo-labels; each has CAMs."""
+    splits: tuple[str, ...] | None = None
+    """Splits that get pseudo-labels; each has CAMs; unset: those of infer_cam."""
     alpha: float = Field(default=6.0, gt=0)
     """Power of the background score 1 - max over foreground."""
     beta: float = Field(default=8.0, gt=0)
@@ -352,15 +363,10 @@ class WalkConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class SegConfig(TrainConfig):
+class TrainSegConfig:
     """The final segmentation network and its training on pseudo-labels (PARITY.md section 7)."""
 
-    global_batch_size: int = Field(default=10, ge=1)
-    """Images an optimizer step, over all ranks and accumulation steps."""
-    max_steps: int | None = Field(default=20_000, ge=1)
-    """Optimizer steps of the whole schedule; unset: floor(images / global_batch_size) * epochs."""
-    lr: float = Field(default=0.001, gt=0)
-    """Learning rate of pretrained weights at step 0."""
+    schedule: ScheduleConfig = ScheduleConfig(global_batch_size=10, max_steps=20_000)
     network: Literal["deeplabv1", "deeplabv3plus"] = "deeplabv1"
     """deeplabv1: LargeFOV, published; deeplabv3plus: atrous pyramid and a decoder on a finer feature map."""
     backbone: str | None = Field(default=None, pattern=r"^(resnet38d|lite0|timm:[A-Za-z0-9_.-]+)$")
@@ -395,24 +401,19 @@ class SegConfig(TrainConfig):
     background_weight: float = Field(default=1.0, gt=0)
     """Weight of the loss of pixels whose label is background; published: 1. Less helps where objects are small."""
 
-    @property
-    def schedule(self) -> TrainConfig:
-        """What of these settings is the schedule of a training."""
-        return _schedule(self)
-
     @model_validator(mode="after")
-    def _check_scale(self) -> SegConfig:
+    def _check_scale(self) -> TrainSegConfig:
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"seg.scale={list(self.scale)} is not a range: give [smallest, largest], above 0")
+            raise ValueError(f"train_seg.scale={list(self.scale)} is not a range: give [smallest, largest], above 0")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class PredictConfig:
-    """Predictions of the final network, infer_seg and `seam-dist predict` (PARITY.md section 7)."""
+class InferSegConfig:
+    """Predictions of the final network, in the stage and in `seam-dist predict` (PARITY.md section 7)."""
 
-    splits: tuple[str, ...] = ("train", "val")
-    """Splits that infer_seg predicts; they need no labels."""
+    splits: tuple[str, ...] | None = None
+    """Splits that are predicted; they need no labels; unset: data.splits."""
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Sizes of the image relative to the original; the mean of the logits is taken."""
     flip: bool = True
@@ -430,19 +431,15 @@ class PredictConfig:
     checkpoint: Path | None = None
     """Weights of another run's train_seg; unset: this run's."""
     voc_server: str | None = None
-    """Split whose predictions are packed for the PASCAL VOC evaluation server, with CRF where predict.crf is set."""
-
-
-def _schedule(cfg: TrainConfig) -> TrainConfig:
-    return TrainConfig(**{entry.name: getattr(cfg, entry.name) for entry in fields(TrainConfig)})
+    """Split whose predictions are packed for the PASCAL VOC evaluation server, with CRF where infer_seg.crf is set."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvaluateConfig:
     """Evaluation of CAMs over all background thresholds at once (PARITY.md section 8)."""
 
-    splits: tuple[str, ...] = ("train", "val")
-    """Splits that are evaluated; each needs masks."""
+    splits: tuple[str, ...] | None = None
+    """Splits that are evaluated; each needs masks; unset: data.splits."""
     num_thresholds: int = Field(default=100, ge=2)
     """Background thresholds k / num_thresholds, k = 0 .. num_thresholds - 1."""
     default_threshold: float = Field(default=0.26, ge=0, le=1)
@@ -473,13 +470,13 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
-    train: TrainConfig = TrainConfig()
-    infer: InferConfig = InferConfig()
+    train_seam: TrainSeamConfig = TrainSeamConfig()
+    infer_cam: InferCamConfig = InferCamConfig()
     crf: CrfConfig = CrfConfig()
-    affinity: AffinityConfig = AffinityConfig()
-    walk: WalkConfig = WalkConfig()
-    seg: SegConfig = SegConfig()
-    predict: PredictConfig = PredictConfig()
+    train_affinity: TrainAffinityConfig = TrainAffinityConfig()
+    random_walk: RandomWalkConfig = RandomWalkConfig()
+    train_seg: TrainSegConfig = TrainSegConfig()
+    infer_seg: InferSegConfig = InferSegConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -499,16 +496,20 @@ class Config:
         """Folder of the shards: data.shards, else the run's own shard stage."""
         return self.data.shards or self.stage_dir("shard")
 
+    def splits_of(self, stage: Stage) -> tuple[str, ...]:
+        """Return the splits that a stage works on, each once: its own setting, else data.splits.
+
+        random_walk follows infer_cam, whose CAMs it needs.
+        """
+        own: tuple[str, ...] | None = getattr(getattr(self, stage, None), "splits", None)
+        if own is None and stage == "random_walk":
+            return self.splits_of("infer_cam")
+        return tuple(dict.fromkeys(self.data.splits if own is None else own))
+
     @model_validator(mode="after")
     def _check(self) -> Config:
-        schedules: dict[str, TrainConfig] = {"train": self.train, "affinity": self.affinity, "seg": self.seg}
-        for name, schedule in schedules.items():
-            micro = schedule.micro_batch_size
-            if micro is not None and schedule.global_batch_size % micro:
-                raise ValueError(
-                    f"{name}.global_batch_size={schedule.global_batch_size} is not a multiple of "
-                    f"{name}.micro_batch_size={micro}: change one of them"
-                )
+        for stage in ("train_seam", "train_affinity", "train_seg"):
+            getattr(self, stage).schedule.check_micro_batch(stage)
         view = self.augment.crop_size * self.loss.second_view_scale / self.model.output_stride
         if self.loss.ablation != "cam" and view < 2:
             raise ValueError(
@@ -522,16 +523,16 @@ class Config:
                 f"augment.crop_size={self.augment.crop_size} is not k * model.output_stride + 1, as model.align_grid "
                 f"asks for: set it to {near}, or model.align_grid=false"
             )
-        stride = self.affinity.output_stride or self.model.output_stride
-        if self.affinity.crop_size % stride:
+        stride = self.train_affinity.output_stride or self.model.output_stride
+        if self.train_affinity.crop_size % stride:
             raise ValueError(
-                f"affinity.crop_size={self.affinity.crop_size} is not a multiple of the stride {stride} of its labels: "
-                f"set it to {self.affinity.crop_size // stride * stride or stride}"
+                f"train_affinity.crop_size={self.train_affinity.crop_size} is not a multiple of the stride {stride} of its labels: "
+                f"set it to {self.train_affinity.crop_size // stride * stride or stride}"
             )
         source = self.source
-        if source.kind == "procedural" and len(source.num_images) != len(source.splits):
+        if source.kind == "synthetic" and len(source.num_images) != len(self.data.splits):
             raise ValueError(
                 f"source.num_images={list(source.num_images)} has {len(source.num_images)} entries for "
-                f"{len(source.splits)} splits {list(source.splits)}: give one number a split"
+                f"{len(self.data.splits)} splits {list(self.data.splits)}: give one number a split"
             )
         return self

@@ -75,7 +75,7 @@ def open_scores(cfg: Config, kind: LabelKind, *, is_main: bool = True) -> StageR
     return open_stage(
         cfg,
         "evaluate",
-        settings=("evaluate.splits",),
+        settings=("evaluate.splits", "data.splits"),
         inputs={kind.stage: input_fingerprint(cfg.stage_dir(kind.stage), kind.stage)},
         is_main=is_main,
         directory=cfg.stage_dir("evaluate") / kind.name,

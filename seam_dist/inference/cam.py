@@ -18,7 +18,7 @@ from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.authors_files import find_dict, read_cam_dict, stack_maps
 from seam_dist.artifacts.cam_file import StoredCam, store_cam
 from seam_dist.artifacts.stage import StageError, input_fingerprint
-from seam_dist.config.schema import Config, InferConfig
+from seam_dist.config.schema import Config, InferCamConfig
 from seam_dist.data.augment.geometry import normalize_images
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
@@ -37,25 +37,25 @@ class Checkpoint:
 
 
 def find_checkpoint(cfg: Config) -> Checkpoint:
-    """Return the weights that cfg.infer.checkpoint names, or those of this run's finished training.
+    """Return the weights that cfg.infer_cam.checkpoint names, or those of this run's finished training.
 
     It names a weight file (.pth, .pt, .safetensors), or a folder: of a run, of its train_seam stage, or of its final
     weights. Raises StageError when there are none.
     """
-    if cfg.infer.checkpoint is None:
+    if cfg.infer_cam.checkpoint is None:
         input_fingerprint(cfg.stage_dir("train_seam"), "train_seam")
         folder = cfg.stage_dir("train_seam") / "final"
-    elif cfg.infer.checkpoint.is_file():
-        weights = cfg.infer.checkpoint
+    elif cfg.infer_cam.checkpoint.is_file():
+        weights = cfg.infer_cam.checkpoint
         return Checkpoint(weights, _architecture(weights) if weights.suffix == ".safetensors" else None)
     else:
-        root = cfg.infer.checkpoint
+        root = cfg.infer_cam.checkpoint
         folders = [root / "train_seam" / "final", root / "final", root]
         folder = next((f for f in folders if (f / "model.safetensors").is_file()), root)
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise StageError(
-            f"{weights} is missing: run `--stage train_seam` to the end, or set infer.checkpoint to a weight file or "
+            f"{weights} is missing: run `--stage train_seam` to the end, or set infer_cam.checkpoint to a weight file or "
             "to the folder of a finished run"
         )
     return Checkpoint(weights, _architecture(weights))
@@ -102,7 +102,7 @@ def load_model(cfg: Config, manifest: Manifest, checkpoint: Checkpoint) -> SEAM:
         pcm_impl=model_config.pcm_impl,
     )
     load_weights(model, checkpoint.weights, require_heads=True)
-    model.pcm = pcm and cfg.infer.cam == "refined"
+    model.pcm = pcm and cfg.infer_cam.cam == "refined"
     if model_config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -127,7 +127,7 @@ def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int,
         full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
         total = full if total is None else total.add_(full)
     if total is None:
-        raise ValueError("grids is empty, expected a map for at least one scale: set infer.scales")
+        raise ValueError("grids is empty, expected a map for at least one scale: set infer_cam.scales")
     return total
 
 
@@ -147,7 +147,7 @@ def normalize_cam(cam: Tensor) -> Tensor:
 def infer_samples(
     model: SEAM,
     samples: Iterable[Sample],
-    cfg: InferConfig,
+    cfg: InferCamConfig,
     *,
     align: int | None = None,
     use: Callable[[Sample, Tensor], object] = lambda sample, cam: None,
@@ -156,7 +156,7 @@ def infer_samples(
     """Return the stored maps of samples, in their order; `advance` is told how many are finished.
 
     Images of one size go through the network together, at sizes that fit grids of stride `align` (model.align_grid).
-    `use` is given each sample with its full-size map of infer.cam, (K, H, W).
+    `use` is given each sample with its full-size map of infer_cam.cam, (K, H, W).
     """
     found: dict[int, StoredCam] = {}
     prepared = (
@@ -194,7 +194,7 @@ def read_samples(
     found = []
     for sample in samples:
         size = (sample.image.shape[0], sample.image.shape[1])
-        path = find_dict(folder, sample.key, sample.source_id, "infer.from_interop")
+        path = find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
         maps = read_cam_dict(path)
         cam = torch.from_numpy(stack_maps(path, maps, [index - 1 for index in sample.classes], size))
         use(sample, cam)

@@ -52,8 +52,8 @@ def check_crf(cfg: CrfConfig) -> None:
     if cfg.impl == "lattice" and importlib.util.find_spec("pydensecrf") is None:
         raise ValueError(
             "crf.impl=lattice needs the package pydensecrf2, which is not installed: pip install 'seam-dist[crf]', or "
-            "set crf.impl=torch (exact, slow on large images), or do without (infer.crf=false, walk.crf=false, "
-            "predict.crf=false)"
+            "set crf.impl=torch (exact, slow on large images), or do without (infer_cam.crf=false, random_walk.crf=false, "
+            "infer_seg.crf=false)"
         )
     if cfg.impl == "lattice" and cfg.source_stride != 1:
         raise ValueError(

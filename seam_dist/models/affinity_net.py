@@ -43,7 +43,7 @@ class AffinityNet(nn.Module):
     ) -> None:
         super().__init__()
         if min(channels) < 1:
-            raise ValueError(f"channels={list(channels)} must be positive: change affinity.channels")
+            raise ValueError(f"channels={list(channels)} must be positive: change train_affinity.channels")
         self.backbone = backbone
         self.radius = radius
         self.impl: Impl = impl
@@ -89,7 +89,7 @@ class AffinityNet(nn.Module):
 
 def affinity_stride(cfg: Config) -> Literal[8, 16]:
     """Return the pixels a cell of the affinity grid."""
-    return cfg.affinity.output_stride or cfg.model.output_stride
+    return cfg.train_affinity.output_stride or cfg.model.output_stride
 
 
 def affinity_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
@@ -99,17 +99,17 @@ def affinity_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
         "backbone": cfg.model.backbone,
         "width": cfg.model.width,
         "output_stride": affinity_stride(cfg),
-        "channels": list(cfg.affinity.channels),
+        "channels": list(cfg.train_affinity.channels),
         "classes": list(classes),
     }
 
 
 def build_affinity_net(cfg: Config, *, pretrained: bool = True) -> tuple[AffinityNet, LoadReport]:
-    """Return the network of cfg.affinity on cfg.model's backbone and the report of loading cfg.model.pretrained.
+    """Return the network of cfg.train_affinity on cfg.model's backbone and the report of loading cfg.model.pretrained.
 
     `pretrained=False` skips the weights, for a model whose checkpoint comes next. Random weights come from torch's
     global generator: seed it first.
     """
     backbone = build_backbone(replace(cfg.model, output_stride=affinity_stride(cfg)))
-    model = AffinityNet(backbone, channels=cfg.affinity.channels, radius=cfg.affinity.radius)
+    model = AffinityNet(backbone, channels=cfg.train_affinity.channels, radius=cfg.train_affinity.radius)
     return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam_dist.config.schema import Config, ModelConfig, TrainConfig
+from seam_dist.config.schema import Config, ModelConfig, ScheduleConfig
 from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
@@ -87,7 +87,7 @@ def start_weights(
     return report
 
 
-def parameter_groups(model: nn.Module, cfg: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, cfg: ScheduleConfig) -> list[dict[str, Any]]:
     """Return optimizer groups {params, lr, weight_decay, name}; empty groups and frozen parameters are left out.
 
     lr is cfg.lr times cfg.lr_multipliers; only weights decay. New are the heads, always (PARITY.md section 2), and

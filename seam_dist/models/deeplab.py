@@ -128,7 +128,9 @@ class DeepLab(nn.Module):
         self.pretrained_names: set[str] = set()
         heads = {"deeplabv1": LargeFOV, "deeplabv3plus": PyramidDecoder}
         if network not in heads:
-            raise ValueError(f"network={network!r} is unknown, expected one of {', '.join(heads)}: set seg.network")
+            raise ValueError(
+                f"network={network!r} is unknown, expected one of {', '.join(heads)}: set train_seg.network"
+            )
         self.head = heads[network](backbone, num_classes + 1, width=width, dropout=dropout)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -151,33 +153,33 @@ def deeplab_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
     """Return what weights of cfg's network belong to, enough to build it again; settings unset in seg are model's."""
     model = _model_config(cfg)
     return {
-        "network": cfg.seg.network,
+        "network": cfg.train_seg.network,
         "backbone": model.backbone,
         "backbone_width": model.width,
         "output_stride": model.output_stride,
-        "width": cfg.seg.width,
+        "width": cfg.train_seg.width,
         "align_grid": model.align_grid,
         "classes": list(classes),
     }
 
 
 def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[DeepLab, LoadReport]:
-    """Return the network of cfg.seg for `num_classes` foreground classes and the report of loading its backbone.
+    """Return the network of cfg.train_seg for `num_classes` foreground classes and the report of loading its backbone.
 
-    Unset in seg, the backbone, its weights and its stride are those of cfg.model; seg.pretrained=train_seam takes the
+    Unset in seg, the backbone, its weights and its stride are those of cfg.model; train_seg.pretrained=train_seam takes the
     backbone of this run's SEAM. `pretrained=False` skips the weights, for a model whose checkpoint comes next. Random
     weights come from torch's global generator: seed it first. Raises ValueError when the weights of cfg.model are for
     another backbone than the one asked for.
     """
-    seg = cfg.seg
+    seg = cfg.train_seg
     model_config = _model_config(cfg)
     source: str | Path | None = seg.pretrained or cfg.model.pretrained
     if source == SEAM_STAGE:
         source = cfg.stage_dir(SEAM_STAGE) / "final" / "model.safetensors"
     if seg.pretrained is None and source not in (None, PACKAGE) and model_config.backbone != cfg.model.backbone:
         raise ValueError(
-            f"seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which model.pretrained={source} "
-            "is for: set seg.pretrained"
+            f"train_seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which model.pretrained={source} "
+            "is for: set train_seg.pretrained"
         )
     model = DeepLab(
         build_backbone(model_config), num_classes, network=seg.network, width=seg.width, dropout=seg.dropout
@@ -223,13 +225,13 @@ def load_deeplab(weights: Path, facts: Mapping[str, Any]) -> DeepLab:
 
 
 def _model_config(cfg: Config) -> ModelConfig:
-    """Return cfg.model with what cfg.seg says of the backbone; only resnet38d has a width."""
-    backbone = cfg.seg.backbone or cfg.model.backbone
+    """Return cfg.model with what cfg.train_seg says of the backbone; only resnet38d has a width."""
+    backbone = cfg.train_seg.backbone or cfg.model.backbone
     return replace(
         cfg.model,
         backbone=backbone,
         width=cfg.model.width if backbone == cfg.model.backbone else 1.0,
-        output_stride=cfg.seg.output_stride or cfg.model.output_stride,
-        freeze_batchnorm=cfg.seg.freeze_batchnorm,
-        freeze_stem=cfg.seg.freeze_stem,
+        output_stride=cfg.train_seg.output_stride or cfg.model.output_stride,
+        freeze_batchnorm=cfg.train_seg.freeze_batchnorm,
+        freeze_stem=cfg.train_seg.freeze_stem,
     )

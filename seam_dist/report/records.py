@@ -74,7 +74,7 @@ class RunRecord:
         told.append(self.manifests.get("infer_cam", {}).get("cam"))
         if known := [str(kind) for kind in told if kind in ("refined", "plain")]:
             return known[0]
-        plain = self.ablation in WITHOUT_PCM or self.setting("infer.cam") == "plain"
+        plain = self.ablation in WITHOUT_PCM or self.setting("infer_cam.cam") == "plain"
         return "plain" if plain else "refined"
 
     def setting(self, key: str) -> Any:

@@ -85,7 +85,7 @@ def run(cfg: Config) -> None:
 def evaluate_labels(cfg: Config, manifest: Manifest, world: World) -> list[dict[str, Any]]:
     """Score the label images that have no scores yet; return their records on the main rank."""
     records: list[dict[str, Any]] = []
-    splits = [split for split in dict.fromkeys(cfg.evaluate.splits) if manifest.split(split).has_masks]
+    splits = [split for split in cfg.splits_of("evaluate") if manifest.split(split).has_masks]
     for kind in on_main(lambda: made_kinds(cfg), world):
         stage = on_main(partial(open_scores, cfg, kind), world)
         if on_main(stage.is_done, world):
@@ -276,10 +276,10 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str], list[st
     infer = cfg.stage_dir("infer_cam")
     if not (infer / "manifest.json").is_file() and made_kinds(cfg):
         # Predictions of another run's network can be scored without any CAM.
-        return open_stage(cfg, "evaluate", settings=("evaluate",)), [], []
+        return open_stage(cfg, "evaluate", settings=("evaluate", "data.splits")), [], []
     inputs = {"infer_cam": input_fingerprint(infer, "infer_cam")}
     kinds = ["refined", "plain"] if read_json(infer / "manifest.json").get("cam") == "refined" else ["plain"]
-    splits = list(dict.fromkeys(cfg.evaluate.splits))
+    splits = list(cfg.splits_of("evaluate"))
     chooser = cfg.evaluate.threshold_split
     if chooser in splits or _reason_against(cfg, manifest, chooser) is None:
         splits = [chooser, *(split for split in splits if split != chooser)]
@@ -289,7 +289,7 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str], list[st
         if reason := _reason_against(cfg, manifest, split):
             raise StageError(reason)
         verify_shards(cfg.shards_dir, manifest, split, cfg.data.verify)
-    stage = open_stage(cfg, "evaluate", settings=("evaluate",), inputs=inputs)
+    stage = open_stage(cfg, "evaluate", settings=("evaluate", "data.splits"), inputs=inputs)
     return stage, kinds, [] if stage.is_done() else splits
 
 
@@ -300,5 +300,5 @@ def _reason_against(cfg: Config, manifest: Manifest, name: str) -> str | None:
         return f"split {name!r} has no masks to compare with: leave it out of evaluate.splits"
     folder = cfg.stage_dir("infer_cam") / "cams"
     if not all((folder / shard.file).is_file() for shard in split.shards):
-        return f"split {name!r} has no CAMs in {folder}: add it to infer.splits and run `--stage infer_cam`"
+        return f"split {name!r} has no CAMs in {folder}: add it to infer_cam.splits and run `--stage infer_cam`"
     return None

@@ -3,9 +3,9 @@
 Every input shard gives one output shard of the same name in each of cams/, crf/ and affinity/, which appears by rename,
 cams/ last: one that is there is whole, and a stage cut short goes on with those that are missing. Each rank takes every
 R-th of them. The maps come from the trained network at several scales and mirrored, or from the authors' files
-(infer.from_interop). PARITY.md section 3.
+(infer_cam.from_interop). PARITY.md section 3.
 
-CRF (infer.crf): the full-size map of infer.cam gets two backgrounds, (1 - max)^alpha for both infer.crf_alphas, and a
+CRF (infer_cam.crf): the full-size map of infer_cam.cam gets two backgrounds, (1 - max)^alpha for both infer_cam.crf_alphas, and a
 CRF each, in processes beside the network (`seam_dist.inference.crf_pool`). crf/ holds the labels of the first at full size. An image
 without classes is background everywhere.
 
@@ -50,13 +50,13 @@ from seam_dist.inference.cam import Checkpoint, find_checkpoint, infer_samples, 
 from seam_dist.inference.crf_pool import CamLabels, CrfPool, check_crf, crf_device, crf_workers
 from seam_dist.models import affinity_stride
 
-_SETTINGS = ("infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop")
-_INTEROP_SETTINGS = ("infer.cam_stride", "infer.interop")
-_CRF_SETTINGS = ("infer.crf", "infer.crf_alphas", "crf", "affinity.output_stride", "model.output_stride")
+_SETTINGS = ("infer_cam.scales", "infer_cam.flip", "infer_cam.cam", "infer_cam.cam_stride", "infer_cam.interop")
+_INTEROP_SETTINGS = ("infer_cam.cam_stride", "infer_cam.interop")
+_CRF_SETTINGS = ("infer_cam.crf", "infer_cam.crf_alphas", "crf", "train_affinity.output_stride", "model.output_stride")
 
 
 def run(cfg: Config) -> None:
-    """Write the CAMs of cfg.infer.splits; finished shards of the same weights and settings are kept.
+    """Write the CAMs of cfg.infer_cam.splits; finished shards of the same weights and settings are kept.
 
     Raises ValueError (StageError, ShardError) when the training is not finished, the checkpoint does not fit the data
     set's classes, a split has no labels, the CRF is not installed, one of the authors' files is missing or does not fit
@@ -64,7 +64,7 @@ def run(cfg: Config) -> None:
     """
     world = init_world(cfg)
     manifest = load_manifest(cfg.shards_dir)
-    checkpoint = None if cfg.infer.from_interop is not None else find_checkpoint(cfg)
+    checkpoint = None if cfg.infer_cam.from_interop is not None else find_checkpoint(cfg)
     stage, works, todo = on_main(lambda: _open(cfg, manifest, checkpoint), world)
     if not todo:
         if world.is_main:
@@ -80,7 +80,7 @@ def run(cfg: Config) -> None:
     unwritten: deque[_ShardOutput] = deque()
     with ExitStack() as stack:
         pool = None
-        if cfg.infer.crf:
+        if cfg.infer_cam.crf:
             pool = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         num_own = sum(work.shard.num_samples for work in own)
         bar = stack.enter_context(tqdm(total=num_own, unit="image", desc="infer_cam", disable=not world.is_main))
@@ -93,11 +93,13 @@ def run(cfg: Config) -> None:
                 on_bad=lambda _, error, bad=output.bad: bad.append(str(error)),  # type: ignore[misc]
             )
             if model is not None:
-                output.cams = infer_samples(model, samples, cfg.infer, align=align, use=output.use, advance=bar.update)
+                output.cams = infer_samples(
+                    model, samples, cfg.infer_cam, align=align, use=output.use, advance=bar.update
+                )
             else:
-                assert cfg.infer.from_interop is not None
+                assert cfg.infer_cam.from_interop is not None
                 output.cams = read_samples(
-                    samples, cfg.infer.from_interop, cfg.infer.cam_stride, use=output.use, advance=bar.update
+                    samples, cfg.infer_cam.from_interop, cfg.infer_cam.cam_stride, use=output.use, advance=bar.update
                 )
             unwritten.append(output)
             # Its last CRFs are computed while the next shard is in the network.
@@ -111,7 +113,7 @@ def run(cfg: Config) -> None:
     shards = [work.shard for work in works]
     bad = on_main(lambda: read_bad(stage.dir, shards, cfg.data.max_bad_fraction), world)
     if world.is_main:
-        source = checkpoint.weights if checkpoint is not None else cfg.infer.from_interop
+        source = checkpoint.weights if checkpoint is not None else cfg.infer_cam.from_interop
         refined = model is not None and model.pcm
         files = [p for p in stage.dir.rglob("*") if p.is_file() and p.parent != stage.dir and p.name[0] != "."]
         stage.finish(files, checkpoint=str(source), cam="refined" if refined else "plain", bad_samples=bad)
@@ -132,26 +134,28 @@ class _ShardOutput:
     def use(self, sample: Sample, cam: Tensor) -> None:
         """Take the full-size map (K, H, W) of one image: to the authors' file, to the CRFs."""
         full = cam.float().cpu().numpy()
-        interop = self._cfg.infer.interop
+        interop = self._cfg.infer_cam.interop
         if interop:
             write_cam_dict(self._folder / "interop" / f"{sample.key}.npy", sample.classes, full)
         if self._pool is None:
             return
         stride = affinity_stride(self._cfg) if "affinity" in self._work.folders else None
-        if (theirs := crf_folders(self._cfg.infer)) is not None:
-            low, high = (find_dict(folder, sample.key, sample.source_id, "infer.crf_from_interop") for folder in theirs)
+        if (theirs := crf_folders(self._cfg.infer_cam)) is not None:
+            low, high = (
+                find_dict(folder, sample.key, sample.source_id, "infer_cam.crf_from_interop") for folder in theirs
+            )
             size = (full.shape[1], full.shape[2])
             self._labels[sample.key] = self._pool.submit_dicts((low, high), size, sample.classes, stride=stride)
             return
         low, high = (
             self._folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy"
-            for alpha in self._cfg.infer.crf_alphas
+            for alpha in self._cfg.infer_cam.crf_alphas
         )
         self._labels[sample.key] = self._pool.submit_cam(
             sample.image,
             full,
             sample.classes,
-            self._cfg.infer.crf_alphas,
+            self._cfg.infer_cam.crf_alphas,
             stride=stride,
             dicts=(low, high) if interop else None,
         )
@@ -171,25 +175,25 @@ class _ShardOutput:
 
 def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tuple[StageRun, list[Work], list[Work]]:
     """Open the stage and return it with all its shards and with those whose outputs are not there yet."""
-    if cfg.infer.crf and cfg.infer.crf_from_interop is None:
+    if cfg.infer_cam.crf and cfg.infer_cam.crf_from_interop is None:
         check_crf(cfg.crf)
     works: list[Work] = []
-    for name in dict.fromkeys(cfg.infer.splits):
+    for name in cfg.splits_of("infer_cam"):
         split = manifest.split(name)
         if not split.has_labels:
             raise StageError(
                 f"split {name!r} has no image-level labels, and a CAM is made for the classes of an image's label: "
-                "leave it out of infer.splits"
+                "leave it out of infer_cam.splits"
             )
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         folders = ["cams"]
-        if cfg.infer.crf:
+        if cfg.infer_cam.crf:
             folders += ["crf", "affinity"] if name == cfg.data.train_split else ["crf"]
         works += [Work(shard, tuple(folders)) for shard in split.shards]
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "format": FORMAT}
     if checkpoint is None:
-        assert cfg.infer.from_interop is not None
-        inputs[CAM_FILES] = files_fingerprint(cfg.infer.from_interop, "infer.from_interop")
+        assert cfg.infer_cam.from_interop is not None
+        inputs[CAM_FILES] = files_fingerprint(cfg.infer_cam.from_interop, "infer_cam.from_interop")
         settings = [*_INTEROP_SETTINGS]
     else:
         inputs["weights"] = sha256_file(checkpoint.weights)
@@ -197,11 +201,11 @@ def _open(cfg: Config, manifest: Manifest, checkpoint: Checkpoint | None) -> tup
         inputs["network"] = fingerprint(dict(network))
         settings = [*_SETTINGS]
     # Without CRF the record is what it was before there were any, so that older CAMs stay valid.
-    if (theirs := crf_folders(cfg.infer)) is not None:
+    if (theirs := crf_folders(cfg.infer_cam)) is not None:
         for name, files in zip(CRF_FILES, theirs, strict=True):
-            inputs[name] = files_fingerprint(files, "infer.crf_from_interop")
+            inputs[name] = files_fingerprint(files, "infer_cam.crf_from_interop")
         settings += [name for name in _CRF_SETTINGS if name != "crf"]
-    elif cfg.infer.crf:
+    elif cfg.infer_cam.crf:
         settings += _CRF_SETTINGS
     ignore = ("crf.num_workers",) if "crf" in settings else ()
     stage = open_stage(cfg, "infer_cam", settings=settings, ignore=ignore, inputs=inputs)

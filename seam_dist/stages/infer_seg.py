@@ -1,14 +1,14 @@
 """Stage infer_seg: labels of whole splits from the final network, at several scales and mirrored, without and with CRF.
 
 No image-level label is used, unlike by CAMs and the random walk: what this stage predicts for a split is a fair test of
-it. Every input shard gives one output shard of the same name in labels/ and, with predict.crf, in labels_crf/, which
+it. Every input shard gives one output shard of the same name in labels/ and, with infer_seg.crf, in labels_crf/, which
 appear by rename: one that is there is whole, and a stage cut short goes on with those that are missing. Each rank takes
 every R-th of them. PARITY.md section 7.
 
-predict.oracle adds labels_oracle/ for splits that have image-level labels: the network's choice among background and
+infer_seg.oracle adds labels_oracle/ for splits that have image-level labels: the network's choice among background and
 the classes of the label. It is no test result, it is there to be compared with labels that were made with the label.
 
-predict.voc_server packs one split's labels for the evaluation server of PASCAL VOC in voc_server.tar.gz.
+infer_seg.voc_server packs one split's labels for the evaluation server of PASCAL VOC in voc_server.tar.gz.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from seam_dist.inference.segmentation import (
 VOC_SERVER = "voc_server.tar.gz"
 
 _FOLDERS = ("labels", "labels_crf", "labels_oracle")
-_SETTINGS = ("predict.scales", "predict.flip", "predict.crf", "predict.oracle")
-_CRF_SETTINGS = ("predict.crf_num_iters", "predict.crf_bilateral_sxy", "crf")
+_SETTINGS = ("infer_seg.scales", "infer_seg.flip", "infer_seg.crf", "infer_seg.oracle")
+_CRF_SETTINGS = ("infer_seg.crf_num_iters", "infer_seg.crf_bilateral_sxy", "crf")
 _IGNORED = ("crf.num_workers", "crf.num_iters", "crf.bilateral_sxy")
 _SERVER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def run(cfg: Config) -> None:
-    """Write the labels of cfg.predict.splits; finished shards of the same weights and settings are kept.
+    """Write the labels of cfg.infer_seg.splits; finished shards of the same weights and settings are kept.
 
     Raises ValueError (StageError, ShardError) when the training is not finished, its weights do not fit the data set's
     classes, or more than data.max_bad_fraction of the images cannot be used.
@@ -70,7 +70,7 @@ def run(cfg: Config) -> None:
     own = todo[world.rank :: world.size]
     with ExitStack() as stack:
         crf = None
-        if cfg.predict.crf:
+        if cfg.infer_seg.crf:
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         model = load_network(found, world.device)
         start = time.perf_counter()
@@ -87,7 +87,7 @@ def run(cfg: Config) -> None:
             predictions = predict_samples(
                 model,
                 samples,
-                cfg.predict,
+                cfg.infer_seg,
                 align=alignment(found, model),
                 crf=crf,
                 oracle="labels_oracle" in folders,
@@ -117,13 +117,13 @@ def run(cfg: Config) -> None:
 
 
 def find_weights(cfg: Config, manifest: Manifest) -> SegWeights:
-    """Return the weights of cfg.predict.checkpoint, or those of this run's finished train_seg.
+    """Return the weights of cfg.infer_seg.checkpoint, or those of this run's finished train_seg.
 
     Raises StageError when there are none or when they are for other classes than the shards.
     """
-    if cfg.predict.checkpoint is None:
+    if cfg.infer_seg.checkpoint is None:
         input_fingerprint(cfg.stage_dir("train_seg"), "train_seg")
-    found = find_seg_weights(cfg.predict.checkpoint or cfg.stage_dir("train_seg"))
+    found = find_seg_weights(cfg.infer_seg.checkpoint or cfg.stage_dir("train_seg"))
     if found.classes != manifest.classes:
         ours, theirs = (
             f"({', '.join(n[:4])}{', ...' if len(n) > 4 else ''})" for n in (manifest.classes, found.classes)
@@ -152,18 +152,18 @@ def write_shard(
 
 
 def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
-    """Write the labels of split cfg.predict.voc_server as the archive that the server takes, if it is not there.
+    """Write the labels of split cfg.infer_seg.voc_server as the archive that the server takes, if it is not there.
 
     Members are results/VOC2012/Segmentation/comp6_test_cls/<name of the image>.png. Equal labels give equal bytes.
     Raises StageError when an image of the split has no labels or no name that the server could know.
     """
-    split = cfg.predict.voc_server
+    split = cfg.infer_seg.voc_server
     path = stage.dir / "manifest.json"
     record = read_json(path)
     target = stage.dir / VOC_SERVER
     if split is None or (record.get("voc_server") == split and target.is_file()):
         return
-    folder = stage.dir / ("labels_crf" if cfg.predict.crf else "labels")
+    folder = stage.dir / ("labels_crf" if cfg.infer_seg.crf else "labels")
     with (
         atomic_file(target) as temporary,
         open(temporary, "wb") as raw,
@@ -177,7 +177,7 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
                 if not _SERVER_NAME.fullmatch(name):
                     raise StageError(
                         f"image {sample.key} of split {split!r} is called {name!r} in its data set, which is no name "
-                        "of PASCAL VOC: unset predict.voc_server"
+                        "of PASCAL VOC: unset infer_seg.voc_server"
                     )
                 if sample.key not in labels:
                     raise StageError(
@@ -194,18 +194,16 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
 
 def _open(cfg: Config, manifest: Manifest, found: SegWeights) -> tuple[StageRun, list[Work]]:
     """Open the stage and return it with the shards whose labels are not there yet."""
-    server = cfg.predict.voc_server
-    if server is not None and server not in cfg.predict.splits:
-        raise StageError(
-            f"predict.voc_server={server} is not one of predict.splits={list(cfg.predict.splits)}: add it there"
-        )
-    for name in dict.fromkeys(cfg.predict.splits):
+    server, splits = cfg.infer_seg.voc_server, list(cfg.splits_of("infer_seg"))
+    if server is not None and server not in splits:
+        raise StageError(f"infer_seg.voc_server={server} is not one of infer_seg.splits={splits}: add it there")
+    for name in cfg.splits_of("infer_seg"):
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
     works = _work(cfg, manifest)
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "network": sha256_file(found.weights)}
-    if cfg.predict.checkpoint is None:
+    if cfg.infer_seg.checkpoint is None:
         inputs["train_seg"] = input_fingerprint(cfg.stage_dir("train_seg"), "train_seg")
-    settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.predict.crf else _SETTINGS
+    settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.infer_seg.crf else _SETTINGS
     stage = open_stage(cfg, "infer_seg", settings=settings, ignore=_IGNORED, inputs=inputs)
     for folder in {folder for work in works for folder in work.folders}:
         (stage.dir / folder).mkdir(exist_ok=True)
@@ -219,8 +217,12 @@ def _open(cfg: Config, manifest: Manifest, found: SegWeights) -> tuple[StageRun,
 def _work(cfg: Config, manifest: Manifest) -> list[Work]:
     """Return every shard of the splits to predict, with the folders that it fills."""
     works = []
-    for split in map(manifest.split, dict.fromkeys(cfg.predict.splits)):
-        made = {"labels": True, "labels_crf": cfg.predict.crf, "labels_oracle": cfg.predict.oracle and split.has_labels}
+    for split in map(manifest.split, cfg.splits_of("infer_seg")):
+        made = {
+            "labels": True,
+            "labels_crf": cfg.infer_seg.crf,
+            "labels_oracle": cfg.infer_seg.oracle and split.has_labels,
+        }
         folders = tuple(folder for folder in _FOLDERS if made[folder])
         works += [Work(shard, folders) for shard in split.shards]
     return works

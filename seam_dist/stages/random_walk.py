@@ -2,13 +2,13 @@
 
 PARITY.md section 6. The image is padded with zeros after normalization to a multiple of the stride and goes through the
 network at its own size; the walk starts from the stored CAM at image size with the background (1 - max)^alpha, padded
-with zeros and averaged over each cell. Images of different sizes walk together (walk.batch_size).
+with zeros and averaged over each cell. Images of different sizes walk together (random_walk.batch_size).
 
-Every input shard gives one output shard of the same name in labels_crf/ (walk.crf) and labels/, which appears by
+Every input shard gives one output shard of the same name in labels_crf/ (random_walk.crf) and labels/, which appears by
 rename, labels/ last: one that is there is whole, and a stage cut short goes on with those that are missing. Each rank
-takes every R-th of them. walk.files writes the labels of labels/ to files/<key>.png, too.
+takes every R-th of them. random_walk.files writes the labels of labels/ to files/<key>.png, too.
 
-The CRF (walk.crf) works on the walked scores as they are, unnormalized, at image size. The published code hands it the
+The CRF (random_walk.crf) works on the walked scores as they are, unnormalized, at image size. The published code hands it the
 padded image and all classes; here the padding is cut off and absent classes, whose scores are below its clip of 1e-5,
 are left out.
 """
@@ -47,10 +47,17 @@ from seam_dist.models import AffinityNet, affinity_facts, affinity_stride, build
 Pixels = NDArray[np.uint8]
 
 _SETTINGS = (
-    *("walk.alpha", "walk.beta", "walk.num_steps", "walk.method", "walk.crf", "walk.files"),
-    *("affinity.border", "affinity.radius"),
+    *(
+        "random_walk.alpha",
+        "random_walk.beta",
+        "random_walk.num_steps",
+        "random_walk.method",
+        "random_walk.crf",
+        "random_walk.files",
+    ),
+    *("train_affinity.border", "train_affinity.radius"),
 )
-_CRF_SETTINGS = ("walk.crf_num_iters", "crf")
+_CRF_SETTINGS = ("random_walk.crf_num_iters", "crf")
 _CRF_IGNORED = ("crf.num_workers", "crf.num_iters")
 
 
@@ -66,7 +73,7 @@ class Walker:
 
 
 def run(cfg: Config) -> None:
-    """Write the pseudo-labels of cfg.walk.splits; finished shards of the same inputs and settings are kept.
+    """Write the pseudo-labels of cfg.random_walk.splits; finished shards of the same inputs and settings are kept.
 
     Raises ValueError (StageError, ShardError) when infer_cam or train_affinity is not finished or does not fit the
     shards, a split or an image has no CAM, or the CRF is not installed.
@@ -86,7 +93,7 @@ def run(cfg: Config) -> None:
     unwritten: deque[_ShardOutput] = deque()
     with ExitStack() as stack:
         pool = None
-        if cfg.walk.crf:
+        if cfg.random_walk.crf:
             pool = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         num_own = sum(shard.num_samples for shard in own)
         bar = stack.enter_context(tqdm(total=num_own, unit="image", desc="random_walk", disable=not world.is_main))
@@ -171,13 +178,13 @@ def walk_samples(
     """
     stride = affinity_stride(cfg)
     waiting: list[Walker] = []
-    for batch in one_ahead(by_size(samples, cfg.walk.batch_size)):
+    for batch in one_ahead(by_size(samples, cfg.random_walk.batch_size)):
         images = np.stack([sample.image for _, sample in batch])
         for (index, sample), affinity in zip(batch, affinities(net, images, cfg), strict=True):
-            scores = start_scores(cams[sample.key], stride, cfg.walk.alpha, affinity.device)
+            scores = start_scores(cams[sample.key], stride, cfg.random_walk.alpha, affinity.device)
             radius = net.pair_radius(affinity.shape[1], affinity.shape[2])
             waiting.append(Walker(index, sample, scores, affinity, radius))
-        if len(waiting) >= cfg.walk.batch_size:
+        if len(waiting) >= cfg.random_walk.batch_size:
             yield from _walk(waiting, cfg, stride)
             waiting = []
     yield from _walk(waiting, cfg, stride)
@@ -196,12 +203,12 @@ def affinities(net: AffinityNet, images: Pixels, cfg: Config) -> Iterator[Tensor
         valid = torch.tensor([[0, 0, height, width]], dtype=torch.int32).expand(len(part), 4)
         padded = pad(part.to(device), padding)
         pixels = normalize_images(padded, valid, None, mean, std, channels_last=cfg.model.channels_last)
-        affinity = net(pixels, cfg.affinity.border)
+        affinity = net(pixels, cfg.train_affinity.border)
         if affinity.shape[2:] != grid:
             raise StageError(
                 f"{net.backbone.name} gives a grid of {tuple(affinity.shape[2:])} for images of "
                 f"{tuple(pixels.shape[2:])}, expected {grid} at stride {stride}: use another backbone or "
-                "affinity.output_stride"
+                "train_affinity.output_stride"
             )
         yield from affinity
 
@@ -228,10 +235,10 @@ def _walk(walkers: Sequence[Walker], cfg: Config, stride: int) -> Iterator[tuple
             [walker.scores for walker in members],
             [walker.affinity for walker in members],
             radius=radius,
-            beta=cfg.walk.beta,
-            num_steps=cfg.walk.num_steps,
-            method=cfg.walk.method,
-            impl=cfg.walk.impl,
+            beta=cfg.random_walk.beta,
+            num_steps=cfg.random_walk.num_steps,
+            method=cfg.random_walk.method,
+            impl=cfg.random_walk.impl,
         )
         for walker, scores in zip(members, walked, strict=True):
             grid = scores.shape[1] * stride, scores.shape[2] * stride
@@ -254,10 +261,10 @@ class _ShardOutput:
         ids = np.array([0, *classes], np.uint8)
         labels = ids[scores.argmax(dim=0).cpu().numpy()]
         self._labels[walker.index] = key, labels
-        if self._cfg.walk.files:
+        if self._cfg.random_walk.files:
             atomic_write(self._folder / "files" / f"{key}.png", encode_labels(labels))
         if self._pool is not None:
-            crf = self._cfg.walk.crf_num_iters, self._cfg.crf.bilateral_sxy
+            crf = self._cfg.random_walk.crf_num_iters, self._cfg.crf.bilateral_sxy
             future = self._pool.submit_labels(walker.sample.image, scores.cpu().numpy(), classes, *crf)
             self._refined[walker.index] = key, future
 
@@ -270,12 +277,12 @@ class _ShardOutput:
 
 
 def _folders(cfg: Config) -> list[str]:
-    return ["labels", *(["labels_crf"] if cfg.walk.crf else []), *(["files"] if cfg.walk.files else [])]
+    return ["labels", *(["labels_crf"] if cfg.random_walk.crf else []), *(["files"] if cfg.random_walk.files else [])]
 
 
 def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Shard], list[Shard]]:
     """Open the stage and return it with all its shards and with those whose labels are not there yet."""
-    if cfg.walk.crf:
+    if cfg.random_walk.crf:
         check_crf(cfg.crf)
     cams = cfg.stage_dir("infer_cam") / "cams"
     inputs = {
@@ -284,19 +291,19 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Shard], list[
         "train_affinity": input_fingerprint(cfg.stage_dir("train_affinity"), "train_affinity"),
     }
     shards: list[Shard] = []
-    for name in dict.fromkeys(cfg.walk.splits):
+    for name in cfg.splits_of("random_walk"):
         split = manifest.split(name)
         missing = next((shard.file for shard in split.shards if not (cams / shard.file).is_file()), None)
         if missing is not None:
             raise StageError(
-                f"{cams / missing} is missing, so split {name!r} has no CAMs: add it to infer.splits and run "
-                "`--stage infer_cam`, or leave it out of walk.splits"
+                f"{cams / missing} is missing, so split {name!r} has no CAMs: add it to infer_cam.splits and run "
+                "`--stage infer_cam`, or leave it out of random_walk.splits"
             )
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         shards += split.shards
-    settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.walk.crf else _SETTINGS
+    settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.random_walk.crf else _SETTINGS
     stage = open_stage(
-        cfg, "random_walk", settings=settings, ignore=_CRF_IGNORED if cfg.walk.crf else (), inputs=inputs
+        cfg, "random_walk", settings=settings, ignore=_CRF_IGNORED if cfg.random_walk.crf else (), inputs=inputs
     )
     for folder in _folders(cfg):
         (stage.dir / folder).mkdir(exist_ok=True)

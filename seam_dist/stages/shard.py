@@ -17,27 +17,27 @@ from seam_dist.data.convert import convert
 from seam_dist.data.manifest import MANIFEST, Manifest, load_manifest, verify_shards
 from seam_dist.data.sources import listing_fingerprint, open_source
 
-_PROCEDURAL = ("num_images", "num_classes", "image_size", "seed")
+_SYNTHETIC = ("num_images", "num_classes", "image_size", "seed")
 
 
 def run(cfg: Config) -> None:
     """Make cfg.shards_dir from cfg.source; rank r of R writes every R-th shard. Print one line a split."""
     world = init_world(cfg)
     folder = cfg.shards_dir
-    settings = source_settings(cfg)
+    settings, splits = source_settings(cfg), cfg.splits_of("shard")
     manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
     # One rank decides for all, and after all have looked: the next lines change the folder.
     done = broadcast_object(manifest is not None and matches(manifest, settings, cfg.data.streams), world)
     barrier(world)
     if not done:
-        source = open_source(cfg.source)
+        source = open_source(cfg.source, splits)
         # Listed before the folder is touched: a data set that is not there must not cost the shards of an earlier one.
-        records = {split: source.records(split) for split in cfg.source.splits}
+        records = {split: source.records(split) for split in splits}
         open_stage(
             cfg,
             "shard",
-            settings=("source", "data.samples_per_shard"),
-            ignore=("source.root", *(() if cfg.source.kind == "procedural" else (f"source.{k}" for k in _PROCEDURAL))),
+            settings=("source", "data.splits", "data.samples_per_shard"),
+            ignore=("source.root", *(() if cfg.source.kind == "synthetic" else (f"source.{k}" for k in _SYNTHETIC))),
             inputs={"listing": settings.get("listing") or ""},
             is_main=world.is_main,
             precious=cfg.data.shards is not None,
@@ -58,7 +58,7 @@ def run(cfg: Config) -> None:
             barrier=lambda: barrier(world),
         )
     if world.is_main and manifest is not None:
-        for name in cfg.source.splits:
+        for name in splits:
             verify_shards(folder, manifest, name, cfg.data.verify)
             print(describe(manifest, name), "there already" if done else "written", f"in {folder}", flush=True)
     barrier(world)
@@ -69,13 +69,13 @@ def source_settings(cfg: Config) -> dict[str, Any]:
     source = cfg.source
     settings: dict[str, Any] = {
         "kind": source.kind,
-        "splits": list(source.splits),
+        "splits": list(cfg.splits_of("shard")),
         "samples_per_shard": cfg.data.samples_per_shard,
     }
-    if source.kind == "procedural":
-        values = {key: getattr(source, key) for key in _PROCEDURAL}
+    if source.kind == "synthetic":
+        values = {key: getattr(source, key) for key in _SYNTHETIC}
         return settings | {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    return settings | {"root": str(source.root), "listing": listing_fingerprint(source)}
+    return settings | {"root": str(source.root), "listing": listing_fingerprint(source, cfg.splits_of("shard"))}
 
 
 def matches(manifest: Manifest, settings: Mapping[str, Any], streams: int) -> bool:
@@ -83,7 +83,7 @@ def matches(manifest: Manifest, settings: Mapping[str, Any], streams: int) -> bo
 
     The folder of the data set may have moved, and may be gone: then its lists cannot be compared.
     """
-    ignored = {"root"} if settings.get("listing") or settings["kind"] == "procedural" else {"root", "listing"}
+    ignored = {"root"} if settings.get("listing") or settings["kind"] == "synthetic" else {"root", "listing"}
     old = {key: value for key, value in manifest.source.items() if key not in ignored}
     new = {key: value for key, value in settings.items() if key not in ignored}
     enough = all(len(s.shards) >= min(streams, s.num_samples) for s in manifest.splits.values())

@@ -17,7 +17,7 @@ from seam_dist.training.affinity_task import AffinityModule
 from seam_dist.training.run import IGNORED_SCHEDULE, run_training
 
 # What the trained weights depend on, apart from rounding: not the number of ranks, not the ZeRO stage.
-_SETTINGS = ("model", "affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards")
+_SETTINGS = ("model", "train_affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards")
 _JITTER = ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue")
 _IGNORED = (
     "model.activation_checkpointing",
@@ -29,7 +29,7 @@ _IGNORED = (
     "model.pcm_channels",
     "model.pcm_grid",
     "model.pcm_impl",
-    *(f"affinity.{name}" for name in IGNORED_SCHEDULE),
+    *(f"train_affinity.schedule.{name}" for name in IGNORED_SCHEDULE),
 )
 
 
@@ -51,14 +51,14 @@ def run(cfg: Config) -> None:
         }
         if not labels.is_dir():
             raise StageError(
-                f"{labels} is missing, so infer_cam made no affinity labels: set infer.crf=true and run "
+                f"{labels} is missing, so infer_cam made no affinity labels: set infer_cam.crf=true and run "
                 "`--stage infer_cam` again"
             )
         missing = next((shard.file for shard in split.shards if not (labels / shard.file).is_file()), None)
         if missing is not None:
             raise StageError(
                 f"{labels / missing} is missing, so infer_cam made no affinity labels of split {split.name!r}: add it "
-                "to infer.splits and run `--stage infer_cam` again"
+                "to infer_cam.splits and run `--stage infer_cam` again"
             )
         return found
 
@@ -66,8 +66,8 @@ def run(cfg: Config) -> None:
         cfg,
         world,
         "train_affinity",
-        cfg.affinity.schedule,
-        settings=(*_SETTINGS, *_JITTER) if cfg.affinity.jitter else _SETTINGS,
+        cfg.train_affinity.schedule,
+        settings=(*_SETTINGS, *_JITTER) if cfg.train_affinity.jitter else _SETTINGS,
         ignored=_IGNORED,
         inputs=inputs,
         facts=affinity_facts(cfg, manifest.classes),

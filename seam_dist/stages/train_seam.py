@@ -17,18 +17,28 @@ from seam_dist.training.run import IGNORED_SCHEDULE, run_training
 from seam_dist.training.seam_task import TrainModule
 
 # What the trained weights depend on, apart from rounding: not the number of ranks, not the ZeRO stage.
-_SETTINGS = ("model", "augment", "loss", "train", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards")
+_SETTINGS = (
+    "model",
+    "augment",
+    "loss",
+    "train_seam",
+    "run.seed",
+    "data.train_split",
+    "data.streams",
+    "data.shuffle_shards",
+)
 _IGNORED = (
     "augment.color_on",
+    "train_seam.pictures_every",
     "model.activation_checkpointing",
     "model.channels_last",
     "model.pcm_impl",
-    *(f"train.{name}" for name in IGNORED_SCHEDULE),
+    *(f"train_seam.schedule.{name}" for name in IGNORED_SCHEDULE),
 )
 
 
 def run(cfg: Config) -> None:
-    """Train to the end of the schedule, or resume there; a finished stage is skipped unless train.resume is never.
+    """Train to the end of the schedule, or resume there; a finished stage is skipped unless train_seam.schedule.resume is never.
 
     Raises SystemExit with 128 + the signal's number after a checkpoint when SIGINT or SIGTERM ended it, so that a
     supervisor sees an unfinished job.
@@ -40,7 +50,7 @@ def run(cfg: Config) -> None:
         cfg,
         world,
         "train_seam",
-        cfg.train,
+        cfg.train_seam.schedule,
         settings=_SETTINGS,
         ignored=_IGNORED,
         inputs=lambda: {"shards": input_fingerprint(cfg.shards_dir, "shard")},

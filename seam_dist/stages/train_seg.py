@@ -1,6 +1,6 @@
 """Stage train_seg: train the final segmentation network on pseudo-labels, from the newest checkpoint if there is one.
 
-It trains on images and label maps alone; image-level labels went into the pseudo-labels. seg.labels=masks trains on the
+It trains on images and label maps alone; image-level labels went into the pseudo-labels. train_seg.labels=masks trains on the
 true masks instead, the fully supervised bound. Leaves what every training stage leaves. PARITY.md section 7.
 """
 
@@ -21,19 +21,19 @@ from seam_dist.training.seg_task import SegModule, synchronize_batchnorm
 # What the trained weights depend on, apart from rounding. With live BatchNorm they depend on the split into
 # micro-batches, too: see seam_dist.training.seg_task.
 _SETTINGS = (
-    *("seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride", "model.align_grid"),
+    *("train_seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride", "model.align_grid"),
     *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
 )
-# seg.labels: (stage, folder in it, what makes it write them).
+# train_seg.labels: (stage, folder in it, what makes it write them).
 _LABELS = {
-    "walk": ("random_walk", "labels", "walk.splits"),
-    "walk_crf": ("random_walk", "labels_crf", "walk.crf=true and walk.splits"),
-    "cam_crf": ("infer_cam", "crf", "infer.crf=true and infer.splits"),
+    "walk": ("random_walk", "labels", "random_walk.splits"),
+    "walk_crf": ("random_walk", "labels_crf", "random_walk.crf=true and random_walk.splits"),
+    "cam_crf": ("infer_cam", "crf", "infer_cam.crf=true and infer_cam.splits"),
 }
 
 
 def run(cfg: Config) -> None:
-    """Train to the end of the schedule, or resume there; a finished stage is skipped unless seg.resume is never.
+    """Train to the end of the schedule, or resume there; a finished stage is skipped unless train_seg.schedule.resume is never.
 
     Raises StageError when the labels are not made, and SystemExit with 128 + the signal's number after a checkpoint
     when SIGINT or SIGTERM ended it, so that a supervisor sees an unfinished job.
@@ -43,7 +43,7 @@ def run(cfg: Config) -> None:
     labels = label_folder(cfg)
 
     settings = list(_SETTINGS)
-    if cfg.model.activation_checkpointing and not cfg.seg.freeze_batchnorm:
+    if cfg.model.activation_checkpointing and not cfg.train_seg.freeze_batchnorm:
         # A block that runs twice counts its batch twice in its running statistics.
         settings.append("model.activation_checkpointing")
 
@@ -55,9 +55,9 @@ def run(cfg: Config) -> None:
         cfg,
         world,
         "train_seg",
-        cfg.seg.schedule,
+        cfg.train_seg.schedule,
         settings=settings,
-        ignored=[f"seg.{name}" for name in IGNORED_SCHEDULE],
+        ignored=[f"train_seg.schedule.{name}" for name in IGNORED_SCHEDULE],
         inputs=lambda: _inputs(cfg, manifest),
         facts=deeplab_facts(cfg, manifest.classes),
         num_samples=manifest.split(cfg.data.train_split).num_samples,
@@ -70,28 +70,28 @@ def run(cfg: Config) -> None:
 
 
 def label_folder(cfg: Config) -> Path | None:
-    """Return the folder of label tars that cfg.seg.labels names, None for the masks in the shards."""
-    if cfg.seg.labels == "masks":
+    """Return the folder of label tars that cfg.train_seg.labels names, None for the masks in the shards."""
+    if cfg.train_seg.labels == "masks":
         return None
-    stage, folder, _ = _LABELS[cfg.seg.labels]
+    stage, folder, _ = _LABELS[cfg.train_seg.labels]
     return cfg.stage_dir(stage) / folder
 
 
 def _inputs(cfg: Config, manifest: Manifest) -> dict[str, str]:
     """Return the fingerprints of shards and labels; raise StageError when a label tar of the split is missing."""
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
-    if cfg.seg.pretrained == SEAM_STAGE:
+    if cfg.train_seg.pretrained == SEAM_STAGE:
         inputs[SEAM_STAGE] = input_fingerprint(cfg.stage_dir(SEAM_STAGE), SEAM_STAGE)
     folder = label_folder(cfg)
     if folder is None:
         return inputs
-    stage, _, maker = _LABELS[cfg.seg.labels]
+    stage, _, maker = _LABELS[cfg.train_seg.labels]
     inputs[stage] = input_fingerprint(cfg.stage_dir(stage), stage)
     split = manifest.split(cfg.data.train_split)
     missing = [shard.file for shard in split.shards if not (folder / shard.file).is_file()]
     if missing:
         raise StageError(
-            f"seg.labels={cfg.seg.labels} needs {folder / missing[0]}, which stage {stage} did not write: run it again "
-            f"with {maker} that include {split.name!r}, or change seg.labels"
+            f"train_seg.labels={cfg.train_seg.labels} needs {folder / missing[0]}, which stage {stage} did not write: run it again "
+            f"with {maker} that include {split.name!r}, or change train_seg.labels"
         )
     return inputs

@@ -51,10 +51,10 @@ class AffinityModule(nn.Module):
         """
         assert self._counts is not None, "begin_step comes before the forward pass"
         self.keys.sample_number = batch["sample_number"]
-        bf16 = self.cfg.train.precision == "bf16"
+        bf16 = self.cfg.train_seam.schedule.precision == "bf16"
         image = self.images(batch)
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
-            affinity = self.model(image, self.cfg.affinity.border)
+            affinity = self.model(image, self.cfg.train_affinity.border)
         with torch.autocast(image.device.type, enabled=False):
             losses = affinity_losses(affinity, batch["target"], self._counts, **self._pairs(batch["target"]))
         # DeepSpeed takes the mean over ranks and accumulation steps of what should be a sum. Only the total is trained.
@@ -65,7 +65,7 @@ class AffinityModule(nn.Module):
         return normalize_images(
             batch["image"],
             batch["valid"],
-            batch["color"] if self.cfg.affinity.jitter else None,
+            batch["color"] if self.cfg.train_affinity.jitter else None,
             self.mean,
             self.std,
             channels_last=self.cfg.model.channels_last,
@@ -75,4 +75,4 @@ class AffinityModule(nn.Module):
     def _pairs(self, target: Tensor) -> dict[str, Any]:
         """Return radius and border for a grid of labels (B, h, w)."""
         radius = self.model.pair_radius(target.shape[1], target.shape[2])
-        return {"radius": radius, "border": self.cfg.affinity.border}
+        return {"radius": radius, "border": self.cfg.train_affinity.border}

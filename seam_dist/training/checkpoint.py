@@ -100,7 +100,7 @@ class Checkpoints:
     def load(self, resume: str, model: nn.Module) -> TrainState | None:
         """Return the state to resume from on every rank, or None to start anew.
 
-        `resume` is train.resume: "auto" takes the newest whole checkpoint of this folder, "never" removes what is
+        `resume` is train_seam.schedule.resume: "auto" takes the newest whole checkpoint of this folder, "never" removes what is
         there, anything else is the folder of one checkpoint. Raises CheckpointError for a damaged checkpoint that was
         named, and for one of another architecture.
         """
@@ -260,7 +260,7 @@ def check_architecture(path: Path, architecture: Mapping[str, Any], model: nn.Mo
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise CheckpointError(
             f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}: use the settings "
-            "it was trained with, another run.name, or train.resume=never"
+            "it was trained with, another run.name, or train_seam.schedule.resume=never"
         )
 
 

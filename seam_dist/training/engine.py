@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, deepspeed_ready
 from seam_dist.cluster.signals import SIGNALS, StopRequest, Watchdog
 from seam_dist.config.deepspeed import deepspeed_settings
-from seam_dist.config.schema import Config, TrainConfig
+from seam_dist.config.schema import Config, ScheduleConfig
 from seam_dist.training.checkpoint import Checkpoints, TrainState
 from seam_dist.training.logger import TrainLogger
 from seam_dist.training.zero_state import gather_momentum, gather_weights, make_momentum, set_momentum
@@ -44,7 +44,7 @@ class Training:
     micro_batch_size: int
     accumulation: int
     base_lr: list[float]
-    section: str = "train"
+    section: str = "train_seam.schedule"
     """Section of the settings that the schedule came from, for messages."""
     step: int = 0
     samples: int = 0
@@ -87,7 +87,7 @@ class Training:
                 "from the last checkpoint"
             )
         self.step += 1
-        self.samples += self.cfg.train.global_batch_size
+        self.samples += self.cfg.train_seam.schedule.global_batch_size
         return terms
 
     def state(self) -> TrainState:
@@ -153,8 +153,8 @@ class Training:
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
     def _set_lr(self) -> None:
-        factor = lr_factor(self.step, self.max_steps, self.cfg.train)
-        self.lr = self.cfg.train.lr * factor
+        factor = lr_factor(self.step, self.max_steps, self.cfg.train_seam.schedule)
+        self.lr = self.cfg.train_seam.schedule.lr * factor
         for group, base in zip(self.engine.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
 
@@ -168,15 +168,15 @@ def start_training(
     *,
     max_steps: int,
     resume: TrainState | None = None,
-    section: str = "train",
+    section: str = "train_seam.schedule",
 ) -> Training:
     """Return a training at step 0, or where `resume` left off, on any number of ranks and at any ZeRO stage.
 
     `module` maps (batch, warm-up factor) to named losses; `model` is the part of it whose weights are kept; `groups`
     are SGD's parameter groups with a learning rate each. `resume` was loaded from a checkpoint that fits the model.
-    `section` names the settings that cfg.train came from.
+    `section` names the settings that cfg.train_seam.schedule came from.
     """
-    micro, accumulation = micro_batches(cfg.train, world.size, section=section)
+    micro, accumulation = micro_batches(cfg.train_seam.schedule, world.size, section=section)
     if resume is not None:
         model.load_state_dict(resume.weights, strict=True)
     _quiet_deepspeed()
@@ -184,12 +184,12 @@ def start_training(
 
     settings = deepspeed_settings(
         cfg.deepspeed,
-        global_batch_size=cfg.train.global_batch_size,
+        global_batch_size=cfg.train_seam.schedule.global_batch_size,
         micro_batch_size=micro,
         accumulation=accumulation,
-        gradient_clip=cfg.train.gradient_clip,
+        gradient_clip=cfg.train_seam.schedule.gradient_clip,
     )
-    optimizer = torch.optim.SGD(groups, lr=cfg.train.lr, momentum=cfg.train.momentum)
+    optimizer = torch.optim.SGD(groups, lr=cfg.train_seam.schedule.lr, momentum=cfg.train_seam.schedule.momentum)
     # DeepSpeed sends and flattens parameters as bytes in C order; from stage 1 on they are parts of flat buffers.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with deepspeed_ready(world, cfg.run.timeout_s):
@@ -220,14 +220,14 @@ def fit(
 
     Raises TrainingError when a loss stops being finite and CheckpointError when a checkpoint cannot be written.
     """
-    cfg = training.cfg.train
+    cfg, every = training.cfg.train_seam.schedule, training.cfg.train_seam.pictures_every
     with Watchdog(training.cfg.run.timeout_s) as watchdog:
         while training.step < training.max_steps:
             losses = training.train_step(batches, stop)
             watchdog.feed()
             done = training.step == training.max_steps
             logger.log(training.step, losses, lr=training.lr)
-            if done or (cfg.images_every and training.step % cfg.images_every == 0):
+            if done or (every and training.step % every == 0):
                 pictures = training.pictures()
                 if pictures is not None:
                     logger.pictures(training.step, *pictures)
@@ -239,7 +239,7 @@ def fit(
     return 0
 
 
-def micro_batches(cfg: TrainConfig, world_size: int, *, section: str = "train") -> tuple[int, int]:
+def micro_batches(cfg: ScheduleConfig, world_size: int, *, section: str = "train_seam.schedule") -> tuple[int, int]:
     """Return images a forward pass and forward passes a step, for each rank.
 
     Raises ValueError when the global batch cannot be dealt out evenly.
@@ -260,8 +260,8 @@ def micro_batches(cfg: TrainConfig, world_size: int, *, section: str = "train") 
     return micro, total // (micro * world_size)
 
 
-def num_steps(cfg: TrainConfig, num_samples: int, *, section: str = "train") -> int:
-    """Return the optimizer steps of the schedule: train.max_steps, else epochs of floor(samples / batch) steps."""
+def num_steps(cfg: ScheduleConfig, num_samples: int, *, section: str = "train_seam.schedule") -> int:
+    """Return the optimizer steps of the schedule: train_seam.schedule.max_steps, else epochs of floor(samples / batch) steps."""
     if cfg.max_steps is not None:
         return cfg.max_steps
     if num_samples < cfg.global_batch_size:
@@ -272,7 +272,7 @@ def num_steps(cfg: TrainConfig, num_samples: int, *, section: str = "train") -> 
     return max(1, int(num_samples // cfg.global_batch_size * cfg.epochs))
 
 
-def lr_factor(step: int, max_steps: int, cfg: TrainConfig) -> float:
+def lr_factor(step: int, max_steps: int, cfg: ScheduleConfig) -> float:
     """Return the factor on every learning rate at `step`, counted from 0: poly decay, times a linear warm-up."""
     poly: float = (1 - step / max_steps) ** cfg.poly_power
     return poly * min(1.0, (step + 1) / cfg.lr_warmup_steps) if cfg.lr_warmup_steps else poly

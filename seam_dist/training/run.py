@@ -21,7 +21,7 @@ from seam_dist.artifacts.stage import StageRun, open_stage
 from seam_dist.cluster.distributed import World, on_main
 from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.load import flatten
-from seam_dist.config.schema import Config, TrainConfig
+from seam_dist.config.schema import Config, ScheduleConfig
 from seam_dist.models import LoadReport, parameter_groups
 from seam_dist.training.checkpoint import Checkpoints, TrainState, lock
 from seam_dist.training.engine import Batch, fit, num_steps, start_training
@@ -30,7 +30,6 @@ from seam_dist.training.logger import TrainLogger
 # Settings of a schedule on which the trained weights do not depend, apart from rounding.
 IGNORED_SCHEDULE = (
     "checkpoint_every",
-    "images_every",
     "keep_checkpoints",
     "log_every",
     "micro_batch_size",
@@ -38,7 +37,7 @@ IGNORED_SCHEDULE = (
 )
 
 # Stage -> the section of the settings that holds its schedule.
-SECTIONS = {"train_seam": "train", "train_affinity": "affinity", "train_seg": "seg"}
+SECTIONS = {name: f"{name}.schedule" for name in ("train_seam", "train_affinity", "train_seg")}
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,7 +53,7 @@ def run_training(
     cfg: Config,
     world: World,
     stage_name: str,
-    schedule: TrainConfig,
+    schedule: ScheduleConfig,
     *,
     settings: Sequence[str],
     ignored: Sequence[str],
@@ -70,7 +69,7 @@ def run_training(
     Every rank calls it.
 
     Args:
-        schedule: takes the place of cfg.train for `wrap`, `loader` and the engine.
+        schedule: takes the place of cfg.train_seam.schedule for `wrap`, `loader` and the engine.
         settings, ignored: dotted keys that the trained weights depend on, and those below them that change nothing.
         inputs: name -> fingerprint of each input; called on the main rank. Raises StageError for what is missing.
         facts: what weights belong to: a checkpoint with other facts is refused. With "classes", the class names.
@@ -82,7 +81,7 @@ def run_training(
     Raises SystemExit with 128 + the signal's number after a checkpoint when SIGINT or SIGTERM ended the training, so
     that a supervisor sees an unfinished job.
     """
-    train_cfg = replace(cfg, train=schedule)
+    train_cfg = replace(cfg, train_seam=replace(cfg.train_seam, schedule=schedule))
     section = SECTIONS[stage_name]
     with ExitStack() as stack:
 

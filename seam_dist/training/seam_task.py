@@ -87,7 +87,7 @@ class TrainModule(nn.Module):
         return image * self.std[:, None, None] + self.mean[:, None, None], output.cam, output.cam_refined
 
     def _cams(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
-        bf16 = self.cfg.train.precision == "bf16"
+        bf16 = self.cfg.train_seam.schedule.precision == "bf16"
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
             output: SEAMOutput = self.model(image, channels)
         return output

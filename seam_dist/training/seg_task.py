@@ -70,11 +70,11 @@ class SegModule(nn.Module):
             self.std,
             channels_last=self.cfg.model.channels_last,
         )
-        bf16 = self.cfg.train.precision == "bf16"
+        bf16 = self.cfg.train_seam.schedule.precision == "bf16"
         with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
             logits: Tensor = self.model(image)
         target = batch["target"].long()
-        seg = self.cfg.seg
+        seg = self.cfg.train_seg
         with torch.autocast(image.device.type, enabled=False):
             loss, hits = segmentation_sums(
                 logits.float(),
@@ -131,8 +131,8 @@ def synchronize_batchnorm(model: DeepLab, world: World) -> int:
     for parent, name, child in live:
         if type(child) is not nn.BatchNorm2d:
             raise ValueError(
-                f"seg.freeze_batchnorm=false: {model.backbone.name} has layers of kind {type(child).__name__}, which "
-                "cannot use the statistics of several ranks: set seg.freeze_batchnorm=true, or take another backbone"
+                f"train_seg.freeze_batchnorm=false: {model.backbone.name} has layers of kind {type(child).__name__}, which "
+                "cannot use the statistics of several ranks: set train_seg.freeze_batchnorm=true, or take another backbone"
             )
         setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
     return len(live)

@@ -88,7 +88,9 @@ def test_a_class_without_any_score_is_background():
 
 
 def test_no_scale_is_refused():
-    with pytest.raises(ValueError, match=r"grids is empty, expected a map for at least one scale: set infer\.scales"):
+    with pytest.raises(
+        ValueError, match=r"grids is empty, expected a map for at least one scale: set infer_cam\.scales"
+    ):
         sum_scales([], SIZE)
 
 

@@ -6,17 +6,28 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from kit import changed
 
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
-from seam_dist.config.schema import Config, RunConfig, TrainConfig
+from seam_dist.config.schema import Config, RunConfig, TrainSeamConfig
 
 
 def config(folder: Path, *, lr: float = 0.01, overwrite: bool = False, log_every: int = 10) -> Config:
-    return Config(run=RunConfig(dir=folder, overwrite=overwrite), train=TrainConfig(lr=lr, log_every=log_every))
+    return Config(
+        run=RunConfig(dir=folder, overwrite=overwrite),
+        train_seam=changed(TrainSeamConfig(), lr=lr, log_every=log_every),
+    )
 
 
 def start(cfg: Config, *, precious: bool = False, inputs: dict[str, str] | None = None) -> StageRun:
-    return open_stage(cfg, "demo", settings=("train",), ignore=("train.log_every",), precious=precious, inputs=inputs)
+    return open_stage(
+        cfg,
+        "demo",
+        settings=("train_seam",),
+        ignore=("train_seam.schedule.log_every",),
+        precious=precious,
+        inputs=inputs,
+    )
 
 
 def finish(run: StageRun) -> Path:
@@ -52,7 +63,7 @@ def test_cut_stage_keeps_what_it_made(tmp_path: Path) -> None:
 
 def test_precious_outputs_of_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     output = finish(start(config(tmp_path), precious=True))
-    with pytest.raises(StageError, match=r"train.lr: 0.01 -> 0.02.*run.overwrite=true"):
+    with pytest.raises(StageError, match=r"train_seam.schedule.lr: 0.01 -> 0.02.*run.overwrite=true"):
         start(config(tmp_path, lr=0.02), precious=True)
     assert output.exists()
     start(config(tmp_path, lr=0.02, overwrite=True), precious=True)
@@ -69,7 +80,7 @@ def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    open_stage(config(tmp_path), "demo", settings=("train",), is_main=False)
+    open_stage(config(tmp_path), "demo", settings=("train_seam",), is_main=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,12 +101,12 @@ def test_what_killed_processes_left_is_cleared_and_stops_nobody(tmp_path: Path) 
     # Killed while it wrote its first file, or between config.yaml and stage.json.
     (folder / ".stage.json.abc.tmp").write_text("{")
     (folder / "config.yaml").write_text("run: {}")
-    open_stage(cfg, "infer_cam", settings=("infer",))
+    open_stage(cfg, "infer_cam", settings=("infer_cam",))
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "stage.json"]
     (folder / "cams").mkdir()
     (folder / "cams" / ".train-00000.tar.abc.tmp").write_text("half")
     (folder / "cams" / "train-00001.tar").write_text("whole")
-    open_stage(cfg, "infer_cam", settings=("infer",), is_main=False)
+    open_stage(cfg, "infer_cam", settings=("infer_cam",), is_main=False)
     assert len(list((folder / "cams").iterdir())) == 2
-    open_stage(cfg, "infer_cam", settings=("infer",))
+    open_stage(cfg, "infer_cam", settings=("infer_cam",))
     assert [path.name for path in (folder / "cams").iterdir()] == ["train-00001.tar"]

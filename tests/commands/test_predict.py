@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit import changed
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from seam_dist.artifacts.label_file import voc_palette
 from seam_dist.commands import predict
-from seam_dist.config.schema import Config, ModelConfig, SegConfig
+from seam_dist.config.schema import Config, ModelConfig, TrainSegConfig
 from seam_dist.data.images import decode_labels
 from seam_dist.inference import export
 from seam_dist.inference import segmentation as seg_inference
@@ -26,7 +27,9 @@ CLASSES = ("cat", "dog", "hen")
 
 
 def network(name: Any = "deeplabv1") -> tuple[Config, DeepLab]:
-    cfg = Config(model=ModelConfig(width=1 / 16, output_stride=16), seg=SegConfig(network=name, width=8))
+    cfg = Config(
+        model=ModelConfig(width=1 / 16, output_stride=16), train_seg=changed(TrainSegConfig(), network=name, width=8)
+    )
     torch.manual_seed(0)
     model = build_deeplab(cfg, len(CLASSES))[0].eval()
     nn.init.normal_(model.head.classifier.weight, std=2.0)
@@ -41,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = run / "train_seg" / "final"
     folder.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-    trained = {"predict.scales": [0.5, 1.0], "predict.flip": False, "crf.impl": "torch", "crf.source_stride": 2}
+    trained = {"infer_seg.scales": [0.5, 1.0], "infer_seg.flip": False, "crf.impl": "torch", "crf.source_stride": 2}
     value = {"architecture": deeplab_facts(cfg, CLASSES), "config": trained}
     (folder / "model.json").write_text(json.dumps(value))
     return run
@@ -67,7 +70,7 @@ def expected_labels(weights: Path, image: Image.Image, scales: tuple[float, ...]
     found = seg_inference.find_seg_weights(weights)
     model = seg_inference.load_network(found, torch.device("cpu"))
     sample = predict.Sample("x", np.array(image), (), None, "x")
-    cfg = predict.PredictConfig(scales=scales, flip=flip)
+    cfg = predict.InferSegConfig(scales=scales, flip=flip)
     (prediction,) = seg_inference.predict_samples(model, [sample], cfg)
     return prediction.labels
 

@@ -42,9 +42,9 @@ def states(cfg: Config) -> dict[str, str]:
 def cfg(tmp_path: Path) -> Config:
     cfg = make_config(tmp_path)
     finish(cfg, "shard", ("source",))
-    finish(cfg, "train_seam", ("train", "loss"), "shard")
-    finish(cfg, "infer_cam", ("infer.scales", "infer.crf"), "shard")
-    finish(cfg, "train_affinity", ("affinity",), "shard", "infer_cam")
+    finish(cfg, "train_seam", ("train_seam", "loss"), "shard")
+    finish(cfg, "infer_cam", ("infer_cam.scales", "infer_cam.crf"), "shard")
+    finish(cfg, "train_affinity", ("train_affinity",), "shard", "infer_cam")
     return cfg
 
 
@@ -55,25 +55,25 @@ def test_finished_stages_are_done_and_the_others_not_begun(cfg: Config) -> None:
 
 
 def test_a_changed_setting_makes_its_stage_and_all_that_follow_from_it_stale(cfg: Config, tmp_path: Path) -> None:
-    changed = make_config(tmp_path, infer={"scales": [1.0]})
+    changed = make_config(tmp_path, infer_cam={"scales": [1.0]})
     found = {entry.stage: entry for entry in status.run_status(changed)}
     assert found["train_seam"].state == "done"
     assert found["infer_cam"].state == "stale"
-    assert "infer.scales" in found["infer_cam"].detail
+    assert "infer_cam.scales" in found["infer_cam"].detail
     assert found["train_affinity"].state == "stale"
     assert "infer_cam is made again" in found["train_affinity"].detail
 
 
 def test_an_input_that_was_made_again_makes_a_stage_stale(cfg: Config, tmp_path: Path) -> None:
-    changed = make_config(tmp_path, infer={"scales": [1.0]})
-    finish(changed, "infer_cam", ("infer.scales", "infer.crf"), "shard")
+    changed = make_config(tmp_path, infer_cam={"scales": [1.0]})
+    finish(changed, "infer_cam", ("infer_cam.scales", "infer_cam.crf"), "shard")
     found = {entry.stage: entry for entry in status.run_status(changed)}
     assert found["infer_cam"].state == "done"
     assert (found["train_affinity"].state, found["train_affinity"].detail) == ("stale", "infer_cam changed")
 
 
 def test_maps_of_another_form_are_stale(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_stage(cfg, "infer_cam", settings=("infer.scales", "infer.crf"), inputs={"format": FORMAT})
+    opened = open_stage(cfg, "infer_cam", settings=("infer_cam.scales", "infer_cam.crf"), inputs={"format": FORMAT})
     opened.finish([])
     assert status.stage_status(cfg, "infer_cam").state == "done"
     monkeypatch.setattr(status, "FORMAT", "another")
@@ -93,10 +93,10 @@ def test_a_stage_without_manifest_was_cut_short_and_one_with_lost_outputs_is_dam
 
 def test_a_setting_that_is_recorded_only_when_on_counts_as_off_before(cfg: Config, tmp_path: Path) -> None:
     record = json.loads((cfg.stage_dir("infer_cam") / "stage.json").read_text())
-    del record["settings"]["infer.crf"]
+    del record["settings"]["infer_cam.crf"]
     write_json(cfg.stage_dir("infer_cam") / "stage.json", record)
     assert status.stage_status(cfg, "infer_cam").state == "stale"
-    assert status.stage_status(make_config(tmp_path, infer={"crf": False}), "infer_cam").state == "done"
+    assert status.stage_status(make_config(tmp_path, infer_cam={"crf": False}), "infer_cam").state == "done"
 
 
 def test_a_claimed_stage_is_running_until_its_process_is_killed(cfg: Config) -> None:
@@ -147,7 +147,7 @@ def test_dry_run_says_what_each_stage_would_do_and_does_nothing(
     words = [
         f"run.dir={tmp_path / 'runs'}",
         "run.name=run",
-        "infer.scales=[1.0]",
+        "infer_cam.scales=[1.0]",
         "--dry-run",
         "--until",
         "random_walk",

@@ -20,49 +20,64 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_later_sources_win_and_origins_name_file_and_line(tmp_path: Path) -> None:
-    write(tmp_path / "presets" / "slow.yaml", "train:\n  lr: 0.5\n  momentum: 0.1\n  epochs: 3\n")
-    path = write(tmp_path / "a.yaml", "preset: slow\ntrain:\n  momentum: 0.2\n  epochs: 4\n")
-    resolved = load_config(path, ["train.epochs=5"])
-    train = resolved.config.train
-    assert (train.lr, train.momentum, train.epochs, train.weight_decay) == (0.5, 0.2, 5.0, 5e-4)
-    text = format_config(resolved).split("\ntrain:\n")[1].split("\ninfer:\n")[0]
+    write(
+        tmp_path / "presets" / "slow.yaml", "train_seam:\n  schedule:\n    lr: 0.5\n    momentum: 0.1\n    epochs: 3\n"
+    )
+    path = write(tmp_path / "a.yaml", "preset: slow\ntrain_seam:\n  schedule:\n    momentum: 0.2\n    epochs: 4\n")
+    resolved = load_config(path, ["train_seam.schedule.epochs=5"])
+    schedule = resolved.config.train_seam.schedule
+    assert (schedule.lr, schedule.momentum, schedule.epochs, schedule.weight_decay) == (0.5, 0.2, 5.0, 5e-4)
+    text = format_config(resolved).split("\ntrain_seam:\n")[1].split("\ninfer_cam:\n")[0]
     lines = {line.split(":")[0].strip(): line.split("#")[-1].strip() for line in text.splitlines() if "#" in line}
-    assert lines["lr"] == f"{tmp_path / 'presets' / 'slow.yaml'}:2"
-    assert lines["momentum"] == f"{path}:3"
+    assert lines["lr"] == f"{tmp_path / 'presets' / 'slow.yaml'}:3"
+    assert lines["momentum"] == f"{path}:4"
     assert lines["epochs"] == "command line"
     assert lines["weight_decay"] == "default"
 
 
 def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path) -> None:
-    write(tmp_path / "presets" / "a.yaml", "train: {lr: 1.0}\n")
-    write(tmp_path / "presets" / "b.yaml", "train: {lr: 2.0}\n")
+    write(tmp_path / "presets" / "a.yaml", "train_seam: {schedule: {lr: 1.0}}\n")
+    write(tmp_path / "presets" / "b.yaml", "train_seam: {schedule: {lr: 2.0}}\n")
     path = write(tmp_path / "c.yaml", "preset: a\n")
-    assert load_config(path).config.train.lr == 1.0
-    assert load_config(path, preset="b").config.train.lr == 2.0
+    assert load_config(path).config.train_seam.schedule.lr == 1.0
+    assert load_config(path, preset="b").config.train_seam.schedule.lr == 2.0
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trian.lr=1", r"unknown section trian \(did you mean train\?\)"),
-        ("train.learning_rate=1", r"unknown key train.learning_rate"),
-        ("train.weight_deacy=1", r"did you mean train.weight_decay\?"),
+        ("trian_seam.lr=1", r"unknown section trian_seam \(did you mean train_seam\?\)"),
+        ("train_seam.schedule.learning_rate=1", r"unknown key train_seam.schedule.learning_rate"),
+        ("train_seam.schedule.weight_deacy=1", r"did you mean train_seam.schedule.weight_decay\?"),
+        ("train_seam.lr=1", r"unknown key train_seam.lr \(did you mean train_seam.schedule.lr\?\)"),
         ("model.lr=1", r"unknown key model.lr"),
-        ("train.lr=fast", r"train.lr='fast' \(command line\): input should be a valid number"),
-        ("train.momentum=1.5", r"train.momentum='1.5' .*less than 1"),
+        (
+            "train_seam.schedule.lr=fast",
+            r"train_seam.schedule.lr='fast' \(command line\): input should be a valid number",
+        ),
+        ("train_seam.schedule.momentum=1.5", r"train_seam.schedule.momentum='1.5' .*less than 1"),
         ("model.output_stride=4", r"model.output_stride='4'"),
         ("augment.resize_long=[300]", r"augment.resize_long"),
         ("augment.resize_long=[300,200]", r"augment.resize_long=\[300, 200\] is not a range"),
-        ("train.micro_batch_size=3", r"train.global_batch_size=8 is not a multiple of train.micro_batch_size=3"),
-        ("seg.micro_batch_size=4", r"seg.global_batch_size=10 is not a multiple of seg.micro_batch_size=4"),
+        (
+            "train_seam.schedule.micro_batch_size=3",
+            r"train_seam.schedule.global_batch_size=8 is not a multiple of train_seam.schedule.micro_batch_size=3",
+        ),
+        (
+            "train_seg.schedule.micro_batch_size=4",
+            r"train_seg.schedule.global_batch_size=10 is not a multiple of train_seg.schedule.micro_batch_size=4",
+        ),
         ("loss.second_view_scale=0.02", r"leaves a grid of 1.1 cells"),
         ("model.align_grid=true", r"augment.crop_size=448 is not k \* model.output_stride \+ 1.*set it to 449"),
-        ("affinity.crop_size=100", r"affinity.crop_size=100 is not a multiple of the stride 8 .* set it to 96"),
-        ("seg.scale=[2,1]", r"seg.scale=\[2.0, 1.0\] is not a range"),
+        (
+            "train_affinity.crop_size=100",
+            r"train_affinity.crop_size=100 is not a multiple of the stride 8 .* set it to 96",
+        ),
+        ("train_seg.scale=[2,1]", r"train_seg.scale=\[2.0, 1.0\] is not a range"),
         ("run.name=../elsewhere", r"run.name"),
-        ("train.lr=.inf", r"train.lr='.inf'"),
+        ("train_seam.schedule.lr=.inf", r"train_seam.schedule.lr='.inf'"),
         ("lr=1", r"not of the form section.key=value"),
-        ("train.lr", r"not of the form section.key=value"),
+        ("train_seam.schedule.lr", r"not of the form section.key=value"),
         ("train=1", r"not of the form section.key=value"),
         ("model.backbone=vgg", r"model.backbone='vgg'"),
     ],
@@ -73,8 +88,12 @@ def test_wrong_words_are_refused_by_name(word: str, message: str) -> None:
 
 
 def test_strides_are_read_from_words() -> None:
-    config = load_config(None, ["model.output_stride=16", "affinity.output_stride=8"]).config
-    assert (config.model.output_stride, config.affinity.output_stride, config.seg.output_stride) == (16, 8, None)
+    config = load_config(None, ["model.output_stride=16", "train_affinity.output_stride=8"]).config
+    assert (config.model.output_stride, config.train_affinity.output_stride, config.train_seg.output_stride) == (
+        16,
+        8,
+        None,
+    )
     with pytest.raises(ConfigError, match=r"model.output_stride='4'"):
         load_config(None, ["model.output_stride=4"])
 
@@ -82,13 +101,20 @@ def test_strides_are_read_from_words() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train:\n  lr: 1\n  lr: 2\n", r"a.yaml:3 gives train.lr again \(first at line 2\)"),
-        ("train:\n  lrr: 1\n", r"a.yaml:2: unknown key train.lrr \(did you mean train.lr\?\)"),
-        ("trains:\n  lr: 1\n", r"a.yaml:2: unknown section trains"),
-        ("train: 3\n", r"train=3 is a section"),
+        (
+            "train_seam:\n  schedule:\n    lr: 1\n    lr: 2\n",
+            r"a.yaml:4 gives train_seam.schedule.lr again \(first at line 3\)",
+        ),
+        (
+            "train_seam:\n  schedule: {lrr: 1}\n",
+            r"a.yaml:2: unknown key train_seam.schedule.lrr \(did you mean train_seam.schedule.lr\?\)",
+        ),
+        ("train_seam:\n  schedule: 3\n", r"a.yaml:2: train_seam.schedule=3 is a section"),
+        ("train:\n  lr: 1\n", r"a.yaml:2: unknown section train"),
+        ("train_seam: 3\n", r"train_seam=3 is a section"),
         ("- 1\n", r"holds a list"),
         ("a: [1\n", r"not valid YAML"),
-        ("train:\n  lr: 1\npreset: nope\n", r"preset=nope"),
+        ("preset: nope\n", r"preset=nope"),
     ],
 )
 def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
@@ -103,10 +129,12 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_words_read_lists_nulls_numbers_and_names() -> None:
-    cfg = load_config(None, ["infer.scales=[0.5, 1]", "model.pretrained=null", "train.lr=1e-3", "run.name=007"]).config
-    assert cfg.infer.scales == (0.5, 1.0)
+    cfg = load_config(
+        None, ["infer_cam.scales=[0.5, 1]", "model.pretrained=null", "train_seam.schedule.lr=1e-3", "run.name=007"]
+    ).config
+    assert cfg.infer_cam.scales == (0.5, 1.0)
     assert cfg.model.pretrained is None
-    assert cfg.train.lr == 1e-3
+    assert cfg.train_seam.schedule.lr == 1e-3
     assert cfg.run.name == "007"
 
 
@@ -116,7 +144,9 @@ def test_deepspeed_words_keep_their_types() -> None:
 
 
 def test_stored_configuration_reads_back_equal() -> None:
-    cfg = load_config(None, ["train.lr=0.3", "data.shards=/tmp/x", "deepspeed.zero_optimization.stage=1"]).config
+    cfg = load_config(
+        None, ["train_seam.schedule.lr=0.3", "data.shards=/tmp/x", "deepspeed.zero_optimization.stage=1"]
+    ).config
     assert from_tree(yaml.safe_load(dump_yaml(cfg))) == cfg
 
 
@@ -140,3 +170,13 @@ def test_shipped_configurations_are_valid_with_every_preset(path: Path, preset: 
 def test_stages_have_a_module_each() -> None:
     folder = Path(__file__).parents[2] / "seam_dist" / "stages"
     assert {p.stem for p in folder.glob("*.py")} - {"__init__"} == set(STAGES)
+
+
+def test_partial_schedule_keeps_the_defaults_of_its_stage() -> None:
+    schedule = load_config(None, ["train_seg.schedule.lr=0.5"]).config.train_seg.schedule
+    assert (schedule.lr, schedule.global_batch_size, schedule.max_steps) == (0.5, 10, 20_000)
+
+
+def test_printed_configuration_is_the_same_configuration(tmp_path: Path) -> None:
+    resolved = load_config(None, ["train_seg.schedule.lr=0.5", "data.splits=[a, b]", "source.kind=voc"])
+    assert load_config(write(tmp_path / "printed.yaml", format_config(resolved))).config == resolved.config

@@ -90,15 +90,20 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
     def write(name: str, **sections: dict[str, Any]) -> Path:
         settings: dict[str, dict[str, Any]] = {
             "run": {"name": name, "dir": str(tmp_path / "runs"), "threads": 1, "timeout_s": 200.0},
-            "source": {"kind": "procedural", "num_images": [24, 2], "num_classes": 3, "image_size": [64, 48]},
+            "source": {"kind": "synthetic", "num_images": [24, 2], "num_classes": 3, "image_size": [64, 48]},
             "data": {"streams": 12, "samples_per_shard": 2, "shards": str(tmp_path / "shards")},
             "augment": {"resize_long": [32, 48], "crop_size": 32},
             "model": {"backbone": "resnet38d", "width": 0.0625, "freeze_stem": False},
             "loss": {"second_view_scale": 0.5},
-            "train": {"global_batch_size": 12, "max_steps": 4, "lr": 1e-3, "log_every": 1, "keep_checkpoints": 9},
+            "train_seam": {
+                "schedule": {"global_batch_size": 12, "max_steps": 4, "lr": 1e-3, "log_every": 1, "keep_checkpoints": 9}
+            },
         }
         for section, values in sections.items():
-            settings.setdefault(section, {}).update(values)
+            merged = settings.setdefault(section, {})
+            # The schedule of a training is a section of its own.
+            schedule = {**merged.get("schedule", {}), **values.get("schedule", {})}
+            merged.update({**values, "schedule": schedule} if schedule else values)
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings))
         return path

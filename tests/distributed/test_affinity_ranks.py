@@ -53,10 +53,15 @@ def test_two_ranks_accumulation_and_one_rank_agree(
     source = {"num_images": [16, 2], "image_size": [96, 80]}
     data = {"streams": 4, "samples_per_shard": 4}
     schedule = {"global_batch_size": 8, "max_steps": 3, "lr": 1e-3, "log_every": 1}
-    affinity = {"crop_size": 88, "channels": [4, 6, 10], **schedule}
+    affinity = {"crop_size": 88, "channels": [4, 6, 10]}
     micro = {"one": 8, "accumulated": 4, "two": 4, "two-accumulated": 2}
     paths = {
-        name: write_config(name, source=source, data=data, affinity={**affinity, "micro_batch_size": size})
+        name: write_config(
+            name,
+            source=source,
+            data=data,
+            train_affinity={"schedule": {"micro_batch_size": size, **schedule}, **affinity},
+        )
         for name, size in micro.items()
     }
     configs = {name: load_config(path, [], None).config for name, path in paths.items()}

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 
 CONFIG = """
 run: {{name: tiny, dir: {runs}, threads: 1, timeout_s: 120}}
-source: {{kind: procedural, num_images: [16, 4], num_classes: 2, image_size: [64, 48]}}
+source: {{kind: synthetic, num_images: [16, 4], num_classes: 2, image_size: [64, 48]}}
 data: {{streams: 2, samples_per_shard: 8}}
 augment: {{resize_long: [48, 64], crop_size: 48}}
 model: {{backbone: resnet38d, width: 0.0625}}
 loss: {{second_view_scale: 0.5}}
-train: {{global_batch_size: 4, max_steps: {steps}, log_every: 1, checkpoint_every: 5}}
-infer: {{scales: [1.0], flip: false}}
+train_seam: {{schedule: {{global_batch_size: 4, max_steps: {steps}, log_every: 1, checkpoint_every: 5}}}}
+infer_cam: {{scales: [1.0], flip: false}}
 """
 
 

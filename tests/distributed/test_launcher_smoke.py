@@ -16,7 +16,7 @@ def test_two_ranks_train_under_the_deepspeed_launcher(
     config = write_config(
         "smoke",
         run={"world_size": 2},
-        train={"max_steps": 2, "micro_batch_size": 3},
+        train_seam={"schedule": {"max_steps": 2, "micro_batch_size": 3}},
         deepspeed={"zero_optimization": {"stage": 2}},
     )
     command = [

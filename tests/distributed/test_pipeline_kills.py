@@ -21,17 +21,17 @@ pytestmark = pytest.mark.slow
 
 CONFIG = """
 run: {{name: {name}, dir: {runs}, threads: 1, timeout_s: 120}}
-source: {{kind: procedural, num_images: [24, 8], num_classes: 2, image_size: [64, 48]}}
+source: {{kind: synthetic, num_images: [24, 8], num_classes: 2, image_size: [64, 48]}}
 data: {{streams: 4, samples_per_shard: 2, shards: {runs}/shards}}
 augment: {{resize_long: [48, 64], crop_size: 48}}
 model: {{backbone: resnet38d, width: 0.0625, freeze_batchnorm: true}}
 loss: {{second_view_scale: 0.5}}
-train: {{global_batch_size: 4, max_steps: 6, log_every: 1}}
-infer: {{scales: [1.0], flip: false}}
-affinity: {{global_batch_size: 4, max_steps: 24, crop_size: 48, radius: 3, log_every: 1, checkpoint_every: 2}}
-walk: {{num_steps: 8}}
-seg: {{global_batch_size: 4, max_steps: 6, crop_size: 48, width: 16, freeze_batchnorm: true, log_every: 1}}
-predict: {{scales: [1.0], flip: false}}
+train_seam: {{schedule: {{global_batch_size: 4, max_steps: 6, log_every: 1}}}}
+infer_cam: {{scales: [1.0], flip: false}}
+train_affinity: {{schedule: {{global_batch_size: 4, max_steps: 24, log_every: 1, checkpoint_every: 2}}, crop_size: 48, radius: 3}}
+random_walk: {{num_steps: 8}}
+train_seg: {{schedule: {{global_batch_size: 4, max_steps: 6, log_every: 1}}, crop_size: 48, width: 16, freeze_batchnorm: true}}
+infer_seg: {{scales: [1.0], flip: false}}
 """
 OUTPUTS = (
     *("infer_cam/cams", "infer_cam/crf", "infer_cam/affinity", "train_affinity/final", "random_walk/labels"),

@@ -35,10 +35,12 @@ def test_ranks_stages_micro_batches_and_resumes_agree(
     every = {"checkpoint_every": 2}
     one = write_config("one", train=every, **smooth)
     shard.run(load_config(one, [], None).config)
-    ranks.train(1, one, write_config("one-accumulated", train={"micro_batch_size": 6}, **smooth))
+    ranks.train(1, one, write_config("one-accumulated", train_seam={"schedule": {"micro_batch_size": 6}}, **smooth))
     two = [write_config(f"two-{stage}", train=every, deepspeed=ZERO[stage], **smooth) for stage in range(4)]
     two += [write_config(f"full-{stage}", deepspeed=ZERO[stage]) for stage in (0, 3)]
-    two.append(write_config("two-accumulated", train={"micro_batch_size": 2}, deepspeed=ZERO[2], **smooth))
+    two.append(
+        write_config("two-accumulated", train_seam={"schedule": {"micro_batch_size": 2}}, deepspeed=ZERO[2], **smooth)
+    )
     saved = tmp_path / "runs" / "two-2" / "train_seam" / "checkpoints" / "step-00000002"
     resume = {"resume": str(saved)}
     two.append(write_config("two-3-resumed", train=resume, deepspeed=ZERO[3], **smooth))

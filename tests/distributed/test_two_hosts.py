@@ -89,17 +89,17 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 CONFIG = """
 run: {{name: two-hosts, dir: {runs}, world_size: {world_size}, threads: 1, timeout_s: 120}}
-source: {{kind: procedural, num_images: [16, 4], num_classes: 2, image_size: [64, 48]}}
+source: {{kind: synthetic, num_images: [16, 4], num_classes: 2, image_size: [64, 48]}}
 data: {{streams: 2, samples_per_shard: 8}}
 augment: {{resize_long: [48, 64], crop_size: 48}}
 model: {{backbone: resnet38d, width: 0.0625}}
 loss: {{second_view_scale: 0.5}}
-train: {{global_batch_size: 4, max_steps: 3, log_every: 1}}
-infer: {{scales: [1.0], flip: false}}
-affinity: {{global_batch_size: 4, max_steps: 3, crop_size: 48, radius: 3, log_every: 1}}
-walk: {{num_steps: 8}}
-seg: {{global_batch_size: 4, max_steps: 3, crop_size: 48, width: 16, freeze_batchnorm: true, log_every: 1}}
-predict: {{scales: [1.0], flip: false}}
+train_seam: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}}}
+infer_cam: {{scales: [1.0], flip: false}}
+train_affinity: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}, crop_size: 48, radius: 3}}
+random_walk: {{num_steps: 8}}
+train_seg: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}, crop_size: 48, width: 16, freeze_batchnorm: true}}
+infer_seg: {{scales: [1.0], flip: false}}
 deepspeed: {{zero_optimization: {{stage: 2}}}}
 """
 

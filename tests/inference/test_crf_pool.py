@@ -184,7 +184,7 @@ def _is_running(pid: int) -> bool:
 
 def test_missing_lattice_is_named_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*crf\.impl=torch.*infer\.crf=false"):
+    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*crf\.impl=torch.*infer_cam\.crf=false"):
         CrfPool(CrfConfig(), 1)
     check_crf(CrfConfig(impl="torch"))
 

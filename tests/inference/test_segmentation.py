@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit import changed
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.stage import StageError
-from seam_dist.config.schema import Config, ModelConfig, PredictConfig, SegConfig
+from seam_dist.config.schema import Config, InferSegConfig, ModelConfig, TrainSegConfig
 from seam_dist.data.shards import Sample
 from seam_dist.inference import segmentation as seg_inference
 from seam_dist.inference.segmentation import find_seg_weights, load_network, predict_samples, probabilities
@@ -25,7 +26,8 @@ CLASSES = ("cat", "dog", "hen")
 
 def settings(network: Any = "deeplabv1") -> Config:
     return Config(
-        model=ModelConfig(width=1 / 16, output_stride=8), seg=SegConfig(network=network, width=8, dropout=0.0)
+        model=ModelConfig(width=1 / 16, output_stride=8),
+        train_seg=changed(TrainSegConfig(), network=network, width=8, dropout=0.0),
     )
 
 
@@ -63,7 +65,7 @@ def slow_logits(model: DeepLab, image: np.ndarray, scales: tuple[float, ...], fl
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_mean_over_scales_and_mirror_images_matches_the_slow_order(model: DeepLab, flip: bool) -> None:
-    cfg = PredictConfig(scales=(0.5, 0.75, 1.0, 1.5), flip=flip, batch_size=2)
+    cfg = InferSegConfig(scales=(0.5, 0.75, 1.0, 1.5), flip=flip, batch_size=2)
     samples = [sample(0, (33, 47)), sample(1, (40, 31)), sample(2, (33, 47))]
     found = sorted(predict_samples(model, samples, cfg), key=lambda prediction: prediction.index)
     assert [prediction.sample.key for prediction in found] == [s.key for s in samples]
@@ -116,7 +118,7 @@ class RecordingCrf:
 
 def test_crf_gets_the_softmax_of_all_classes_and_the_image(model: DeepLab) -> None:
     crf = RecordingCrf()
-    cfg = PredictConfig(scales=(1.0,), flip=False, crf_num_iters=3, crf_bilateral_sxy=7.0)
+    cfg = InferSegConfig(scales=(1.0,), flip=False, crf_num_iters=3, crf_bilateral_sxy=7.0)
     samples = [sample(n, (24, 24 + 8 * (n % 2))) for n in range(5)]
     found = sorted(predict_samples(model, samples, cfg, crf=crf), key=lambda p: p.index)
     assert len(found) == len(crf.asked) == 5
@@ -134,7 +136,7 @@ def test_long_images_are_predicted_smaller_at_their_own_size() -> None:
     torch.manual_seed(0)
     model = build_deeplab(settings(), len(CLASSES))[0].eval()
     large, small = sample(0, (40, 80)), sample(1, (20, 40))
-    cfg = PredictConfig(scales=(1.0,), flip=False)
+    cfg = InferSegConfig(scales=(1.0,), flip=False)
     seen: list[tuple[int, ...]] = []
     forward = model.forward_grid
     model.forward_grid = lambda image: (seen.append(tuple(image.shape[2:])), forward(image))[1]  # type: ignore[method-assign]
@@ -160,12 +162,12 @@ def test_weights_are_found_in_a_run_a_stage_a_folder_and_a_file(tmp_path: Path) 
     (final / "model.json").write_text(json.dumps({"architecture": {"backbone": "lite0", "pcm": True}}))
     with pytest.raises(StageError, match="describes no final network"):
         find_seg_weights(final)
-    (final / "model.json").write_text(json.dumps({"architecture": facts, "config": {"predict.flip": False}}))
+    (final / "model.json").write_text(json.dumps({"architecture": facts, "config": {"infer_seg.flip": False}}))
     for source in (tmp_path / "run", tmp_path / "run" / "train_seg", final, final / "model.safetensors"):
         found = find_seg_weights(source)
         assert found.weights == final / "model.safetensors"
         assert found.classes == CLASSES
-        assert found.settings == {"predict.flip": False}
+        assert found.settings == {"infer_seg.flip": False}
     network = load_network(found, torch.device("cpu"))
     assert not network.training
     image = torch.randn(1, 3, 24, 24)

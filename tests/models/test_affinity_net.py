@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit import changed
 from seam_kernels import edge_affinity
 from torch.nn.functional import conv2d, elu, interpolate
 
-from seam_dist.config.schema import AffinityConfig, Config, ModelConfig, TrainConfig
+from seam_dist.config.schema import Config, ModelConfig, ScheduleConfig, TrainAffinityConfig
 from seam_dist.models import (
     SEAM,
     AffinityNet,
@@ -116,7 +117,10 @@ def test_weights_without_its_heads_are_no_trained_network(net: AffinityNet, seam
 
 
 def settings(**affinity: object) -> Config:
-    return Config(model=ModelConfig(width=1 / 8), affinity=AffinityConfig(channels=CHANNELS, crop_size=96, **affinity))
+    return Config(
+        model=ModelConfig(width=1 / 8),
+        train_affinity=changed(TrainAffinityConfig(), channels=CHANNELS, crop_size=96, **affinity),
+    )
 
 
 def test_published_sizes() -> None:
@@ -146,7 +150,7 @@ def test_built_network_follows_the_settings() -> None:
         "channels": list(CHANNELS),
         "classes": ["a", "b"],
     }
-    with pytest.raises(ValueError, match=r"channels=\[4, 0, 1\] must be positive: change affinity\.channels"):
+    with pytest.raises(ValueError, match=r"channels=\[4, 0, 1\] must be positive: change train_affinity\.channels"):
         AffinityNet(ResNet38d(width=1 / 8), channels=(4, 0, 1))
 
 
@@ -157,7 +161,7 @@ def test_pretrained_backbone_and_new_heads_have_their_learning_rates(tmp_path: P
     cfg = replace(settings(), model=ModelConfig(width=1 / 8, pretrained=str(tmp_path / "imagenet.pth")))
     model, report = build_affinity_net(cfg)
     assert set(report.missing) == HEADS
-    groups = {group["name"]: group for group in parameter_groups(model, TrainConfig(lr=0.01))}
+    groups = {group["name"]: group for group in parameter_groups(model, ScheduleConfig(lr=0.01))}
     assert set(groups) == {"pretrained_weights", "new_weights"}  # no bias anywhere, BatchNorm frozen
     assert groups["new_weights"]["lr"] == pytest.approx(0.1)
     assert len(groups["new_weights"]["params"]) == 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seam_dist.config.schema import Config, LossConfig, ModelConfig, TrainConfig
+from seam_dist.config.schema import Config, LossConfig, ModelConfig, ScheduleConfig
 from seam_dist.models import SEAM, build_backbone, build_seam, parameter_groups
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
@@ -70,7 +70,7 @@ def test_same_seed_gives_the_same_weights() -> None:
 
 def _groups(model: SEAM) -> dict[str, tuple[set[str], float, float]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, TrainConfig(lr=0.1, lr_multipliers=(1, 2, 10, 20), weight_decay=0.3))
+    groups = parameter_groups(model, ScheduleConfig(lr=0.1, lr_multipliers=(1, 2, 10, 20), weight_decay=0.3))
     found = [id(p) for group in groups for p in group["params"]]
     assert len(found) == len(set(found))
     assert set(found) == {id(p) for p in model.parameters() if p.requires_grad}

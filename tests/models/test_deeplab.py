@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from kit import changed
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import conv2d, interpolate
 
-from seam_dist.config.schema import Config, ModelConfig, SegConfig
+from seam_dist.config.schema import Config, ModelConfig, TrainSegConfig
 from seam_dist.models import build_deeplab, build_seam, deeplab_facts, load_deeplab, parameter_groups
 from seam_dist.models.deeplab import DeepLab
 
@@ -22,7 +23,7 @@ NETWORKS = ("deeplabv1", "deeplabv3plus")
 
 def settings(backbone: str = "resnet38d", *, stride: Any = 16, **seg: Any) -> Config:
     model = ModelConfig(backbone=backbone, width=1 / 16 if backbone == "resnet38d" else 1.0, output_stride=stride)
-    return Config(model=model, seg=SegConfig(**{"width": 16, **seg}))
+    return Config(model=model, train_seg=changed(TrainSegConfig(), **{"width": 16, **seg}))
 
 
 def build(cfg: Config) -> DeepLab:
@@ -79,7 +80,7 @@ def test_dilations_follow_the_stride() -> None:
         pyramid: Any = build(settings(stride=stride, network="deeplabv3plus")).head
         assert [branch[0].dilation[0] for branch in pyramid.branches] == rates
     assert pyramid.reduce[0].out_channels == 48
-    assert pyramid.classifier.in_channels == 8  # half of seg.width
+    assert pyramid.classifier.in_channels == 8  # half of train_seg.width
 
 
 def test_logits_are_resized_with_aligned_corners() -> None:
@@ -105,19 +106,19 @@ def test_learning_rates_are_1_2_10_20(tmp_path: Path) -> None:
     cfg = settings(freeze_batchnorm=True)
     trained, _ = build_seam(cfg, 5)
     save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, tmp_path / "seam.safetensors")
-    cfg = replace(cfg, seg=replace(cfg.seg, pretrained=str(tmp_path / "seam.safetensors")))
+    cfg = replace(cfg, train_seg=changed(cfg.train_seg, pretrained=str(tmp_path / "seam.safetensors")))
     model, report = build_deeplab(cfg, len(CLASSES))
     assert any(name.startswith("fc8") for name in report.unexpected)
     assert all(name.startswith("head.") for name in report.new)
     assert torch.equal(model.backbone.b5.conv_branch2a.weight, trained.backbone.b5.conv_branch2a.weight)
-    groups = {group["name"]: group for group in parameter_groups(model, cfg.seg.schedule)}
+    groups = {group["name"]: group for group in parameter_groups(model, cfg.train_seg.schedule)}
     named = {id(parameter): name for name, parameter in model.named_parameters()}
     members = {key: {named[id(p)] for p in group["params"]} for key, group in groups.items()}
     assert all(name.startswith("backbone.") for name in members["pretrained_weights"])
     assert members["new_weights"] == {"head.fov.0.weight", "head.mix.0.weight", "head.classifier.weight"}
     assert "head.classifier.bias" in members["new_biases"]
-    assert groups["new_weights"]["lr"] == pytest.approx(10 * cfg.seg.lr)
-    assert groups["new_biases"]["lr"] == pytest.approx(20 * cfg.seg.lr)
+    assert groups["new_weights"]["lr"] == pytest.approx(10 * cfg.train_seg.schedule.lr)
+    assert groups["new_biases"]["lr"] == pytest.approx(20 * cfg.train_seg.schedule.lr)
     # Frozen is the backbone's BatchNorm alone: the head's starts from nothing.
     assert "pretrained_biases" not in groups
     norms = [m for m in model.train().modules() if isinstance(m, nn.BatchNorm2d) and m.training]
@@ -133,7 +134,7 @@ def test_live_batchnorm_and_stem_are_the_default() -> None:
 def test_settings_of_seg_go_before_those_of_model() -> None:
     cfg = settings("lite0", stride=8, output_stride=16)
     assert build(cfg).backbone.output_stride == 16
-    other = replace(settings("resnet38d"), seg=SegConfig(backbone="lite0", width=8))
+    other = replace(settings("resnet38d"), train_seg=changed(TrainSegConfig(), backbone="lite0", width=8))
     facts = deeplab_facts(other, CLASSES)
     assert (facts["backbone"], facts["backbone_width"]) == ("lite0", 1.0)
     assert build(other).backbone.name == "lite0"
@@ -141,8 +142,14 @@ def test_settings_of_seg_go_before_those_of_model() -> None:
 
 def test_weights_of_another_backbone_need_their_own_setting() -> None:
     cfg = settings("resnet38d")
-    cfg = replace(cfg, model=replace(cfg.model, pretrained="resnet38.params"), seg=SegConfig(backbone="lite0"))
-    with pytest.raises(ValueError, match=r"seg.backbone=lite0 is not model.backbone=resnet38d.*set seg.pretrained"):
+    cfg = replace(
+        cfg,
+        model=replace(cfg.model, pretrained="resnet38.params"),
+        train_seg=changed(TrainSegConfig(), backbone="lite0"),
+    )
+    with pytest.raises(
+        ValueError, match=r"train_seg.backbone=lite0 is not model.backbone=resnet38d.*set train_seg.pretrained"
+    ):
         build_deeplab(cfg, 3)
 
 

@@ -29,7 +29,7 @@ from seam_dist.stages import evaluate, shard
 def make_config(root: Path, **sections: dict[str, object]) -> Config:
     tree: dict[str, dict[str, object]] = {
         "run": {"name": "run", "dir": str(root / "runs"), "device": "cpu"},
-        "source": {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [64, 48]},
+        "source": {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [64, 48]},
         "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
         "evaluate": {"num_thresholds": 10},
     }
@@ -41,7 +41,7 @@ def make_config(root: Path, **sections: dict[str, object]) -> Config:
 def write_inference(cfg: Config, kind: str = "refined") -> None:
     """CAMs that know the masks, with noise; those of val are weaker, so that their best threshold is lower."""
     rng = np.random.default_rng(0)
-    stage = open_stage(cfg, "infer_cam", settings=("infer",))
+    stage = open_stage(cfg, "infer_cam", settings=("infer_cam",))
     (stage.dir / "cams").mkdir(exist_ok=True)
     for name, split in load_manifest(cfg.shards_dir).splits.items():
         for part in split.shards:
@@ -216,7 +216,7 @@ def test_other_cams_are_evaluated_anew(root):
     cfg = make_config(root)
     evaluate.run(cfg)
     assert result(cfg, "val")["map"] == "refined"
-    other = make_config(root, infer={"cam_stride": 4})
+    other = make_config(root, infer_cam={"cam_stride": 4})
     write_inference(other, "plain")
     evaluate.run(other)
     assert result(other, "val")["map"] == "plain"
@@ -349,7 +349,7 @@ def test_inference_must_be_finished(root):
 def test_a_split_without_cams_is_refused(root):
     cfg = make_config(root)
     (cfg.stage_dir("infer_cam") / "cams" / "val-00001.tar").unlink()
-    with pytest.raises(StageError, match=r"split 'val' has no CAMs in .*: add it to infer\.splits"):
+    with pytest.raises(StageError, match=r"split 'val' has no CAMs in .*: add it to infer_cam\.splits"):
         evaluate.run(cfg)
 
 

@@ -41,10 +41,10 @@ SCALES = [0.5, 1.0]
 def make_config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
     tree: dict[str, dict[str, object]] = {
         "run": {"name": name, "dir": str(root / "runs"), "device": "cpu"},
-        "source": {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [64, 48]},
+        "source": {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [64, 48]},
         "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
         "model": {"backbone": "resnet38d", "width": 0.05, "pcm_channels": [8, 8]},
-        "infer": {"scales": SCALES, "batch_size": 2, "crf": False},
+        "infer_cam": {"scales": SCALES, "batch_size": 2, "crf": False},
     }
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values}
@@ -86,7 +86,7 @@ def finished(trained: Path) -> Config:
     """A run whose CAMs are made, with the authors' files."""
     root = trained.parent / "finished-cams"
     shutil.copytree(trained, root)
-    cfg = make_config(root, infer={"interop": True, "scales": SCALES, "batch_size": 2})
+    cfg = make_config(root, infer_cam={"interop": True, "scales": SCALES, "batch_size": 2})
     infer_cam.run(cfg)
     return cfg
 
@@ -114,7 +114,7 @@ def published_map(dense_reading: ModuleType, cfg: Config, sample: Sample, kind: 
         return out.cam_refined if kind == "refined" else out.cam
 
     mean, std = model.backbone.mean, model.backbone.std
-    return dense_reading.cam_map(network, sample.image, sample.classes, cfg.infer.scales, mean, std)
+    return dense_reading.cam_map(network, sample.image, sample.classes, cfg.infer_cam.scales, mean, std)
 
 
 def test_every_input_shard_has_its_cams_and_both_maps(finished):
@@ -191,8 +191,8 @@ def test_a_stage_cut_before_its_manifest_is_finished(root):
 
 
 def test_another_split_is_added_to_those_there_are(root):
-    infer_cam.run(make_config(root, infer={"scales": SCALES, "splits": ["train"]}))
-    cfg = make_config(root, infer={"scales": SCALES, "splits": ["train", "val"]})
+    infer_cam.run(make_config(root, infer_cam={"scales": SCALES, "splits": ["train"]}))
+    cfg = make_config(root, infer_cam={"scales": SCALES, "splits": ["train", "val"]})
     first = cfg.stage_dir("infer_cam") / "cams" / "train-00000.tar"
     before = first.stat().st_mtime_ns
     infer_cam.run(cfg)
@@ -218,8 +218,8 @@ def test_batches_do_not_change_the_maps(trained):
     sizes = [(32, 40), (40, 32), (32, 40), (32, 40), (24, 24)]
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     samples = [Sample(f"s{i}", image, (1, 1 + i % 3)[i % 3 == 0 :], None, "") for i, image in enumerate(images)]
-    several = infer_samples(model, samples, cfg.infer)
-    alone = [infer_samples(model, [sample], cfg.infer)[0] for sample in samples]
+    several = infer_samples(model, samples, cfg.infer_cam)
+    alone = [infer_samples(model, [sample], cfg.infer_cam)[0] for sample in samples]
     assert [cam.key for cam in several] == ["s0", "s1", "s2", "s3", "s4"]
     for one, other in zip(several, alone, strict=True):
         np.testing.assert_allclose(one.cam.astype(np.float32), other.cam.astype(np.float32), atol=2e-3)
@@ -252,13 +252,13 @@ def test_an_image_without_classes_gets_an_empty_map(trained):
     cfg = make_config(trained)
     model = load_model(cfg, load_manifest(cfg.shards_dir), find_checkpoint(cfg)).eval()
     sample = Sample("s", np.zeros((24, 32, 3), np.uint8), (), None, "")
-    (stored,) = infer_samples(model, [sample], cfg.infer)
+    (stored,) = infer_samples(model, [sample], cfg.infer_cam)
     assert stored.cam.shape == stored.plain.shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize(
     "sections",
-    [{"infer": {"scales": SCALES, "cam": "plain"}}, {"loss": {"ablation": "cam"}}],
+    [{"infer_cam": {"scales": SCALES, "cam": "plain"}}, {"loss": {"ablation": "cam"}}],
     ids=["asked for", "no PCM"],
 )
 def test_plain_map_alone_is_stored_first_hand(root, finished, sections):
@@ -270,7 +270,7 @@ def test_plain_map_alone_is_stored_first_hand(root, finished, sections):
     assert read_json(cfg.stage_dir("infer_cam") / "manifest.json")["cam"] == "plain"
     for key, cam in stored_of(cfg, "val").items():
         assert cam.plain is None
-        if "infer" in sections:
+        if "infer_cam" in sections:
             assert np.array_equal(cam.cam, stored_of(finished, "val")[key].plain)
 
 
@@ -279,7 +279,7 @@ def test_weights_of_another_run_bring_their_network(root, finished):
         root,
         name="other",
         model={"backbone": "lite0", "width": 1.0},
-        infer={"scales": SCALES, "checkpoint": str(finished.run_dir)},
+        infer_cam={"scales": SCALES, "checkpoint": str(finished.run_dir)},
     )
     infer_cam.run(other)
     expected = stored_of(finished, "val")
@@ -290,7 +290,7 @@ def test_authors_weight_file_gives_the_same_cams(root, finished, tmp_path):
     manifest = load_manifest(finished.shards_dir)
     model = load_model(finished, manifest, find_checkpoint(finished))
     torch.save(authors_state_dict(model), tmp_path / "authors.pth")
-    cfg = make_config(root, name="authors", infer={"scales": SCALES, "checkpoint": str(tmp_path / "authors.pth")})
+    cfg = make_config(root, name="authors", infer_cam={"scales": SCALES, "checkpoint": str(tmp_path / "authors.pth")})
     infer_cam.run(cfg)
     expected = stored_of(finished, "val")
     assert all(np.array_equal(cam.cam, expected[key].cam) for key, cam in stored_of(cfg, "val").items())
@@ -341,8 +341,8 @@ def test_training_must_be_finished(root):
 
 
 def test_a_checkpoint_without_weights_is_refused(root, tmp_path):
-    cfg = make_config(root, infer={"checkpoint": str(tmp_path)})
-    with pytest.raises(StageError, match=r"model\.safetensors is missing: run .* or set infer\.checkpoint"):
+    cfg = make_config(root, infer_cam={"checkpoint": str(tmp_path)})
+    with pytest.raises(StageError, match=r"model\.safetensors is missing: run .* or set infer_cam\.checkpoint"):
         infer_cam.run(cfg)
 
 
@@ -374,8 +374,8 @@ CRF = {"impl": "torch", "num_iters": 2, "num_workers": 0, "bilateral_sxy": 20.0}
 def refined(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run on small images with CRF labels, affinity labels and the authors' files."""
     root = tmp_path_factory.mktemp("refined")
-    sizes = {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [45, 35]}
-    cfg = make_config(root, source=sizes, crf=CRF, infer={"scales": SCALES, "crf": True, "interop": True})
+    sizes = {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [45, 35]}
+    cfg = make_config(root, source=sizes, crf=CRF, infer_cam={"scales": SCALES, "crf": True, "interop": True})
     shard.run(cfg)
     finish_training(cfg)
     infer_cam.run(cfg)
@@ -428,13 +428,13 @@ def test_lattice_labels_equal_the_published_ones(root, finished, dense_reading):
     cfg = make_config(
         root,
         crf={"num_workers": 0},
-        infer={"crf": True, "splits": ["train"], "from_interop": str(finished.stage_dir("infer_cam") / "interop")},
+        infer_cam={"crf": True, "splits": ["train"], "from_interop": str(finished.stage_dir("infer_cam") / "interop")},
     )
     infer_cam.run(cfg)
     crf = dense_reading.lattice_crf(10, (3, 3), (80, 13, 10))
     labels, affinity = tar_labels(cfg, "train", "crf"), tar_labels(cfg, "train", "affinity")
     for sample in samples_of(cfg, "train"):
-        cam = read_cam_dict(cfg.infer.from_interop / f"{sample.key}.npy")
+        cam = read_cam_dict(cfg.infer_cam.from_interop / f"{sample.key}.npy")
         full = np.stack([cam[index - 1] for index in sample.classes])
         low, high = (dense_reading.crf_scores(crf, sample.image, full, alpha) for alpha in (4.0, 24.0))
         np.testing.assert_array_equal(labels[sample.key], np.array([0, *sample.classes])[low.argmax(0)])
@@ -485,25 +485,25 @@ def test_settings_of_the_crf_count_only_where_there_is_one(finished, refined):
     def settings(cfg: Config) -> set[str]:
         return set(read_json(cfg.stage_dir("infer_cam") / "stage.json")["settings"])
 
-    plain = {"infer.scales", "infer.flip", "infer.cam", "infer.cam_stride", "infer.interop"}
+    plain = {"infer_cam.scales", "infer_cam.flip", "infer_cam.cam", "infer_cam.cam_stride", "infer_cam.interop"}
     assert settings(finished) == plain
-    assert settings(refined) - plain >= {"infer.crf", "infer.crf_alphas", "crf.num_iters", "crf.impl"}
+    assert settings(refined) - plain >= {"infer_cam.crf", "infer_cam.crf_alphas", "crf.num_iters", "crf.impl"}
     assert "crf.num_workers" not in settings(refined)
     assert not (finished.stage_dir("infer_cam") / "crf").exists()
 
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    cfg = make_config(root, infer={"crf": True, "scales": SCALES})
+    cfg = make_config(root, infer_cam={"crf": True, "scales": SCALES})
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
         infer_cam.run(cfg)
     assert not cfg.stage_dir("infer_cam").exists()
-    infer_cam.run(make_config(root, infer={"crf": False, "scales": SCALES, "splits": ["val"]}))
+    infer_cam.run(make_config(root, infer_cam={"crf": False, "scales": SCALES, "splits": ["val"]}))
 
 
 def test_authors_files_take_the_place_of_a_network(root, finished):
     folder = finished.stage_dir("infer_cam") / "interop"
-    cfg = make_config(root, name="theirs", infer={"from_interop": str(folder)})
+    cfg = make_config(root, name="theirs", infer_cam={"from_interop": str(folder)})
     infer_cam.run(cfg)
     expected = stored_of(finished, "val")
     found = stored_of(cfg, "val")
@@ -517,7 +517,7 @@ def test_authors_files_take_the_place_of_a_network(root, finished):
 
 def test_authors_files_may_be_named_by_source(root, finished, tmp_path):
     shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "named")
-    cfg = make_config(root, name="named", infer={"from_interop": str(tmp_path / "named"), "splits": ["val"]})
+    cfg = make_config(root, name="named", infer_cam={"from_interop": str(tmp_path / "named"), "splits": ["val"]})
     for name in ("val-00000.tar", "val-00001.tar"):
         rewrite_shard(cfg, name, lambda s: with_source(s, f"2007_{s.key}"))
     for sample in samples_of(cfg, "val"):
@@ -534,13 +534,13 @@ def with_source(sample: RawSample, source: str) -> RawSample:
 @pytest.mark.parametrize("fault", ["missing", "class", "size", "path"])
 def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fault):
     shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "theirs")
-    cfg = make_config(root, name="theirs", infer={"from_interop": str(tmp_path / "theirs"), "splits": ["val"]})
+    cfg = make_config(root, name="theirs", infer_cam={"from_interop": str(tmp_path / "theirs"), "splits": ["val"]})
     sample = samples_of(cfg, "val")[1]
     path = tmp_path / "theirs" / f"{sample.key}.npy"
     cam = np.zeros((len(sample.classes), *sample.image.shape[:2]), np.float32)
     if fault in ("missing", "path"):
         path.rename(tmp_path / "outside.npy")
-        expected = r"has no dict .*\.npy in .* \(infer\.from_interop\): write it, or leave"
+        expected = r"has no dict .*\.npy in .* \(infer_cam\.from_interop\): write it, or leave"
         if fault == "path":
             for name in ("val-00000.tar", "val-00001.tar"):
                 rewrite_shard(cfg, name, lambda s: with_source(s, "../outside"))
@@ -557,14 +557,14 @@ def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fau
 
 
 def test_a_folder_without_the_authors_files_is_named(root, tmp_path):
-    cfg = make_config(root, name="none", infer={"from_interop": str(tmp_path)})
-    with pytest.raises(StageError, match=r"\(infer\.from_interop\) holds no \.npy file"):
+    cfg = make_config(root, name="none", infer_cam={"from_interop": str(tmp_path)})
+    with pytest.raises(StageError, match=r"\(infer_cam\.from_interop\) holds no \.npy file"):
         infer_cam.run(cfg)
 
 
 def test_changed_authors_files_make_the_cams_anew(root, finished, tmp_path):
     shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "theirs")
-    cfg = make_config(root, name="theirs", infer={"from_interop": str(tmp_path / "theirs"), "splits": ["val"]})
+    cfg = make_config(root, name="theirs", infer_cam={"from_interop": str(tmp_path / "theirs"), "splits": ["val"]})
     infer_cam.run(cfg)
     sample = samples_of(cfg, "val")[0]
     cam = np.full((len(sample.classes), *sample.image.shape[:2]), 0.5, np.float32)
@@ -577,8 +577,8 @@ def theirs_with_crf(refined: Config, start: Path) -> Config:
     """A run on the same shards that starts from copies of that run's CAM dicts and CRF dicts."""
     for folder in refined.stage_dir("infer_cam").glob("interop*"):
         shutil.copytree(folder, start.parent / folder.name.replace("interop_crf", start.name))
-    infer = replace(refined.infer, from_interop=start.parent / "interop", crf_from_interop=start, interop=False)
-    return replace(refined, run=replace(refined.run, dir=start.parent / "runs"), infer=infer)
+    infer = replace(refined.infer_cam, from_interop=start.parent / "interop", crf_from_interop=start, interop=False)
+    return replace(refined, run=replace(refined.run, dir=start.parent / "runs"), infer_cam=infer)
 
 
 def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypatch):
@@ -595,15 +595,19 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
     assert stage_status(cfg, "infer_cam").state == "done"
     # The run that computed its own CRFs would be made again with theirs, and this one without.
     for made, asked, words in (
-        (refined, cfg.infer.crf_from_interop, f"it was made without the authors' files in {tmp_path / 'out_crf_4.0'}"),
+        (
+            refined,
+            cfg.infer_cam.crf_from_interop,
+            f"it was made without the authors' files in {tmp_path / 'out_crf_4.0'}",
+        ),
         (cfg, None, "the authors' files (not asked for now) changed"),
     ):
-        status = stage_status(replace(made, infer=replace(made.infer, crf_from_interop=asked)), "infer_cam")
+        status = stage_status(replace(made, infer_cam=replace(made.infer_cam, crf_from_interop=asked)), "infer_cam")
         assert status.state == "stale"
         assert words in status.detail
     # Other numbers are other folders.
-    other = replace(cfg, infer=replace(cfg.infer, crf_alphas=(4.0, 16.0)))
-    with pytest.raises(StageError, match=r"out_crf_16\.0 \(infer\.crf_from_interop\) holds no \.npy file"):
+    other = replace(cfg, infer_cam=replace(cfg.infer_cam, crf_alphas=(4.0, 16.0)))
+    with pytest.raises(StageError, match=r"out_crf_16\.0 \(infer_cam\.crf_from_interop\) holds no \.npy file"):
         infer_cam.run(other)
     path = next((tmp_path / "out_crf_24.0").glob("*.npy"))
     path.write_bytes(path.read_bytes() + b" ")
@@ -619,7 +623,7 @@ def test_authors_crf_dicts_that_do_not_fit_are_refused(refined, tmp_path, fault)
     scores = np.zeros((len(sample.classes) + 1, *sample.image.shape[:2]), np.float32)
     if fault == "missing":
         path.unlink()
-        expected = r"has no dict .*\.npy in .*out_crf_24\.0 \(infer\.crf_from_interop\)"
+        expected = r"has no dict .*\.npy in .*out_crf_24\.0 \(infer_cam\.crf_from_interop\)"
     elif fault == "class":
         write_crf_dict(path, [9, *sample.classes[1:]], scores)
         expected = r"has maps of the ids \[0, .*9\], the label of its image says"

@@ -37,12 +37,12 @@ SCALES = [0.5, 1.0]
 def settings(root: Path, name: str = "run", **sections: dict[str, Any]) -> Config:
     tree: dict[str, dict[str, Any]] = {
         "run": {"name": name, "dir": str(root / "runs"), "device": "cpu", "threads": 1},
-        "source": {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [48, 36]},
+        "source": {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [48, 36]},
         "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
         "model": {"width": 0.0625, "output_stride": 16},
-        "seg": {"width": 8},
+        "train_seg": {"width": 8},
         "crf": {"impl": "torch", "num_workers": 0, "source_stride": 2},
-        "predict": {"scales": SCALES, "batch_size": 2},
+        "infer_seg": {"scales": SCALES, "batch_size": 2},
     }
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values}
@@ -55,7 +55,7 @@ def finish_training(cfg: Config, seed: int = 0, classes: tuple[str, ...] | None 
     torch.manual_seed(seed)
     model, _ = build_deeplab(cfg, len(classes))
     torch.nn.init.normal_(model.head.classifier.weight, std=2)
-    stage = open_stage(cfg, "train_seg", settings=("seg",))
+    stage = open_stage(cfg, "train_seg", settings=("train_seg",))
     final = stage.dir / "final"
     final.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
@@ -89,7 +89,7 @@ def finished(trained: Path) -> Config:
 
 def files_of(cfg: Config) -> list[str]:
     manifest = load_manifest(cfg.shards_dir)
-    return [part.file for split in cfg.predict.splits for part in manifest.split(split).shards]
+    return [part.file for split in cfg.splits_of("infer_seg") for part in manifest.split(split).shards]
 
 
 def digests(cfg: Config) -> dict[str, str]:
@@ -163,7 +163,7 @@ def test_oracle_chooses_among_the_classes_of_the_label_where_there_is_one(root: 
     tree = read_json(root / "shards" / "manifest.json")
     tree["splits"]["val"]["has_labels"] = False
     write_json(root / "shards" / "manifest.json", tree)
-    cfg = settings(root, predict={"oracle": True, "scales": [1.0], "flip": False})
+    cfg = settings(root, infer_seg={"oracle": True, "scales": [1.0], "flip": False})
     finish_training(cfg)
     infer_seg.run(cfg)
     folder = cfg.stage_dir("infer_seg")
@@ -249,21 +249,21 @@ def test_ranks_share_the_shards(root: Path, finished: Config, monkeypatch: pytes
 
 
 def test_other_weights_or_scales_make_the_labels_again(root: Path) -> None:
-    cfg = settings(root, predict={"crf": False})
+    cfg = settings(root, infer_seg={"crf": False})
     infer_seg.run(cfg)
     before = digests(cfg)
     assert all(name.startswith("labels/") for name in before)
-    infer_seg.run(replace(cfg, predict=replace(cfg.predict, scales=(1.5,))))
+    infer_seg.run(replace(cfg, infer_seg=replace(cfg.infer_seg, scales=(1.5,))))
     after = digests(cfg)
     assert before.keys() == after.keys()
     assert before != after
     # CRF settings do not matter without the CRF.
     stamp = (cfg.stage_dir("infer_seg") / "manifest.json").stat().st_mtime_ns
-    infer_seg.run(replace(cfg, predict=replace(cfg.predict, scales=(1.5,)), crf=replace(cfg.crf, gaussian_sxy=1.0)))
+    infer_seg.run(replace(cfg, infer_seg=replace(cfg.infer_seg, scales=(1.5,)), crf=replace(cfg.crf, gaussian_sxy=1.0)))
     assert (cfg.stage_dir("infer_seg") / "manifest.json").stat().st_mtime_ns == stamp
-    other = settings(root, name="other", predict={"crf": False})
+    other = settings(root, name="other", infer_seg={"crf": False})
     finish_training(other, seed=5)
-    infer_seg.run(settings(root, predict={"crf": False, "checkpoint": str(other.run_dir)}))
+    infer_seg.run(settings(root, infer_seg={"crf": False, "checkpoint": str(other.run_dir)}))
     assert digests(cfg) != before
     record = read_json(cfg.stage_dir("infer_seg") / "manifest.json")
     assert set(record["inputs"]) == {"shards", "network"}
@@ -274,7 +274,7 @@ def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
     root: Path, finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished.stage_dir("infer_seg"), root / "runs" / "run" / "infer_seg")
-    cfg = settings(root, predict={"voc_server": "val"})
+    cfg = settings(root, infer_seg={"voc_server": "val"})
     # Asked for after the labels were made: nothing else is made again.
     before = digests(cfg)
     infer_seg.run(cfg)
@@ -309,8 +309,8 @@ def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
 
 
 def test_server_archive_needs_all_images_of_a_predicted_split(root: Path) -> None:
-    with pytest.raises(StageError, match=r"predict.voc_server=val is not one of predict.splits=\['train'\]"):
-        infer_seg.run(settings(root, predict={"voc_server": "val", "splits": ["train"]}))
+    with pytest.raises(StageError, match=r"infer_seg.voc_server=val is not one of infer_seg.splits=\['train'\]"):
+        infer_seg.run(settings(root, infer_seg={"voc_server": "val", "splits": ["train"]}))
 
 
 def rewrite(cfg: Config, split: str, change: Callable[[RawSample], RawSample]) -> None:
@@ -326,7 +326,7 @@ def rewrite(cfg: Config, split: str, change: Callable[[RawSample], RawSample]) -
 
 
 def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
-    cfg = settings(root, predict={"crf": False, "voc_server": "val"})
+    cfg = settings(root, infer_seg={"crf": False, "voc_server": "val"})
     cut = lambda raw: RawSample(raw.key, {**raw.members, "jpg": raw.members["jpg"][:300]})  # noqa: E731
     rewrite(cfg, "val", cut)
     with pytest.raises(ValueError, match="1 of 8 images cannot be used"):
@@ -335,7 +335,7 @@ def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
     lenient = replace(cfg, data=replace(cfg.data, max_bad_fraction=0.5))
     with pytest.raises(StageError, match="could not be read and has no labels, and the server wants all"):
         infer_seg.run(lenient)
-    infer_seg.run(replace(lenient, predict=replace(cfg.predict, voc_server=None)))
+    infer_seg.run(replace(lenient, infer_seg=replace(cfg.infer_seg, voc_server=None)))
     record = read_json(cfg.stage_dir("infer_seg") / "manifest.json")
     assert len(record["bad_samples"]) == 1
     labels = read_label_shard(cfg.stage_dir("infer_seg") / "labels" / "val-00000.tar")
@@ -343,7 +343,7 @@ def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
 
 
 def test_name_that_the_server_cannot_know_is_refused(root: Path) -> None:
-    cfg = settings(root, predict={"crf": False, "voc_server": "val"})
+    cfg = settings(root, infer_seg={"crf": False, "voc_server": "val"})
 
     def rename(raw: RawSample) -> RawSample:
         info = {**json.loads(raw.members["json"]), "source_id": "../x"}

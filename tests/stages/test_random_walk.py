@@ -29,11 +29,11 @@ from seam_dist.stages import random_walk, shard
 def make_config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
     tree: dict[str, dict[str, object]] = {
         "run": {"name": name, "dir": str(root / "runs"), "device": "cpu"},
-        "source": {"kind": "procedural", "num_images": [5, 3], "num_classes": 3, "image_size": [108, 92]},
+        "source": {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [108, 92]},
         "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
         "model": {"backbone": "resnet38d", "width": 0.05},
-        "affinity": {"channels": [4, 6, 8]},
-        "walk": {"crf": False, "batch_size": 2},
+        "train_affinity": {"channels": [4, 6, 8]},
+        "random_walk": {"crf": False, "batch_size": 2},
     }
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values}
@@ -43,7 +43,7 @@ def make_config(root: Path, name: str = "run", **sections: dict[str, object]) ->
 def finish_cams(cfg: Config) -> None:
     """Leave what infer_cam leaves, with a random bump for each class."""
     manifest = load_manifest(cfg.shards_dir)
-    stage = open_stage(cfg, "infer_cam", settings=("infer",))
+    stage = open_stage(cfg, "infer_cam", settings=("infer_cam",))
     rng = np.random.default_rng(0)
     for split in manifest.splits.values():
         for part in split.shards:
@@ -66,7 +66,7 @@ def finish_affinity(cfg: Config) -> None:
     model, _ = build_affinity_net(cfg)
     with torch.no_grad():
         model.f9.weight.mul_(6)  # features far enough apart for affinities from 0 to 1
-    stage = open_stage(cfg, "train_affinity", settings=("model", "affinity"))
+    stage = open_stage(cfg, "train_affinity", settings=("model", "train_affinity"))
     final = stage.dir / "final"
     final.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
@@ -131,10 +131,10 @@ def published_labels(
         backbone.mean,
         backbone.std,
         stride=8,
-        radius=cfg.affinity.radius,
-        border=cfg.affinity.border,
-        alpha=cfg.walk.alpha,
-        beta=cfg.walk.beta,
+        radius=cfg.train_affinity.radius,
+        border=cfg.train_affinity.border,
+        alpha=cfg.random_walk.alpha,
+        beta=cfg.random_walk.beta,
         log_steps=log_steps,
     )
 
@@ -150,8 +150,8 @@ def published_labels(
 def test_labels_equal_the_dense_reading(root, dense_reading, border, walk, log_steps):
     cfg = make_config(
         root,
-        affinity={"channels": [4, 6, 8], "border": border},
-        walk={"crf": False, "batch_size": 2, "splits": ["val"], **walk},
+        train_affinity={"channels": [4, 6, 8], "border": border},
+        random_walk={"crf": False, "batch_size": 2, "splits": ["val"], **walk},
     )
     random_walk.run(cfg)
     found, cams = labels_of(cfg, "val"), cams_of(cfg, "val")
@@ -176,7 +176,9 @@ def finished(prepared: Path) -> Config:
     """A run of the split val with CRF labels and files."""
     root = prepared.parent / "finished-walk"
     shutil.copytree(prepared, root)
-    cfg = make_config(root, crf=EXACT_CRF, walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True})
+    cfg = make_config(
+        root, crf=EXACT_CRF, random_walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True}
+    )
     random_walk.run(cfg)
     return cfg
 
@@ -244,9 +246,9 @@ def test_images_of_any_size_walk_together_as_they_walk_alone(prepared):
         f"s{i}": StoredCam(f"s{i}", ids, size, rng.random((len(ids), -(-size[0] // 8), -(-size[1] // 8))).astype("f2"))
         for i, (size, ids) in enumerate(zip(sizes, classes, strict=True))
     }
-    together = walked(make_config(prepared, walk={"batch_size": 4}), samples, cams)
+    together = walked(make_config(prepared, random_walk={"batch_size": 4}), samples, cams)
     for sample in samples:
-        alone = walked(make_config(prepared, walk={"batch_size": 1}), [sample], cams)[sample.key]
+        alone = walked(make_config(prepared, random_walk={"batch_size": 1}), [sample], cams)[sample.key]
         assert together[sample.key].shape == (len(sample.classes) + 1, *sample.image.shape[:2])
         np.testing.assert_allclose(together[sample.key], alone, atol=1e-5)
     np.testing.assert_array_equal(together["s2"].argmax(0), np.zeros((40, 64)))
@@ -288,7 +290,7 @@ def rewrite_cams(cfg: Config, name: str, change) -> None:
 
 
 def test_an_image_that_infer_cam_left_out_is_left_out(root):
-    cfg = make_config(root, walk={"crf": False, "splits": ["val"]})
+    cfg = make_config(root, random_walk={"crf": False, "splits": ["val"]})
     key = samples_of(cfg, "val")[0].key
     rewrite_cams(cfg, "val-00000.tar", lambda cam: None if cam.key == key else cam)
     with pytest.raises(StageError, match=f"image {key} has no CAM: run `--stage infer_cam` again"):
@@ -300,14 +302,14 @@ def test_an_image_that_infer_cam_left_out_is_left_out(root):
 
 
 def test_cams_that_do_not_fit_the_images_are_refused(root):
-    cfg = make_config(root, walk={"crf": False, "splits": ["val"]})
+    cfg = make_config(root, random_walk={"crf": False, "splits": ["val"]})
     rewrite_cams(cfg, "val-00000.tar", lambda cam: replace(cam, size=(cam.size[0] - 1, cam.size[1])))
     with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--stage infer_cam` again on these shards"):
         random_walk.run(cfg)
 
 
 def test_a_split_without_cams_is_named(root):
-    cfg = make_config(root, walk={"crf": False, "splits": ["val"]})
+    cfg = make_config(root, random_walk={"crf": False, "splits": ["val"]})
     (cfg.stage_dir("infer_cam") / "cams" / "val-00001.tar").unlink()
     with pytest.raises(StageError, match=r"val-00001\.tar is missing, so split 'val' has no CAMs: add it"):
         random_walk.run(cfg)
@@ -322,14 +324,14 @@ def test_earlier_stages_must_be_finished(root, stage):
 
 
 def test_weights_of_another_network_are_refused(root):
-    cfg = make_config(root, affinity={"channels": [4, 6, 9]})
+    cfg = make_config(root, train_affinity={"channels": [4, 6, 9]})
     with pytest.raises(StageError, match=r"channels: \[4, 6, 8\] -> \[4, 6, 9\].*run `--stage train_affinity` again"):
         random_walk.run(cfg)
 
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    cfg = make_config(root, walk={"crf": True})
-    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*walk\.crf=false"):
+    cfg = make_config(root, random_walk={"crf": True})
+    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*random_walk\.crf=false"):
         random_walk.run(cfg)
     assert not cfg.stage_dir("random_walk").exists()

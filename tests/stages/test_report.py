@@ -35,7 +35,7 @@ THRESHOLDS = threshold_grid(20, 0.26)
 def _config(root: Path, name: str, ablation: str, **sections: dict[str, object]) -> Config:
     tree: dict[str, dict[str, object]] = {
         "run": {"name": name, "dir": str(root / "runs"), "device": "cpu"},
-        "source": {"kind": "procedural", "num_images": [10, 9], "num_classes": 3, "image_size": [64, 48]},
+        "source": {"kind": "synthetic", "num_images": [10, 9], "num_classes": 3, "image_size": [64, 48]},
         "data": {"shards": str(root / "shards"), "samples_per_shard": 4, "streams": 1},
         "loss": {"ablation": ablation},
         "report": {"num_images": 2},
@@ -46,7 +46,7 @@ def _config(root: Path, name: str, ablation: str, **sections: dict[str, object])
 
 
 def _write_training(cfg: Config) -> None:
-    stage = open_stage(cfg, "train_seam", settings=("train", "loss", "model"))
+    stage = open_stage(cfg, "train_seam", settings=("train_seam", "loss", "model"))
     lines = []
     for step in range(10, 210, 10):
         decay = 0.7 * math.exp(-step / 80)
@@ -94,7 +94,7 @@ def _write_cams_and_evaluation(cfg: Config, splits: tuple[str, ...] = ("train", 
     """Maps made from the masks: the plain one shows the upper part of each object, the refined one all of it."""
     rng = np.random.default_rng(3)
     manifest = load_manifest(cfg.shards_dir)
-    infer = open_stage(cfg, "infer_cam", settings=("infer",))
+    infer = open_stage(cfg, "infer_cam", settings=("infer_cam",))
     evaluate = open_stage(cfg, "evaluate", settings=("evaluate",))
     kinds = ["refined", "plain"] if cfg.loss.ablation == "full" else ["plain"]
     chosen: dict[str, float] = {}

@@ -69,7 +69,7 @@ def test_second_run_changes_nothing_even_without_the_data_set(
     assert all("there already" in line for line in capsys.readouterr().out.splitlines())
 
 
-@pytest.mark.parametrize("change", [{"samples_per_shard": 2}, {"streams": 4}, {"source": {"splits": ("train",)}}])
+@pytest.mark.parametrize("change", [{"samples_per_shard": 2}, {"streams": 4}, {"splits": ("train",)}])
 def test_changed_settings_convert_again(tmp_path: Path, root: Path, change: dict[str, Any]) -> None:
     cfg = config(tmp_path, root)
     run(cfg)
@@ -135,7 +135,7 @@ def test_missing_data_set_is_refused_before_anything_is_written(tmp_path: Path, 
 
 
 def test_procedural_set_is_converted(tmp_path: Path, root: Path) -> None:
-    source = {"kind": "procedural", "root": None, "num_images": (3, 2), "num_classes": 2, "image_size": (64, 48)}
+    source = {"kind": "synthetic", "root": None, "num_images": (3, 2), "num_classes": 2, "image_size": (64, 48)}
     cfg = config(tmp_path, root, source=source)
     run(cfg)
     manifest = load_manifest(cfg.shards_dir)

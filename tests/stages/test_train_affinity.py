@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit import changed
 from safetensors.torch import load_file
 
 from seam_dist.artifacts.atomic import write_json
@@ -21,13 +22,13 @@ from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import (
-    AffinityConfig,
     AugmentConfig,
     Config,
     DataConfig,
     ModelConfig,
     RunConfig,
     SourceConfig,
+    TrainAffinityConfig,
 )
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
@@ -39,10 +40,10 @@ def settings(folder: Path, shards: Path, name: str = "run", **affinity: Any) -> 
     values = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3, **affinity}
     return Config(
         run=RunConfig(name=name, dir=folder, threads=1, timeout_s=300),
-        source=SourceConfig(kind="procedural", num_images=(16, 2), num_classes=3, image_size=(96, 80)),
+        source=SourceConfig(kind="synthetic", num_images=(16, 2), num_classes=3, image_size=(96, 80)),
         data=DataConfig(streams=4, samples_per_shard=4, shards=shards),
         model=ModelConfig(width=1 / 16, freeze_stem=False),
-        affinity=AffinityConfig(crop_size=88, channels=(4, 6, 10), **values),
+        train_affinity=changed(TrainAffinityConfig(), crop_size=88, channels=(4, 6, 10), **values),
     )
 
 
@@ -158,15 +159,21 @@ def test_finished_stage_is_skipped_unless_what_it_depends_on_changes(
     train_affinity.run(cfg)
     capsys.readouterr()
     for same in (
-        replace(cfg, affinity=replace(cfg.affinity, log_every=7, micro_batch_size=2, checkpoint_every=3)),
-        replace(cfg, train=replace(cfg.train, lr=7.0), loss=replace(cfg.loss, er_weight=3)),
+        replace(cfg, train_affinity=changed(cfg.train_affinity, log_every=7, micro_batch_size=2, checkpoint_every=3)),
+        replace(cfg, train_seam=changed(cfg.train_seam, lr=7.0), loss=replace(cfg.loss, er_weight=3)),
         replace(cfg, augment=AugmentConfig(resize_long=(100, 200), color_on="host")),
     ):
         train_affinity.run(same)
         assert "train_affinity: done already" in capsys.readouterr().out
     for other, message in (
-        (replace(cfg, affinity=replace(cfg.affinity, lr=7.0)), r"affinity\.lr: 0\.001 -> 7\.0"),
-        (replace(cfg, affinity=replace(cfg.affinity, border="paper")), r"affinity\.border: full -> paper"),
+        (
+            replace(cfg, train_affinity=changed(cfg.train_affinity, lr=7.0)),
+            r"train_affinity\.schedule\.lr: 0\.001 -> 7\.0",
+        ),
+        (
+            replace(cfg, train_affinity=changed(cfg.train_affinity, border="paper")),
+            r"train_affinity\.border: full -> paper",
+        ),
         (replace(cfg, augment=AugmentConfig(hue=0.2)), r"augment\.hue: 0\.1 -> 0\.2"),
         (replace(cfg, run=replace(cfg.run, seed=5)), r"run\.seed: 0 -> 5"),
     ):
@@ -181,10 +188,10 @@ def test_missing_inputs_name_the_remedy(make: Callable[..., Config]) -> None:
     cfg = make()
     folder = cfg.stage_dir("infer_cam")
     (folder / "affinity" / "train-00001.tar").unlink()
-    with pytest.raises(StageError, match=r"train-00001\.tar is missing.*add it to infer\.splits"):
+    with pytest.raises(StageError, match=r"train-00001\.tar is missing.*add it to infer_cam\.splits"):
         train_affinity.run(cfg)
     shutil.rmtree(folder / "affinity")
-    with pytest.raises(StageError, match=r"affinity is missing.*set infer\.crf=true and run `--stage infer_cam`"):
+    with pytest.raises(StageError, match=r"affinity is missing.*set infer_cam\.crf=true and run `--stage infer_cam`"):
         train_affinity.run(cfg)
     (folder / "manifest.json").unlink()
     with pytest.raises(StageError, match="stage infer_cam is not finished"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kit import changed
 from safetensors.torch import load_file
 
 from seam_dist.artifacts.stage import StageError
@@ -22,7 +23,7 @@ from seam_dist.config.schema import (
     ModelConfig,
     RunConfig,
     SourceConfig,
-    TrainConfig,
+    TrainSeamConfig,
 )
 from seam_dist.models import build_seam
 from seam_dist.stages import shard, train_seam
@@ -40,12 +41,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(folder: Path, shards: Path, name: str = "run", **train: Any) -> Config:
     return Config(
         run=RunConfig(name=name, dir=folder, threads=1, timeout_s=300),
-        source=SourceConfig(kind="procedural", num_images=(16, 2), num_classes=3, image_size=(64, 48)),
+        source=SourceConfig(kind="synthetic", num_images=(16, 2), num_classes=3, image_size=(64, 48)),
         data=DataConfig(streams=4, samples_per_shard=4, shards=shards),
         augment=AugmentConfig(resize_long=(32, 48), crop_size=32),
         model=ModelConfig(width=1 / 16, freeze_stem=False),
         loss=LossConfig(second_view_scale=0.5),
-        train=TrainConfig(**{"global_batch_size": 4, "max_steps": 5, "log_every": 1, "lr": 1e-3, **train}),
+        train_seam=changed(
+            TrainSeamConfig(), **{"global_batch_size": 4, "max_steps": 5, "log_every": 1, "lr": 1e-3, **train}
+        ),
     )
 
 
@@ -184,10 +187,12 @@ def test_finished_stage_leaves_what_the_next_ones_need_and_is_skipped(
         train_seam.run(cfg)
     assert "done already" in capsys.readouterr().out
     # What changes no result asks for no new training.
-    train_seam.run(replace(cfg, train=replace(cfg.train, log_every=7), deepspeed={"zero_optimization": {"stage": 1}}))
+    train_seam.run(
+        replace(cfg, train_seam=changed(cfg.train_seam, log_every=7), deepspeed={"zero_optimization": {"stage": 1}})
+    )
     assert "done already" in capsys.readouterr().out
-    with pytest.raises(StageError, match=r"train\.lr: 0\.001 -> 0\.002"):
-        train_seam.run(replace(cfg, train=replace(cfg.train, lr=0.002)))
+    with pytest.raises(StageError, match=r"train_seam\.schedule\.lr: 0\.001 -> 0\.002"):
+        train_seam.run(replace(cfg, train_seam=changed(cfg.train_seam, lr=0.002)))
     assert (folder / "final" / "model.safetensors").exists()
 
 
@@ -195,7 +200,7 @@ def test_never_starts_anew(make: Callable[..., Config]) -> None:
     cfg = make(max_steps=2)
     train_seam.run(cfg)
     before = curve(cfg)
-    train_seam.run(replace(cfg, train=replace(cfg.train, resume="never")))
+    train_seam.run(replace(cfg, train_seam=changed(cfg.train_seam, resume="never")))
     assert curve(cfg) == before
 
 

@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit import changed
 from safetensors.torch import load_file, save_file
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import init_world, shutdown
-from seam_dist.config.schema import Config, DataConfig, ModelConfig, RunConfig, SegConfig, SourceConfig, WalkConfig
+from seam_dist.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RandomWalkConfig,
+    RunConfig,
+    SourceConfig,
+    TrainSegConfig,
+)
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.models import build_seam, load_deeplab
@@ -35,10 +44,10 @@ def settings(folder: Path, shards: Path, name: str = "run", **seg: Any) -> Confi
     schedule = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
     return Config(
         run=RunConfig(name=name, dir=folder, threads=1, timeout_s=300),
-        source=SourceConfig(kind="procedural", num_images=(12, 2), num_classes=3, image_size=(48, 36)),
+        source=SourceConfig(kind="synthetic", num_images=(12, 2), num_classes=3, image_size=(48, 36)),
         data=DataConfig(streams=2, samples_per_shard=6, shards=shards),
         model=ModelConfig(width=1 / 16, output_stride=16),
-        seg=SegConfig(**{"width": 8, "crop_size": 32, "labels": "masks", **schedule, **seg}),
+        train_seg=changed(TrainSegConfig(), **{"width": 8, "crop_size": 32, "labels": "masks", **schedule, **seg}),
     )
 
 
@@ -61,7 +70,7 @@ def final(cfg: Config) -> dict[str, torch.Tensor]:
 
 def write_walk(cfg: Config, folder: str, *, constant: int | None = None) -> None:
     """Leave what random_walk leaves: the true masks, or one class everywhere."""
-    stage = open_stage(cfg, "random_walk", settings=("walk",))
+    stage = open_stage(cfg, "random_walk", settings=("random_walk",))
     for part in load_manifest(cfg.shards_dir).split("train").shards:
         samples = read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6)
         items = ((s.key, s.mask if constant is None else np.full_like(s.mask, constant)) for s in samples)
@@ -124,10 +133,12 @@ def test_finished_stage_describes_its_network_and_is_skipped(
     monkeypatch.setattr(train_seg, "build_deeplab", None)
     capsys.readouterr()
     # What changes no result asks for no new training.
-    train_seg.run(replace(cfg, seg=replace(cfg.seg, log_every=9), model=replace(cfg.model, pcm_center=True)))
+    train_seg.run(
+        replace(cfg, train_seg=changed(cfg.train_seg, log_every=9), model=replace(cfg.model, pcm_center=True))
+    )
     assert "done already" in capsys.readouterr().out
-    with pytest.raises(StageError, match=r"seg\.lr: 0\.001 -> 0\.002"):
-        train_seg.run(replace(cfg, seg=replace(cfg.seg, lr=0.002)))
+    with pytest.raises(StageError, match=r"train_seg\.schedule\.lr: 0\.001 -> 0\.002"):
+        train_seg.run(replace(cfg, train_seg=changed(cfg.train_seg, lr=0.002)))
 
 
 def test_pseudo_labels_train_like_the_masks_that_they_equal(make: Callable[..., Config]) -> None:
@@ -151,14 +162,14 @@ def test_labels_that_are_not_made_name_the_remedy(make: Callable[..., Config]) -
         train_seg.run(cfg)
     write_walk(cfg, "labels")
     with pytest.raises(
-        StageError, match=r"labels_crf/train-00000.tar, which stage random_walk did not write.*walk.crf"
+        StageError, match=r"labels_crf/train-00000.tar, which stage random_walk did not write.*random_walk.crf"
     ):
-        train_seg.run(replace(cfg, seg=replace(cfg.seg, labels="walk_crf")))
+        train_seg.run(replace(cfg, train_seg=changed(cfg.train_seg, labels="walk_crf")))
     with pytest.raises(StageError, match="stage infer_cam is not finished"):
-        train_seg.run(replace(cfg, seg=replace(cfg.seg, labels="cam_crf")))
+        train_seg.run(replace(cfg, train_seg=changed(cfg.train_seg, labels="cam_crf")))
     # Other pseudo-labels are another training.
-    train_seg.run(replace(cfg, seg=replace(cfg.seg, max_steps=1)))
-    again = replace(cfg, seg=replace(cfg.seg, max_steps=1), walk=WalkConfig(beta=2.0))
+    train_seg.run(replace(cfg, train_seg=changed(cfg.train_seg, max_steps=1)))
+    again = replace(cfg, train_seg=changed(cfg.train_seg, max_steps=1), random_walk=RandomWalkConfig(beta=2.0))
     write_walk(again, "labels", constant=1)
     with pytest.raises(StageError, match="random_walk: "):
         train_seg.run(again)

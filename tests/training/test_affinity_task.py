@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from kit import changed
 
 from seam_dist.cluster.distributed import World, init_world, shutdown
-from seam_dist.config.schema import AffinityConfig, Config, ModelConfig, RunConfig
+from seam_dist.config.schema import Config, ModelConfig, RunConfig, TrainAffinityConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models import build_affinity_net, parameter_groups
@@ -27,9 +28,9 @@ def settings(micro: int = BATCH, **affinity: Any) -> Config:
     cfg = Config(
         run=RunConfig(threads=1),
         model=ModelConfig(width=1 / 16, freeze_stem=False),
-        affinity=AffinityConfig(crop_size=SIDE, channels=(4, 6, 10), jitter=False, **values),
+        train_affinity=changed(TrainAffinityConfig(), crop_size=SIDE, channels=(4, 6, 10), jitter=False, **values),
     )
-    return replace(cfg, train=cfg.affinity.schedule)
+    return replace(cfg, train_seam=replace(cfg.train_seam, schedule=cfg.train_affinity.schedule))
 
 
 def stream(size: int = BATCH, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -59,7 +60,7 @@ def build(cfg: Config) -> AffinityModule:
 
 def begin(cfg: Config) -> Training:
     module = build(cfg)
-    groups = parameter_groups(module.model, cfg.train)
+    groups = parameter_groups(module.model, cfg.train_seam.schedule)
     return start_training(module, module.model, groups, cfg, init_world(cfg), max_steps=6)
 
 
@@ -123,7 +124,7 @@ def test_forward_equals_the_network_and_the_loss() -> None:
 
 
 def test_padding_is_black_after_color_jitter() -> None:
-    cfg = replace(settings(), affinity=replace(settings().affinity, jitter=True))
+    cfg = replace(settings(), train_affinity=changed(settings().train_affinity, jitter=True))
     module = build(cfg)
     batch = next(stream(2))
     batch["valid"][1] = torch.tensor([8, 16, 40, 60])

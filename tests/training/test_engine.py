@@ -13,11 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from kit import changed
 from torch import nn
 
 from seam_dist.cluster.distributed import World, init_world
 from seam_dist.cluster.signals import StopRequest
-from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainConfig
+from seam_dist.config.schema import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainSeamConfig,
+)
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_seam, parameter_groups
 from seam_dist.models.dropout import DropoutKeys, SampleDropout2d, key_dropout
@@ -47,7 +56,7 @@ def settings(ablation: Any = "er", **train: Any) -> Config:
         augment=AugmentConfig(crop_size=SIDE),
         model=ModelConfig(width=1 / 16, freeze_stem=False),
         loss=LossConfig(second_view_scale=0.5, ablation=ablation),
-        train=TrainConfig(**values),
+        train_seam=changed(TrainSeamConfig(), **values),
     )
 
 
@@ -76,8 +85,10 @@ def begin(cfg: Config, resume: TrainState | None = None) -> Training:
     torch.manual_seed(cfg.run.seed)
     model, _ = build_seam(cfg, CLASSES)
     module = TrainModule(model, cfg)
-    groups = parameter_groups(model, cfg.train)
-    return start_training(module, model, groups, cfg, world, max_steps=cfg.train.max_steps or 1, resume=resume)
+    groups = parameter_groups(model, cfg.train_seam.schedule)
+    return start_training(
+        module, model, groups, cfg, world, max_steps=cfg.train_seam.schedule.max_steps or 1, resume=resume
+    )
 
 
 def copied(state: TrainState) -> TrainState:
@@ -160,7 +171,9 @@ def test_step_equals_a_plain_loop() -> None:
     torch.manual_seed(cfg.run.seed)
     model, _ = build_seam(cfg, CLASSES)
     module = TrainModule(model, cfg).train()
-    optimizer = torch.optim.SGD(parameter_groups(model, cfg.train), momentum=cfg.train.momentum)
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, cfg.train_seam.schedule), momentum=cfg.train_seam.schedule.momentum
+    )
     base = [group["lr"] for group in optimizer.param_groups]
     batches, own = stream(), stream()
     for step in range(3):
@@ -330,9 +343,9 @@ def test_learning_rates_follow_the_published_schedule() -> None:
 
 
 def test_warm_ups() -> None:
-    cfg = TrainConfig(lr_warmup_steps=4)
+    cfg = ScheduleConfig(lr_warmup_steps=4)
     assert [lr_factor(step, 10**9, cfg) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    assert lr_factor(0, 10, TrainConfig()) == 1
+    assert lr_factor(0, 10, ScheduleConfig()) == 1
     assert [warmup_factor(step, 2) for step in range(4)] == [0, 0.5, 1, 1]
     assert warmup_factor(0, 0) == 1
 
@@ -347,13 +360,17 @@ def test_loss_warm_up_reaches_the_losses() -> None:
 @pytest.mark.parametrize(
     ("cfg", "ranks", "expected"),
     [
-        (TrainConfig(global_batch_size=8), 2, (4, 1)),
-        (TrainConfig(global_batch_size=8, micro_batch_size=2), 2, (2, 2)),
-        (TrainConfig(global_batch_size=8), 3, "not a multiple of the 3 ranks"),
-        (TrainConfig(global_batch_size=8, micro_batch_size=4), 4, "train.micro_batch_size=4 times 4 ranks"),
+        (ScheduleConfig(global_batch_size=8), 2, (4, 1)),
+        (ScheduleConfig(global_batch_size=8, micro_batch_size=2), 2, (2, 2)),
+        (ScheduleConfig(global_batch_size=8), 3, "not a multiple of the 3 ranks"),
+        (
+            ScheduleConfig(global_batch_size=8, micro_batch_size=4),
+            4,
+            "train_seam.schedule.micro_batch_size=4 times 4 ranks",
+        ),
     ],
 )
-def test_batch_is_dealt_out_evenly_or_refused(cfg: TrainConfig, ranks: int, expected: Any) -> None:
+def test_batch_is_dealt_out_evenly_or_refused(cfg: ScheduleConfig, ranks: int, expected: Any) -> None:
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
             micro_batches(cfg, ranks)
@@ -363,11 +380,11 @@ def test_batch_is_dealt_out_evenly_or_refused(cfg: TrainConfig, ranks: int, expe
 
 def test_length_of_the_schedule() -> None:
     # PARITY.md section 2: max_step = 10582 // 8 * 8.
-    assert num_steps(TrainConfig(global_batch_size=8, epochs=8), 10582) == 10576
-    assert num_steps(TrainConfig(max_steps=7), 10582) == 7
-    assert num_steps(TrainConfig(global_batch_size=8, epochs=0.01), 16) == 1
+    assert num_steps(ScheduleConfig(global_batch_size=8, epochs=8), 10582) == 10576
+    assert num_steps(ScheduleConfig(max_steps=7), 10582) == 7
+    assert num_steps(ScheduleConfig(global_batch_size=8, epochs=0.01), 16) == 1
     with pytest.raises(ValueError, match="has 7 samples, fewer than"):
-        num_steps(TrainConfig(global_batch_size=8), 7)
+        num_steps(ScheduleConfig(global_batch_size=8), 7)
 
 
 def dropped(numbers: list[int], *, seed: int = 0, layer: int = 0, side: int = 2, channels: int = 2048) -> torch.Tensor:

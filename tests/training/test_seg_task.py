@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from kit import changed
 from torch import nn
 
 from seam_dist.cluster.distributed import World
-from seam_dist.config.schema import Config, ModelConfig, RunConfig, SegConfig
+from seam_dist.config.schema import Config, ModelConfig, RunConfig, TrainSegConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_deeplab
 from seam_dist.training.seg_task import SegModule, segmentation_sums, synchronize_batchnorm
@@ -23,9 +24,11 @@ def settings(**seg: Any) -> Config:
     cfg = Config(
         run=RunConfig(threads=1),
         model=ModelConfig(width=1 / 16, freeze_stem=False),
-        seg=SegConfig(width=8, crop_size=SIDE, **{"global_batch_size": 8, "freeze_batchnorm": True, **seg}),
+        train_seg=changed(
+            TrainSegConfig(), width=8, crop_size=SIDE, **{"global_batch_size": 8, "freeze_batchnorm": True, **seg}
+        ),
     )
-    return replace(cfg, train=cfg.seg.schedule)
+    return replace(cfg, train_seam=replace(cfg.train_seam, schedule=cfg.train_seg.schedule))
 
 
 def batch_of(numbers: Sequence[int]) -> dict[str, Any]:
@@ -223,5 +226,5 @@ def test_batchnorm_of_another_kind_is_named() -> None:
 
     model = build_deeplab(settings(freeze_batchnorm=False), CLASSES)[0].train()
     model.backbone.bn7 = Odd(model.backbone.channels[2])
-    with pytest.raises(ValueError, match=r"layers of kind Odd.*seg.freeze_batchnorm=true"):
+    with pytest.raises(ValueError, match=r"layers of kind Odd.*train_seg.freeze_batchnorm=true"):
         synchronize_batchnorm(model, replace(world(2), device=torch.device("cuda", 0)))

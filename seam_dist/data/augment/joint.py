@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seam_dist.artifacts.label_file import read_label_shard
-from seam_dist.config.schema import IGNORE_INDEX, AugmentConfig, Config, SegConfig
+from seam_dist.config.schema import IGNORE_INDEX, AugmentConfig, Config, TrainSegConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.data.augment.geometry import Placement, color_change, decode_sized, draw, place_resized, resize_region
 from seam_dist.data.images import decode_labels, decode_mask
@@ -125,7 +125,7 @@ class AffinityAugmentation:
 class SegAugmentation:
     """Scale, crop, flip and color shifts of an image and its labels; the color is done here, on the host."""
 
-    cfg: SegConfig
+    cfg: TrainSegConfig
     labels: _LabelDecoder
     max_pixels: int
 
@@ -188,7 +188,7 @@ def make_joint_loader(
         cfg.shards_dir,
         split,
         order,
-        _affinity(cfg, decoder) if kind == "affinity" else SegAugmentation(cfg.seg, decoder, data.max_pixels),
+        _affinity(cfg, decoder) if kind == "affinity" else SegAugmentation(cfg.train_seg, decoder, data.max_pixels),
         num_classes=manifest.num_classes,
         max_bad_fraction=data.max_bad_fraction,
         labels=None if labels is None else partial(_read_tar, labels),
@@ -218,7 +218,7 @@ def _read_tar(folder: Path, file: str) -> Mapping[str, bytes]:
 
 
 def _affinity(cfg: Config, labels: _LabelDecoder) -> AffinityAugmentation:
-    settings = cfg.affinity
+    settings = cfg.train_affinity
     stride = settings.output_stride or cfg.model.output_stride
     augment = replace(cfg.augment, crop_size=settings.crop_size, hflip=settings.hflip)
     if not settings.jitter:

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources.base import Record, Source, SourceError
 from seam_dist.data.sources.folder import FolderSource
-from seam_dist.data.sources.synthetic import ProceduralSource
+from seam_dist.data.sources.synthetic import SyntheticSource
 from seam_dist.data.sources.voc import VOCSource
 
 __all__ = ["Record", "Source", "SourceError", "listing_fingerprint", "open_source"]
 
 
-def open_source(cfg: SourceConfig) -> Source:
-    """Return the reader of the configured data set; raise SourceError when it needs a folder and has none."""
-    if cfg.kind == "procedural":
-        return ProceduralSource(cfg.splits, cfg.num_images, cfg.num_classes, cfg.image_size, cfg.seed)
+def open_source(cfg: SourceConfig, splits: Sequence[str]) -> Source:
+    """Return the reader of the configured data set, of which `splits` will be read; raise SourceError when it needs a folder and has none."""
+    if cfg.kind == "synthetic":
+        return SyntheticSource(splits, cfg.num_images, cfg.num_classes, cfg.image_size, cfg.seed)
     if cfg.root is None:
         raise SourceError(f"source.root is not set, but source.kind={cfg.kind} reads a folder: set source.root=FOLDER")
     return VOCSource(cfg.root) if cfg.kind == "voc" else FolderSource(cfg.root)
 
 
-def listing_fingerprint(cfg: SourceConfig) -> str | None:
-    """Return the SHA-256 of the lists and labels of a data set on disk, None when it is not there (or is procedural).
+def listing_fingerprint(cfg: SourceConfig, splits: Sequence[str]) -> str | None:
+    """Return the SHA-256 of the lists and labels of a data set on disk, None when it is not there (or is synthetic).
 
     A changed list shows without opening an image; a changed image does not.
     """
-    if cfg.kind == "procedural" or cfg.root is None or not cfg.root.is_dir():
+    if cfg.kind == "synthetic" or cfg.root is None or not cfg.root.is_dir():
         return None
     if cfg.kind == "voc":
-        paths = [VOCSource(cfg.root).list_file(split) for split in cfg.splits]
+        paths = [VOCSource(cfg.root).list_file(split) for split in splits]
     else:
         paths = [cfg.root / "classes.txt", cfg.root / "labels.csv"]
     digest = hashlib.sha256()

@@ -53,7 +53,7 @@ class Scene:
     classes: tuple[int, ...]
 
 
-class ProceduralSource:
+class SyntheticSource:
     """A data set that is drawn on demand: `num_images[k]` images in `splits[k]`, all of them with labels and masks."""
 
     def __init__(

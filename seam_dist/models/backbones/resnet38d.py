@@ -6,6 +6,7 @@ are those of the authors' checkpoints. `conv4` and `conv5` are the normalized, r
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
@@ -25,7 +26,7 @@ def scaled_channels(channels: int, width: float) -> int:
 
 
 class SubsampledConv1x1(nn.Conv2d):
-    """A 1x1 convolution with a stride, computed as one without on every stride-th pixel.
+    """A 1x1 convolution with a stride, computed in training as one without on every stride-th pixel.
 
     torch 2.13 and 2.14 (oneDNN 3.12) write outside the weight gradient of a strided 1x1 convolution with fewer than 16
     input channels in channels_last, on processors with AVX-512 and without AMX: the heap is corrupted and the process
@@ -34,6 +35,8 @@ class SubsampledConv1x1(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x (B, C, H, W)."""
+        if not torch.is_grad_enabled():
+            return super().forward(x)
         return conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 

@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from kit import changed
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.label_file import read_label_shard, write_labels
-from seam_dist.config.schema import AffinityConfig, Config, SegConfig
+from seam_dist.config.schema import Config, TrainAffinityConfig, TrainSegConfig
 from seam_dist.data.augment.joint import JointBatch, JointLoader, make_joint_loader, shift_hsv
 from seam_dist.data.convert import convert
 from seam_dist.data.manifest import ShardError, load_manifest
@@ -82,8 +83,8 @@ def settings(kit: SimpleNamespace, shards: Path, *, crop: int = CROP, color_on: 
     seg = {name: more.pop(name) for name in ("scale", "hsv_jitter") if name in more}
     return replace(
         kit.stream_config(shards, color_on=color_on, **more),
-        affinity=AffinityConfig(crop_size=crop, **{"jitter": False, **affinity}),
-        seg=SegConfig(crop_size=crop, **{"hsv_jitter": 0, **seg}),
+        train_affinity=changed(TrainAffinityConfig(), crop_size=crop, **{"jitter": False, **affinity}),
+        train_seg=changed(TrainSegConfig(), crop_size=crop, **{"hsv_jitter": 0, **seg}),
     )
 
 

@@ -41,7 +41,7 @@ def test_missing_root_is_refused_with_the_name_beside_it(tmp_path: Path) -> None
     with pytest.raises(SourceError, match=r"photo is not a folder \(there is 'photos' beside it\).*source\.root"):
         FolderSource(tmp_path / "photo").records("train")
     with pytest.raises(SourceError, match=r"source\.root is not set"):
-        open_source(SourceConfig(kind="folder"))
+        open_source(SourceConfig(kind="folder"), ["train"])
 
 
 def test_missing_split_folder_is_refused(folder_set: Make) -> None:
@@ -129,8 +129,8 @@ def test_keys_are_safe_short_and_different() -> None:
 def test_changed_labels_change_the_fingerprint(folder_set: Make) -> None:
     source = folder_set()
     cfg = SourceConfig(kind="folder", root=source.root)
-    before = listing_fingerprint(cfg)
-    assert before == listing_fingerprint(cfg)
+    before = listing_fingerprint(cfg, ["train"])
+    assert before == listing_fingerprint(cfg, ["train"])
     folder_set([["a.jpg", "train", "cat"], ["b.jpg", "train", "cat"]])
-    assert listing_fingerprint(cfg) not in (before, None)
-    assert listing_fingerprint(SourceConfig(kind="folder", root=source.root / "gone")) is None
+    assert listing_fingerprint(cfg, ["train"]) not in (before, None)
+    assert listing_fingerprint(SourceConfig(kind="folder", root=source.root / "gone"), ["train"]) is None

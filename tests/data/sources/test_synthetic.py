@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 
 from seam_dist.data.sources.base import Source, SourceError
-from seam_dist.data.sources.synthetic import ProceduralSource, draw_scene
+from seam_dist.data.sources.synthetic import SyntheticSource, draw_scene
 
 
 def _fresh_scene(*args: object) -> tuple[np.ndarray, np.ndarray]:
@@ -18,8 +18,8 @@ def _fresh_scene(*args: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_an_image_depends_on_seed_split_and_number_alone() -> None:
-    short = ProceduralSource(("train", "val"), (5, 3), 4, (64, 48), seed=1)
-    long = ProceduralSource(("val", "train"), (9, 50), 4, (64, 48), seed=1)
+    short = SyntheticSource(("train", "val"), (5, 3), 4, (64, 48), seed=1)
+    long = SyntheticSource(("val", "train"), (9, 50), 4, (64, 48), seed=1)
     draw_scene.cache_clear()
     wanted = [(record.key, record.classes, record.image(), record.mask()) for record in short.records("train")]
     draw_scene.cache_clear()
@@ -40,7 +40,7 @@ def test_another_seed_or_split_gives_other_images(split: str, seed: int) -> None
 
 @pytest.mark.parametrize(("num_classes", "size"), [(1, (96, 72)), (4, (33, 120)), (20, (32, 32)), (254, (96, 72))])
 def test_labels_are_exactly_the_classes_in_the_mask(num_classes: int, size: tuple[int, int]) -> None:
-    source = ProceduralSource(("train",), (40,), num_classes, size)
+    source = SyntheticSource(("train",), (40,), num_classes, size)
     for record in source.records("train"):
         assert record.mask is not None
         mask = cv2.imdecode(np.frombuffer(record.mask(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -87,19 +87,19 @@ def test_only_a_small_head_tells_the_class() -> None:
 
 
 def test_any_number_of_classes_has_distinct_names() -> None:
-    names = ProceduralSource(num_classes=254).classes
+    names = SyntheticSource(num_classes=254).classes
     assert len(set(names)) == 254
     assert names[:2] == ("rings", "stripes")
     assert names[8] == "rings-2"
 
 
 def test_a_small_split_holds_every_class() -> None:
-    records = ProceduralSource(("val",), (7,), 7, (64, 48)).records("val")
+    records = SyntheticSource(("val",), (7,), 7, (64, 48)).records("val")
     assert {class_id for record in records for class_id in record.classes or ()} == set(range(1, 8))
 
 
 def test_records_are_lazy_and_travel_to_other_processes() -> None:
-    source = ProceduralSource(("train",), (10**9,), 4, (64, 48))
+    source = SyntheticSource(("train",), (10**9,), 4, (64, 48))
     assert isinstance(source, Source)
     records = source.records("train")
     assert len(records) == 10**9
@@ -120,11 +120,11 @@ def test_records_are_lazy_and_travel_to_other_processes() -> None:
 )
 def test_settings_that_cannot_be_drawn_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(SourceError, match=message):
-        ProceduralSource(**arguments)  # type: ignore[arg-type]
+        SyntheticSource(**arguments)  # type: ignore[arg-type]
 
 
 def test_unknown_and_empty_splits_are_refused() -> None:
-    source = ProceduralSource(("train", "val"), (3, 0))
+    source = SyntheticSource(("train", "val"), (3, 0))
     with pytest.raises(SourceError, match=r"'test' is not one of \['train', 'val'\]"):
         source.records("test")
     with pytest.raises(SourceError, match="'val' is empty"):
