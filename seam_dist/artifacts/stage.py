@@ -9,16 +9,14 @@ never touched unless run.overwrite is set.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +29,6 @@ from seam_dist.config.load import dump_yaml, flatten
 from seam_dist.config.schema import Config
 
 SCHEMA = 1
-RUNNING = ".running"
 
 
 class StageError(ValueError):
@@ -132,46 +129,6 @@ def open_stage(
     atomic_write(folder / "config.yaml", dump_yaml(cfg))  # alone, it is left of a process killed at this line
     write_json(record, {"fingerprint": run.fingerprint, **identity})
     return run
-
-
-@contextlib.contextmanager
-def claim_stage(run_dir: Path, stage: str) -> Iterator[None]:
-    """Hold a stage of a run for this process: it shows as running until the block, or the process, ends.
-
-    Raises StageError when another process holds it.
-    """
-    path = run_dir / RUNNING / stage
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = running(run_dir, stage) or {}
-            raise StageError(
-                f"stage {stage} of {run_dir} is running already (process {holder.get('pid', 'unknown')} on "
-                f"{holder.get('host', 'an unknown host')}): wait for it or end it, or give this run another run.name"
-            ) from None
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
-        file.flush()
-        yield
-        # Removed while it is held: who waits for it meets a file without a name, or none.
-        path.unlink(missing_ok=True)
-
-
-def running(run_dir: Path, stage: str) -> dict[str, Any] | None:
-    """Return process, host and start time (`pid`, `host`, `since`) of who runs the stage now; None when nobody does."""
-    try:
-        with open(run_dir / RUNNING / stage) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                with contextlib.suppress(ValueError):
-                    return dict(json.load(file))
-                return {}
-    except FileNotFoundError:
-        pass
-    return None
 
 
 def _machine() -> dict[str, Any]:

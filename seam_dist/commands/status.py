@@ -19,7 +19,8 @@ import yaml
 from seam_dist.artifacts.atomic import read_json, sha256_file
 from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folders
 from seam_dist.artifacts.cam_file import FORMAT
-from seam_dist.artifacts.stage import StageError, differences, files_fingerprint, fingerprint, running
+from seam_dist.artifacts.lock import lock_holder
+from seam_dist.artifacts.stage import StageError, differences, files_fingerprint, fingerprint
 from seam_dist.config.load import flatten, from_tree
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.label_scores import unscored_kinds
@@ -56,7 +57,7 @@ def stage_status(cfg: Config, stage: str, *, stale_inputs: Sequence[str] = ()) -
     `stale_inputs` are stages that will be made again before it, for a dry run.
     """
     folder = cfg.shards_dir if stage == "shard" else cfg.stage_dir(stage)
-    if (holder := running(cfg.run_dir, stage)) is not None:
+    if (holder := lock_holder(cfg.run_dir, stage)) is not None:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder.get("since", time.time())))
         where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
         return StageStatus(stage, "running", ", ".join(filter(None, (where, _progress(folder, stage)))))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,8 @@ import pytest
 from seam_dist import cli
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.cam_file import FORMAT
-from seam_dist.artifacts.stage import StageError, claim_stage, input_fingerprint, open_stage, running
+from seam_dist.artifacts.lock import stage_lock
+from seam_dist.artifacts.stage import input_fingerprint, open_stage
 from seam_dist.commands import status
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
@@ -99,33 +97,12 @@ def test_a_setting_that_is_recorded_only_when_on_counts_as_off_before(cfg: Confi
     assert status.stage_status(make_config(tmp_path, infer_cam={"crf": False}), "infer_cam").state == "done"
 
 
-def test_a_claimed_stage_is_running_until_its_process_is_killed(cfg: Config) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from seam_dist.artifacts.stage import claim_stage\n"
-        "with claim_stage(Path(sys.argv[1]), 'random_walk'):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(cfg.run_dir)], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+def test_a_locked_stage_is_running(cfg: Config) -> None:
+    with stage_lock(cfg.run_dir, "random_walk"):
         found = status.stage_status(cfg, "random_walk")
         assert found.state == "running"
-        assert f"process {holder.pid} on" in found.detail
-        with (
-            pytest.raises(StageError, match=f"running already \\(process {holder.pid}"),
-            claim_stage(cfg.run_dir, "random_walk"),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
+        assert f"process {os.getpid()} on" in found.detail
     assert status.stage_status(cfg, "random_walk").state == "not begun"
-    with claim_stage(cfg.run_dir, "random_walk"):
-        held = running(cfg.run_dir, "random_walk")
-        assert held is not None
-        assert held["pid"] == os.getpid()
-        assert held["since"] <= time.time()
-    assert running(cfg.run_dir, "random_walk") is None
 
 
 def test_status_of_a_folder_reads_its_newest_settings(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
