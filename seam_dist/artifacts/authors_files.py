@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.atomic import atomic_file
+from seam_dist.artifacts.provenance import fingerprint
+from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import InferCamConfig
 
 Maps = dict[int, NDArray[np.float32]]
@@ -103,6 +105,15 @@ def find_dict(folder: Path, key: str, source_id: str, setting: str) -> Path:
             "infer_cam.splits"
         )
     return path
+
+
+def files_fingerprint(folder: Path, setting: str) -> str:
+    """Return the identity of the .npy files in a folder: names, sizes and times, since they may be 100 GB."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
+    stats = [(path.name, path.stat()) for path in files]
+    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
 
 
 def stack_maps(

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 import seam_dist
-from seam_dist.artifacts.atomic import atomic_file, read_json, sha256_file, write_json
+from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import IGNORE_INDEX
 from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest

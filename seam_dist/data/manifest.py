@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from seam_dist.artifacts.atomic import read_json, sha256_file
+from seam_dist.artifacts.atomic import read_json
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import MAX_CLASSES
 
 SCHEMA = 1

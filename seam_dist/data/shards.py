@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import webdataset
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys
 
+from seam_dist.artifacts.tar_file import KEY, Member, MemberError, TarError, read_member, walk_tar
 from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
 from seam_dist.data.images import BadImageError, decode_image, decode_mask
 from seam_dist.data.manifest import REMEDY, Manifest, Shard, ShardError, Split, check_size, load_manifest, verify_shards
@@ -50,8 +50,7 @@ __all__ = [
 
 IMAGE_EXTENSIONS = ("jpg", "webp", "image.png")
 
-_BLOCK = 512
-_MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|png|jpg|webp|image\.png|[ab]\.(?:jpg|webp|image\.png))")
+_MEMBER = re.compile(rf"({KEY})\.(json|png|jpg|webp|image\.png|[ab]\.(?:jpg|webp|image\.png))")
 
 
 class BadSampleError(ValueError):
@@ -126,77 +125,28 @@ def read_raw(path: Path, expected: Shard | None = None) -> Iterator[RawSample]:
             yield RawSample(key, parts)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file of a tar: name, first byte and length of its data."""
-
-    name: str
-    start: int
-    length: int
-
-
-def _read(file: io.BufferedReader, member: _Member, path: Path) -> dict[str, Any]:
+def _read(file: io.BufferedReader, member: Member, path: Path) -> dict[str, Any]:
     """Return a member as webdataset's grouping takes it."""
-    file.seek(member.start)
-    data = file.read(member.length)
-    if len(data) != member.length:
-        raise ShardError(f"{path} became shorter while it was read: {REMEDY}")
-    return {"fname": member.name, "data": data, "__url__": str(path)}
-
-
-def _walk(path: Path) -> list[_Member]:
-    """Return the members from the tar headers alone; raise ShardError for anything that is not allowed.
-
-    Stricter than a tar reader on purpose: those skip damaged headers, end at a cut, follow sparse files that grow.
-    """
-    members = []
-    position = 0
     try:
-        with open(path, "rb", buffering=0) as file:
-            size = file.seek(0, io.SEEK_END)
-            while True:
-                file.seek(position)
-                block = file.read(_BLOCK)
-                if len(block) < _BLOCK:
-                    raise ShardError(
-                        f"{path} ends after {size} bytes without the end mark of a tar, it is cut: {REMEDY}"
-                    )
-                if block == bytes(_BLOCK):
-                    break
-                name, kind, length = _parse_header(block)
-                if kind != tarfile.REGTYPE or not _MEMBER.fullmatch(name):
-                    raise ShardError(
-                        f"{path}: member {name!r} (type {kind!r}) is not allowed, expected regular files "
-                        "<key>.jpg, .webp, .image.png, .json or .png: do not use this shard"
-                    )
-                members.append(_Member(name, position + _BLOCK, length))
-                position += _BLOCK + -(-length // _BLOCK) * _BLOCK
-    except _BadHeaderError as error:
-        raise ShardError(f"{path}: the tar header at byte {position} is damaged ({error}): {REMEDY}") from None
+        return {"fname": member.name, "data": read_member(file, member), "__url__": str(path)}
+    except TarError as error:
+        raise ShardError(f"{path}: {error}: {REMEDY}") from None
+
+
+def _walk(path: Path) -> list[Member]:
+    """Return the members from the tar headers alone; raise ShardError for anything that is not allowed."""
+    try:
+        members = walk_tar(path, _MEMBER)
+    except MemberError as error:
+        expected = "expected regular files <key>.jpg, .webp, .image.png, .json or .png"
+        raise ShardError(f"{path}: {error}, {expected}: do not use this shard") from None
+    except TarError as error:
+        raise ShardError(f"{path}: {error}: {REMEDY}") from None
     except OSError as error:
         raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
     if not members:
         raise ShardError(f"{path} is an empty tar: {REMEDY}")
     return members
-
-
-class _BadHeaderError(ValueError):
-    """A block that is no tar header."""
-
-
-def _parse_header(block: bytes) -> tuple[str, bytes, int]:
-    """Return name, type and size from a ustar header; tarfile's own parser takes 20 times as long."""
-    try:
-        stated = int(block[148:156].strip(b" \0"), 8)
-        length = int(block[124:136].strip(b" \0"), 8)
-        name = block[:100].rstrip(b"\0").decode("ascii")
-    except ValueError:
-        raise _BadHeaderError("a number or the name cannot be read") from None
-    if sum(block) - sum(block[148:156]) + 8 * ord(" ") != stated:
-        raise _BadHeaderError("its checksum is wrong")
-    if length < 0 or any(block[345:500]):
-        raise _BadHeaderError("it has a name prefix or a negative size, which no shard has")
-    return name, block[156:157], length
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from seam_dist.artifacts.atomic import read_json, sha256_file, write_json
+from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import Config
 from seam_dist.data import reader as reader_module
 from seam_dist.data.loader import Batch, TrainLoader, make_loader
