@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seam_dist.evaluation.text_table import aligned
 from seam_dist.report.records import MapScores, RunRecord
 
 MAP_NAMES = {"plain": "CAM", "refined": "refined CAM"}
@@ -16,7 +17,8 @@ class Row:
     """One map of one run, with its scores by split."""
 
     run: RunRecord
-    kind: str
+    map: str
+    """`plain` or `refined`."""
     scores: Mapping[str, MapScores]
     is_own: bool
     """It belongs to the run that the report is about."""
@@ -25,8 +27,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Method and map in words."""
-        return f"{self.run.method}, {MAP_NAMES[self.kind]}"
+        """Method and map, as shown."""
+        return f"{self.run.method}, {MAP_NAMES[self.map]}"
 
 
 def comparison(own: RunRecord, others: Sequence[RunRecord]) -> list[Row]:
@@ -34,18 +36,22 @@ def comparison(own: RunRecord, others: Sequence[RunRecord]) -> list[Row]:
     rows = []
     for run in (*others, own):
         per_split = {split: run.scores(split) for split in run.evaluations}
-        kinds = dict.fromkeys(kind for scores in per_split.values() for kind in scores)
+        maps = dict.fromkeys(name for scores in per_split.values() for name in scores)
         # The primary map last: it is the result, the other one is what it is made from.
-        for kind in sorted(kinds, key=lambda kind: kind == run.primary):
-            scores = {split: found[kind] for split, found in per_split.items() if kind in found}
-            rows.append(Row(run, kind, scores, run is own, kind == run.primary))
+        for name in sorted(maps, key=lambda name: name == run.primary):
+            scores = {split: of_split[name] for split, of_split in per_split.items() if name in of_split}
+            rows.append(Row(run, name, scores, run is own, name == run.primary))
     return rows
 
 
 def splits_of(rows: Sequence[Row]) -> list[str]:
-    """Return the evaluated splits: train, val, then the others by name."""
-    found = {split for row in rows for split in row.scores}
-    return sorted(found, key=lambda split: ({"train": 0, "val": 1}.get(split, 2), split))
+    """Return the evaluated splits of the rows, in order."""
+    return in_order(split for row in rows for split in row.scores)
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Return splits without repetition: train, val, then the others by name."""
+    return sorted(set(splits), key=lambda split: ({"train": 0, "val": 1}.get(split, 2), split))
 
 
 def best_miou(row: Row, split: str) -> float | None:
@@ -94,14 +100,8 @@ def console_table(rows: Sequence[Row]) -> str:
                 if value is not None
             )
             columns.append((f"at {source}'s threshold", [_percent(value) for value in chosen]))
-    widths = [max(len(head), *(len(cell) for cell in cells)) for head, cells in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return "  ".join(padded).rstrip()
-
-    lines = [line([head for head, _ in columns]), "  ".join("-" * width for width in widths)]
-    lines += [line([cells[number] for _, cells in columns]) for number in range(len(rows))]
+    cells = zip(*([head, *column] for head, column in columns), strict=True)
+    lines = [aligned(list(cells), num_left=2, rule=True)]
     for split in splits_of(rows):
         for run, gain in gains(rows, split):
             own = rows[-1].run

@@ -39,7 +39,7 @@ class Example:
     prediction: Bytes
     truth: Bytes | None
     labels: Mapping[str, Bytes] = field(default_factory=dict)
-    """Kind of label images -> the image's labels, in the order of the pipeline."""
+    """Label type -> the image's labels, in the order of the pipeline."""
 
 
 def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
@@ -55,7 +55,9 @@ def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
     try:
         rows = [(line["key"], float(line["miou"])) for line in lines if line["miou"] not in ("", "nan")]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has no numbers in columns key and miou ({error!r}): evaluate again") from None
+        raise ValueError(
+            f"{path} has no numbers in columns key and miou ({error!r}): run `--stage evaluate` again"
+        ) from None
     rows.sort(key=lambda row: (-row[1], row[0]))
     count = min(num_images, -(-len(rows) // 3))
     middle = max(count, (len(rows) - count) // 2)
@@ -77,17 +79,17 @@ def load_examples(
 ) -> list[Example]:
     """Return the wanted (rank, key, mIoU) images in their order; those without a stored CAM are left out.
 
-    `label_dirs` maps kinds of label images to the folders of their tars.
+    `label_dirs` maps label types to the folders of their tars.
     """
     ranks = {key: (rank, miou) for rank, key, miou in wanted}
-    found: dict[str, Example] = {}
+    examples: dict[str, Example] = {}
     for shard in manifest.split(split).shards:
         cams = _stored_cams(cams_dir / shard.file, ranks.keys())
         if not cams:
             continue
         labels = {
-            kind: read_label_shard(folder / shard.file)
-            for kind, folder in (label_dirs or {}).items()
+            name: read_label_shard(folder / shard.file)
+            for name, folder in (label_dirs or {}).items()
             if (folder / shard.file).is_file()
         }
         for raw in read_raw(shards_dir / shard.file, shard):
@@ -99,22 +101,22 @@ def load_examples(
             if stored.plain is not None:
                 maps["plain"] = upsample_cam(stored.plain, stored.size)
             rank, miou = ranks[raw.key]
-            found[raw.key] = Example(
+            examples[raw.key] = Example(
                 key=raw.key,
                 rank=rank,
                 miou=miou,
                 classes=stored.classes,
                 image=sample.image,
-                cams={kind: _largest(values) for kind, values in maps.items()},
+                cams={name: _largest(values) for name, values in maps.items()},
                 prediction=predict_labels(maps[primary], stored.classes, threshold),
                 truth=sample.mask,
                 labels={
-                    kind: decode_labels(found_labels[raw.key], max_pixels=max_pixels)
-                    for kind, found_labels in labels.items()
-                    if raw.key in found_labels
+                    name: decode_labels(of_shard[raw.key], max_pixels=max_pixels)
+                    for name, of_shard in labels.items()
+                    if raw.key in of_shard
                 },
             )
-    return [found[key] for _, key, _ in wanted if key in found]
+    return [examples[key] for _, key, _ in wanted if key in examples]
 
 
 def first_keys(cams_dir: Path, manifest: Manifest, split: str, num_images: int) -> list[str]:
