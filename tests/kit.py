@@ -7,10 +7,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
 from seam_dist.artifacts.atomic import write_json
+from seam_dist.artifacts.cam_file import StoredCam, store_cam, write_cams
+from seam_dist.artifacts.label_file import write_labels
+from seam_dist.artifacts.layout import LABEL_TYPES
 from seam_dist.artifacts.stage import open_stage
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import (
@@ -70,3 +76,60 @@ def samples_of(cfg: Config, split: str, *, masks: bool = False) -> list[Sample]:
         for part in load_manifest(cfg.shards_dir).split(split).shards
         for sample in read_shard(cfg.shards_dir / part.file, masks=masks, max_pixels=10**6)
     ]
+
+
+def write_cams_from_masks(cfg: Config, primary: str = "refined") -> None:
+    """What infer_cam leaves: maps that know the masks, with noise; the plain one has more of it.
+
+    Those of val are weaker, so that their best threshold is lower. `primary` is infer_cam.cam.
+    """
+    rng = np.random.default_rng(0)
+    stage = open_stage(cfg, "infer_cam", settings=("infer_cam",))
+    for name, split in load_manifest(cfg.shards_dir).splits.items():
+        for part in split.shards:
+            cams = []
+            for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
+                inside = np.stack([sample.mask == index for index in sample.classes]).astype(np.float32)
+                scale = 0.9 if name == "train" else 0.5
+                maps = [scale * inside + 0.4 * strength * rng.random(inside.shape, np.float32) for strength in (0.7, 1)]
+                refined, plain = (store_cam(torch.from_numpy(m), 4) for m in maps)
+                size = (inside.shape[1], inside.shape[2])
+                cams.append(
+                    StoredCam(sample.key, sample.classes, size, refined, plain)
+                    if primary == "refined"
+                    else StoredCam(sample.key, sample.classes, size, plain)
+                )
+            write_cams(stage.dir / "cams" / part.file, cams)
+    stage.finish((stage.dir / "cams").iterdir(), cam=primary)
+
+
+WRONG_PIXELS = {"walk": 0.5, "walk_crf": 0.4, "seg": 0.3, "seg_crf": 0.2, "seg_oracle": 0.1}
+
+
+def write_labels_from_masks(cfg: Config, wrong: Mapping[str, float] = WRONG_PIXELS) -> None:
+    """What random_walk and infer_seg leave: the masks with a share of wrong pixels by label type, for all splits."""
+    rng = np.random.default_rng(7)
+    for name in dict.fromkeys(LABEL_TYPES[name].stage for name in wrong):
+        stage = open_stage(cfg, name, settings=("run.seed",))
+        outputs = []
+        for label_type in (LABEL_TYPES[name] for name in wrong):
+            if label_type.stage != name:
+                continue
+            for split in load_manifest(cfg.shards_dir).splits.values():
+                for part in split.shards:
+                    items = []
+                    for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
+                        assert sample.mask is not None
+                        noise = rng.random(sample.mask.shape) < wrong[label_type.name]
+                        values = np.where(sample.mask == 255, 0, sample.mask)
+                        items.append((sample.key, np.where(noise, 0, values).astype(np.uint8)))
+                    outputs.append(stage.dir / label_type.folder / part.file)
+                    write_labels(outputs[-1], items)
+        stage.finish(outputs)
+
+
+def miou_of(confusion: NDArray[np.int64]) -> float:
+    """Mean IoU of a confusion matrix over the classes that have one."""
+    hits = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return float(np.mean(hits[union > 0] / union[union > 0]))

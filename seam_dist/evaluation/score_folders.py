@@ -28,16 +28,19 @@ def title_of(name: str) -> str:
 def open_scores(cfg: Config, name: str) -> StageRun:
     """Return the place of the scores of `name`; StageError when the stage that makes it is not finished.
 
-    Only the CAM's scores depend on thresholds.
+    Only the CAM's scores depend on thresholds. Until they are finished there is no manifest over all.
     """
     stage = "infer_cam" if name == CAM else LABEL_TYPES[name].stage
-    return open_stage(
+    scores = open_stage(
         cfg,
         "evaluate",
         settings=("evaluate" if name == CAM else "evaluate.splits", "data.splits"),
         inputs={stage: input_fingerprint(cfg.stage_dir(stage), stage)},
         directory=scores_folder(cfg.run_dir, name),
     )
+    if not scores.is_done():
+        (cfg.stage_dir("evaluate") / MANIFEST).unlink(missing_ok=True)
+    return scores
 
 
 def finish_evaluation(cfg: Config, names: Sequence[str]) -> None:
