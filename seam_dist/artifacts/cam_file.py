@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.tar_file import KEY, naming_tar, read_tar, write_tar
 
-STEPS = 1000  # of a stored value; float16 tells all of them apart
+STEPS = 1000  # of a stored value; float16 distinguishes all of them
 FORMAT = "2"  # of the stored form
 _LARGEST_MAP = 1 << 28  # bytes of one image's map
 _MEMBER = re.compile(rf"({KEY})\.(json|cam|plain\.cam)")

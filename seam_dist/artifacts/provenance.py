@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def reset_peak_memory() -> None:
-    """Start to measure peak memory of host and device anew, as far as the system allows it."""
+    """Measure the peak memory of host and device from now on, as far as the system allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():

@@ -98,7 +98,7 @@ def read_tar(path: Path, allowed: re.Pattern[str]) -> Iterator[tuple[re.Match[st
 
 @contextmanager
 def naming_tar(path: Path, content: str, remedy: str) -> Iterator[None]:
-    """Make what is found wrong with a tar a ValueError that names the file, its `content` and the `remedy`."""
+    """Turn any error in reading a tar into a ValueError that names the file, its `content` and the `remedy`."""
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -35,7 +35,7 @@ def test_labels_come_back_and_the_bytes_are_stable(size):
     assert bytes(image.getpalette()) == voc_palette()
 
 
-def test_labels_of_other_kinds_are_not_written():
+def test_labels_of_other_types_or_shapes_are_not_written():
     for labels in (np.zeros((4, 4), np.int64), np.zeros((4, 4, 1), np.uint8), np.zeros((0, 4), np.uint8)):
         with pytest.raises(ValueError, match=r"expected uint8 \(H, W\)"):
             encode_labels(labels)
@@ -79,9 +79,9 @@ def tar(tmp_path: Path) -> Path:
 
 def test_tar_keeps_order_and_has_stable_bytes(tar, tmp_path):
     assert list(read_label_shard(tar)) == ["s0", "s1", "s2", "s3"]
-    found = read_label_shard(tar)
+    stored = read_label_shard(tar)
     for i in range(4):
-        assert np.array_equal(decode_labels(found[f"s{i}"], max_pixels=600), labels_of(20, 30, i))
+        assert np.array_equal(decode_labels(stored[f"s{i}"], max_pixels=600), labels_of(20, 30, i))
     write_labels(tmp_path / "again.tar", [(f"s{i}", labels_of(20, 30, i)) for i in range(4)])
     assert (tmp_path / "again.tar").read_bytes() == tar.read_bytes()
 

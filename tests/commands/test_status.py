@@ -53,27 +53,27 @@ def cfg(tmp_path: Path) -> Config:
 
 
 def test_finished_stages_are_done_and_the_others_not_started(cfg: Config) -> None:
-    found = states(cfg)
-    assert [found[stage] for stage in ("shard", "train_seam", "infer_cam", "train_affinity")] == ["done"] * 4
-    assert found["random_walk"] == "not started"
+    state = states(cfg)
+    assert [state[stage] for stage in ("shard", "train_seam", "infer_cam", "train_affinity")] == ["done"] * 4
+    assert state["random_walk"] == "not started"
 
 
 def test_a_changed_setting_makes_its_stage_and_all_that_follow_from_it_outdated(cfg: Config, tmp_path: Path) -> None:
     changed = run_config(tmp_path, infer_cam={"scales": [1.0]})
-    found = {entry.stage: entry for entry in status.run_status(changed)}
-    assert found["train_seam"].state == "done"
-    assert found["infer_cam"].state == "outdated"
-    assert "infer_cam.scales" in found["infer_cam"].detail
-    assert found["train_affinity"].state == "outdated"
-    assert "infer_cam is rerun" in found["train_affinity"].detail
+    by_stage = {entry.stage: entry for entry in status.run_status(changed)}
+    assert by_stage["train_seam"].state == "done"
+    assert by_stage["infer_cam"].state == "outdated"
+    assert "infer_cam.scales" in by_stage["infer_cam"].detail
+    assert by_stage["train_affinity"].state == "outdated"
+    assert "infer_cam is rerun" in by_stage["train_affinity"].detail
 
 
 def test_an_input_that_was_rerun_makes_a_stage_outdated(cfg: Config, tmp_path: Path) -> None:
     changed = run_config(tmp_path, infer_cam={"scales": [1.0]})
     finish(changed, "infer_cam", ("infer_cam.scales", "infer_cam.crf"), "shard")
-    found = {entry.stage: entry for entry in status.run_status(changed)}
-    assert found["infer_cam"].state == "done"
-    assert (found["train_affinity"].state, found["train_affinity"].detail) == ("outdated", "infer_cam changed")
+    by_stage = {entry.stage: entry for entry in status.run_status(changed)}
+    assert by_stage["infer_cam"].state == "done"
+    assert (by_stage["train_affinity"].state, by_stage["train_affinity"].detail) == ("outdated", "infer_cam changed")
 
 
 def test_maps_of_another_form_are_outdated(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,16 +81,16 @@ def test_maps_of_another_form_are_outdated(cfg: Config, monkeypatch: pytest.Monk
     opened.finish([])
     assert status.stage_status(cfg, "infer_cam").state == "done"
     monkeypatch.setattr(status, "FORMAT", "another")
-    found = status.stage_status(cfg, "infer_cam")
-    assert (found.state, found.detail) == ("outdated", "this version stores its maps in another form")
+    current = status.stage_status(cfg, "infer_cam")
+    assert (current.state, current.detail) == ("outdated", "this version stores its maps in another form")
 
 
 def test_a_stage_without_manifest_was_interrupted_and_one_with_lost_outputs_is_damaged(cfg: Config) -> None:
     (cfg.stage_dir("train_seam") / "manifest.json").unlink()
     (cfg.stage_dir("train_seam") / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
     (cfg.stage_dir("train_affinity") / "output.tar").write_text("ha")
-    found = {entry.stage: entry for entry in status.run_status(cfg)}
-    assert (found["train_seam"].state, found["train_seam"].detail) == ("interrupted", "step 20")
+    by_stage = {entry.stage: entry for entry in status.run_status(cfg)}
+    assert (by_stage["train_seam"].state, by_stage["train_seam"].detail) == ("interrupted", "step 20")
     assert status.stage_status(cfg, "train_affinity").state == "damaged"
     assert "output.tar" in status.stage_status(cfg, "train_affinity").detail
 
@@ -105,9 +105,9 @@ def test_a_setting_that_is_recorded_only_when_on_counts_as_off_before(cfg: Confi
 
 def test_a_locked_stage_is_running(cfg: Config) -> None:
     with stage_lock(cfg.run_dir, "random_walk"):
-        found = status.stage_status(cfg, "random_walk")
-        assert found.state == "running"
-        assert f"process {os.getpid()} on" in found.detail
+        current = status.stage_status(cfg, "random_walk")
+        assert current.state == "running"
+        assert f"process {os.getpid()} on" in current.detail
     assert status.stage_status(cfg, "random_walk").state == "not started"
 
 

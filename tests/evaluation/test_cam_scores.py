@@ -109,7 +109,7 @@ def test_class_scores_match_direct_evaluation(finished):
 
 def test_the_chosen_threshold_comes_from_the_other_split(finished):
     train, val = result(finished, "train"), result(finished, "val")
-    assert train["best"]["threshold"] != val["best"]["threshold"], "the fixture must tell the two apart"
+    assert train["best"]["threshold"] != val["best"]["threshold"], "the fixture must distinguish the two"
     for name in ("refined", "plain"):
         source, target = (record if name == "refined" else record["plain"] for record in (train, val))
         assert source["chosen"] is None

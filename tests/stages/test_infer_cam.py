@@ -603,7 +603,7 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
         (cfg, None, "the authors' files (not asked for now) changed"),
     ):
         status = stage_status(replace(made, infer_cam=replace(made.infer_cam, crf_from_interop=asked)), "infer_cam")
-        assert status.state == "stale"
+        assert status.state == "outdated"
         assert words in status.detail
     # Other numbers are other folders.
     other = replace(cfg, infer_cam=replace(cfg.infer_cam, crf_alphas=(4.0, 16.0)))
@@ -612,7 +612,7 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
     path = next((tmp_path / "out_crf_24.0").glob("*.npy"))
     path.write_bytes(path.read_bytes() + b" ")
     status = stage_status(cfg, "infer_cam")
-    assert (status.state, status.detail) == ("stale", f"the authors' files ({tmp_path / 'out_crf_24.0'}) changed")
+    assert (status.state, status.detail) == ("outdated", f"the authors' files ({tmp_path / 'out_crf_24.0'}) changed")
 
 
 @pytest.mark.parametrize("fault", ["missing", "class", "size", "background"])

@@ -42,8 +42,8 @@ def _changed_settings(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     for key in dict.fromkeys([*defaults, *(key for of_run in values for key in of_run)]):
         default = defaults.get(key)
         shown = [of_run.get(key, default) for of_run in values]
-        telling = not key.startswith(("report.", "run.name", "run.dir")) and key != "deepspeed"
-        if telling and any(value != default for value in shown):
+        relevant = not key.startswith(("report.", "run.name", "run.dir")) and key != "deepspeed"
+        if relevant and any(value != default for value in shown):
             cells = [(_text(value), value == default) for value in shown]
             rows.append({"key": key, "cells": cells, "default": _text(default), "doc": docs.get(key, "")})
     return rows

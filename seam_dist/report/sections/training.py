@@ -13,7 +13,7 @@ from seam_dist.report.sections.thresholds import OWN, other_style
 
 _CHARTS = (
     ("loss/total", "Total loss", "the weighted sum of the terms below"),
-    ("loss/cls", "Classification loss", "how well the pooled CAM tells which classes are in the image"),
+    ("loss/cls", "Classification loss", "how well the pooled CAM predicts which classes are in the image"),
     ("loss/er", "ER loss", "how far the CAMs of the two views are apart"),
     ("loss/ecr", "ECR loss", "how far each view's CAM is from the other view's refined CAM"),
     ("loss/min_pool", "Min-pooling loss", "what the refined CAM leaves on the least likely quarter of the pixels"),
