@@ -17,6 +17,9 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 440, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 44
 
+# Color numbers: the run's result, its plain CAM, then the runs that it is compared with.
+OWN, PLAIN, _FIRST_OTHER, _NUM_STYLES = 0, 1, 2, 5
+
 
 @dataclass(frozen=True)
 class Line:
@@ -39,6 +42,11 @@ class Mark:
     text: str
     style: int
     shape: Literal["best", "chosen", "default"]
+
+
+def other_style(index: int) -> int:
+    """Return the color number of the index-th run that a run is compared with."""
+    return _FIRST_OTHER + index % (_NUM_STYLES - _FIRST_OTHER)
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:

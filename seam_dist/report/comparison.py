@@ -31,7 +31,7 @@ class Row:
         return f"{self.run.method}, {MAP_NAMES[self.map]}"
 
 
-def comparison(own: RunRecord, others: Sequence[RunRecord]) -> list[Row]:
+def compare_runs(own: RunRecord, others: Sequence[RunRecord]) -> list[Row]:
     """Return a row for each map of each run, the other runs first; a run without evaluation has none."""
     rows = []
     for run in (*others, own):

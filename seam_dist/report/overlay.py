@@ -16,7 +16,7 @@ _OPACITY = 0.55
 _MARGIN = 4  # pixels around a legend's entries
 
 
-def overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
+def draw_overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
     """Return RGB (H + legend, W, 3): `labels` (H, W) over `image` (H, W, 3), and the names of the classes in it.
 
     `classes` are the foreground names, the first has id 1. Without a class in the labels there is no legend.

@@ -34,20 +34,20 @@ class Note:
     command: str | None = None
 
 
-def page(title: str, lead: str, notes: Sequence[Note], sections: Sequence[Section]) -> str:
+def render_page(title: str, lead: str, notes: Sequence[Note], sections: Sequence[Section]) -> str:
     """Return the HTML of the page."""
     style = Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
-    return str(render("page.html", title=title, lead=lead, notes=notes, sections=sections, style=style))
+    return str(render_template("page.html", title=title, lead=lead, notes=notes, sections=sections, style=style))
 
 
-def render(template: str, **values: Any) -> Markup:
+def render_template(template: str, **values: Any) -> Markup:
     """Return a template of report/templates filled with `values`."""
     return Markup(_environment().get_template(template).render(values))
 
 
 def missing(text: str, command: str | None = None) -> Markup:
     """Return a section's HTML that is a note alone."""
-    return render("missing.html", note=Note(text, command))
+    return render_template("missing.html", note=Note(text, command))
 
 
 @lru_cache(maxsize=1)

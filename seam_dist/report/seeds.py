@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from seam_dist.artifacts.layout import LABEL_TYPES
-from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, comparison, number, splits_of
+from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, compare_runs, number, splits_of
 from seam_dist.report.records import METHODS, RunRecord, read_run
 
 
@@ -24,7 +24,7 @@ def seeds_table(folders: Sequence[Path]) -> str:
     runs: list[RunRecord] = []
     for folder in folders:
         run = read_run(folder)
-        maps = comparison(run, [])
+        maps = compare_runs(run, [])
         if not maps:
             raise ValueError(f"{folder} has no evaluation: run `--stage evaluate` for it, or leave it out")
         rows += maps

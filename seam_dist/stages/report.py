@@ -13,8 +13,8 @@ from seam_dist.artifacts.stage import open_stage
 from seam_dist.cluster.distributed import init_world, on_main
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
-from seam_dist.report.comparison import comparison, console_table
-from seam_dist.report.page import Note, Section, page
+from seam_dist.report.comparison import compare_runs, console_table
+from seam_dist.report.page import Note, Section, render_page
 from seam_dist.report.records import RunRecord, read_run
 from seam_dist.report.sections.classes import classes_section
 from seam_dist.report.sections.images import images_section
@@ -41,15 +41,15 @@ def _write(cfg: Config) -> None:
     inputs = {stage: str(own.manifests[stage].get("fingerprint", "")) for stage in done}
     stage = open_stage(cfg, "report", settings=("report",), inputs=inputs)
     path = stage.dir / "report.html"
-    atomic_write(path, render(cfg, own, others))
+    atomic_write(path, report_html(cfg, own, others))
     stage.finish([path])
-    print(console_table(comparison(own, others)))
+    print(console_table(compare_runs(own, others)))
     if own.labels:
         print(f"\n{pipeline_table(own)}")
     print(f"report: {path.resolve()}", flush=True)
 
 
-def render(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str:
+def report_html(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str:
     """Return the report's HTML for what has been read of the run and the others."""
     command = _command(own)
     notes: list[Note] = []
@@ -73,7 +73,7 @@ def render(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str:
         Section("training", "Training", training_section(own, others, command)),
         Section("setup", "What was run", setup_section(own, others, command)),
     ]
-    return page(f"{own.method}: {own.name}", _lead(cfg, own, manifest), notes, sections)
+    return render_page(f"{own.method}: {own.name}", _lead(cfg, own, manifest), notes, sections)
 
 
 def _lead(cfg: Config, own: RunRecord, manifest: Manifest | None) -> str:

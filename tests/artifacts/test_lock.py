@@ -56,3 +56,5 @@ def test_a_stage_that_fails_is_free_again(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), stage_lock(tmp_path, "train_seam"):
         raise RuntimeError("out of memory")
     assert lock_holder(tmp_path, "train_seam") is None
+    with stage_lock(tmp_path, "train_seam"):
+        assert lock_holder(tmp_path, "train_seam") is not None

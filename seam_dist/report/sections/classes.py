@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from seam_dist.report.comparison import MAP_NAMES, best_miou, comparison, number
-from seam_dist.report.page import missing, render, threshold_text
+from seam_dist.report.comparison import MAP_NAMES, best_miou, compare_runs, number
+from seam_dist.report.page import missing, render_template, threshold_text
 from seam_dist.report.pictures import class_colors
 from seam_dist.report.records import RunRecord
 
@@ -24,7 +24,7 @@ def classes_section(
     own: RunRecord, others: Sequence[RunRecord], names: Sequence[str], split: str, command: str
 ) -> Markup:
     """Return the per-class table of one split at the best threshold: IoU, precision, recall, and IoU of other maps."""
-    rows = [row for row in comparison(own, others) if split in row.scores]
+    rows = [row for row in compare_runs(own, others) if split in row.scores]
     result = next((row for row in rows if row.is_own and row.is_primary), None)
     if result is None:
         return missing(
@@ -36,7 +36,7 @@ def classes_section(
     labels = [row.label for row in rest]
     rest_head = [f"IoU, {row.label}" + (f" ({row.run.name})" if labels.count(row.label) > 1 else "") for row in rest]
     rest_iou = [row.scores[split].best.get("iou") or [] for row in rest]
-    return render(
+    return render_template(
         "classes.html",
         map=MAP_NAMES[result.map],
         split=split,

@@ -12,7 +12,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest
 from seam_dist.report.comparison import MAP_NAMES, number
 from seam_dist.report.examples import Example, first_keys, load_examples, rank_keys
-from seam_dist.report.page import Note, missing, render
+from seam_dist.report.page import Note, missing, render_template
 from seam_dist.report.pictures import class_colors, data_uri, heat_map, heat_scale_uri, label_map
 from seam_dist.report.records import RunRecord
 from seam_dist.report.sections.classes import class_name
@@ -65,7 +65,7 @@ def _pictures(cfg: Config, own: RunRecord, manifest: Manifest) -> Markup:
         (heading, [_card(example, manifest.classes) for example in examples if example.rank == rank])
         for rank, heading in _HEADINGS.items()
     ]
-    return render(
+    return render_template(
         "images.html",
         note=note,
         split=split,

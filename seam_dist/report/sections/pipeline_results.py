@@ -11,8 +11,8 @@ from markupsafe import Markup
 from seam_dist.artifacts.layout import LABEL_TYPES
 from seam_dist.config.schema import STAGES
 from seam_dist.evaluation.text_table import aligned
-from seam_dist.report.comparison import best_miou, chosen_miou, comparison, in_order, number, splits_of
-from seam_dist.report.page import NONE, render
+from seam_dist.report.comparison import best_miou, chosen_miou, compare_runs, in_order, number, splits_of
+from seam_dist.report.page import NONE, render_template
 from seam_dist.report.records import RunRecord
 
 
@@ -26,10 +26,10 @@ class PipelineResult:
     """It was made with the image-level labels of the image itself."""
 
 
-def pipeline_results(run: RunRecord) -> list[PipelineResult]:
+def results_by_stage(run: RunRecord) -> list[PipelineResult]:
     """Return what the run's stages made, in order; CAMs at the threshold chosen elsewhere where there is one."""
     results = []
-    for row in comparison(run, []):
+    for row in compare_runs(run, []):
         best = {split: value for split in splits_of([row]) if (value := best_miou(row, split)) is not None}
         chosen = {split: value for split in splits_of([row]) if (value := chosen_miou(row, split)) is not None}
         name = "refined CAM" if row.map == "refined" else "CAM"
@@ -55,7 +55,7 @@ def _splits(results: Sequence[PipelineResult]) -> list[str]:
 
 def pipeline_table(run: RunRecord) -> str:
     """Return the results as aligned text: mIoU in percent by stage and split."""
-    results = pipeline_results(run)
+    results = results_by_stage(run)
     splits = _splits(results)
     rows = [["labels", *(f"{split} mIoU" for split in splits)]]
     for result in results:
@@ -66,10 +66,10 @@ def pipeline_table(run: RunRecord) -> str:
 
 def pipeline_section(run: RunRecord) -> Markup:
     """Return the table of mIoU by stage and the table of what each stage cost."""
-    results = pipeline_results(run)
+    results = results_by_stage(run)
     splits = _splits(results)
     from_image_alone = [index for index, result in enumerate(results) if not result.uses_image_labels]
-    return render(
+    return render_template(
         "pipeline_results.html",
         head=["Labels", *(cell for split in splits for cell in (f"{split} mIoU", "")), "image-level labels"],
         numbers=[1 + 2 * index for index in range(len(splits))],

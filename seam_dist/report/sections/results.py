@@ -12,19 +12,19 @@ from seam_dist.report.comparison import (
     Row,
     best_miou,
     chosen_miou,
-    comparison,
+    compare_runs,
     gains,
     number,
     signed,
     splits_of,
 )
-from seam_dist.report.page import Note, duration, percent, render
+from seam_dist.report.page import Note, duration, percent, render_template
 from seam_dist.report.records import RunRecord
 
 
 def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -> Markup:
     """Return the headline figures and the comparison table."""
-    rows = comparison(own, others)
+    rows = compare_runs(own, others)
     splits = splits_of(rows)
     head = ["Method and map"]
     columns = []
@@ -37,7 +37,7 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
     note = None
     if not any(row.is_own and row.is_primary for row in rows):
         note = Note(f"Run {own.name} has no evaluation, so there are no scores.", f"{command} --stage evaluate")
-    return render(
+    return render_template(
         "results.html",
         figures=_figures(own, rows),
         note=note,

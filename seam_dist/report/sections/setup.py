@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from seam_dist.config.load import flatten, settings
 from seam_dist.config.schema import STAGES, Config
-from seam_dist.report.page import NONE, Note, duration, render
+from seam_dist.report.page import NONE, Note, duration, render_template
 from seam_dist.report.records import RunRecord
 
 
@@ -20,7 +20,7 @@ def setup_section(own: RunRecord, others: Sequence[RunRecord], command: str) -> 
         (own.manifests[stage].get("versions") for stage in reversed(STAGES) if stage in own.manifests), None
     )
     note = None if own.settings else Note(f"Run {own.name} has no config.yaml in any of its stages.", command)
-    return render(
+    return render_template(
         "setup.html",
         note=note,
         runs=[run.name for run in (own, *others)],

@@ -7,17 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from seam_dist.report.charts import Line, Mark, line_chart, mark_swatch, swatch
-from seam_dist.report.comparison import MAP_NAMES, Row, comparison, number, splits_of
-from seam_dist.report.page import missing, percent, render, threshold_text
+from seam_dist.report.charts import OWN, PLAIN, Line, Mark, line_chart, mark_swatch, other_style, swatch
+from seam_dist.report.comparison import MAP_NAMES, Row, compare_runs, number, splits_of
+from seam_dist.report.page import missing, percent, render_template, threshold_text
 from seam_dist.report.records import MapScores, RunRecord
-
-OWN, PLAIN, FIRST_OTHER, NUM_STYLES = 0, 1, 2, 5
-
-
-def other_style(index: int) -> int:
-    """Return the color number of a run that this one is compared with."""
-    return FIRST_OTHER + index % (NUM_STYLES - FIRST_OTHER)
 
 
 def style_of(row: Row, rows: Sequence[Row]) -> int:
@@ -30,7 +23,7 @@ def style_of(row: Row, rows: Sequence[Row]) -> int:
 
 def thresholds_section(own: RunRecord, others: Sequence[RunRecord], command: str) -> Markup:
     """Return a curve of mIoU over background thresholds for each split, with the best, chosen and default points."""
-    rows = comparison(own, others)
+    rows = compare_runs(own, others)
     if not rows:
         return missing("There is no evaluation, so there are no threshold curves.", f"{command} --stage evaluate")
     keys = [
@@ -38,7 +31,7 @@ def thresholds_section(own: RunRecord, others: Sequence[RunRecord], command: str
         (mark_swatch("chosen"), "chosen on the threshold split"),
         (mark_swatch("default"), "default"),
     ]
-    return render("thresholds.html", keys=keys, curves=[_curve(rows, split) for split in splits_of(rows)])
+    return render_template("thresholds.html", keys=keys, curves=[_curve(rows, split) for split in splits_of(rows)])
 
 
 def _curve(rows: Sequence[Row], split: str) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from seam_dist.report.charts import Line, line_chart, smooth, swatch
-from seam_dist.report.page import Note, render
+from seam_dist.report.charts import OWN, Line, line_chart, other_style, smooth, swatch
+from seam_dist.report.page import Note, render_template
 from seam_dist.report.records import RunRecord, series
-from seam_dist.report.sections.thresholds import OWN, other_style
 
 _CHARTS = (
     ("loss/total", "Total loss", "the weighted sum of the terms below"),
@@ -41,7 +40,7 @@ def training_section(own: RunRecord, others: Sequence[RunRecord], command: str) 
     if not own.metrics or not charts:
         note = Note(f"Run {own.name} has no training metrics.", f"{command} --stage train_seam")
     keys = [(swatch(style, style), f"{run.method} ({run.name})") for run, style in styles if run.metrics]
-    return render("training.html", note=note, charts=charts, keys=keys)
+    return render_template("training.html", note=note, charts=charts, keys=keys)
 
 
 def _lines(run: RunRecord, key: str, style: int) -> list[Line]:
