@@ -136,7 +136,7 @@ def write_cams(path: Path, cams: Iterable[StoredCam]) -> None:
             # Last: it completes the image.
             yield f"{stored.key}.json", json.dumps({"classes": stored.classes, "size": stored.size}).encode()
 
-    write_tar(path, members())
+    write_tar(path, _MEMBER, members())
 
 
 def read_cams(path: Path) -> Iterator[StoredCam]:

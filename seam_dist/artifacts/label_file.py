@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -54,18 +54,7 @@ def encode_labels(labels: NDArray[np.uint8]) -> bytes:
 
 def write_labels(path: Path, items: Iterable[tuple[str, NDArray[np.uint8]]]) -> None:
     """Write a tar of <key>.png members in the given order, whole or not at all; equal items give equal bytes."""
-
-    def members() -> Iterator[tuple[str, bytes]]:
-        seen: set[str] = set()
-        for key, labels in items:
-            if not _MEMBER.fullmatch(f"{key}.png") or key in seen:
-                raise ValueError(
-                    f"key {key!r} is there twice or not of A-Z, a-z, 0-9, _ and -: give each image its own"
-                )
-            seen.add(key)
-            yield f"{key}.png", encode_labels(labels)
-
-    write_tar(path, members())
+    write_tar(path, _MEMBER, ((f"{key}.png", encode_labels(labels)) for key, labels in items))
 
 
 def read_label_shard(path: Path) -> dict[str, bytes]:

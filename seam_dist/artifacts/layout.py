@@ -17,39 +17,27 @@ class LabelType:
     stage: str
     folder: str
     title: str
-    settings: str
-    """The settings that make the stage write them."""
+    switch: str | None = None
+    """The setting of the stage that must be on for it to write them."""
     uses_image_labels: bool = True
     """They are made with the image-level labels of the image itself."""
 
+    @property
+    def remedy(self) -> str:
+        """The settings that make the stage write them."""
+        return f"{self.stage}.{self.switch}=true and {self.stage}.splits" if self.switch else f"{self.stage}.splits"
 
+
+_TYPES = (
+    LabelType("cam_crf", "infer_cam", "crf", "CAM + CRF", "crf"),
+    LabelType("walk", "random_walk", "labels", "random walk"),
+    LabelType("walk_crf", "random_walk", "labels_crf", "random walk + CRF", "crf"),
+    LabelType("seg", "infer_seg", "labels", "final network", uses_image_labels=False),
+    LabelType("seg_crf", "infer_seg", "labels_crf", "final network + CRF", "crf", uses_image_labels=False),
+    LabelType("seg_oracle", "infer_seg", "labels_oracle", "final network, image-level labels (oracle)", "oracle"),
+)
 # In the order of the pipeline; the CAM itself comes before them.
-LABEL_TYPES = {
-    label_type.name: label_type
-    for label_type in (
-        LabelType("cam_crf", "infer_cam", "crf", "CAM + CRF", "infer_cam.crf=true and infer_cam.splits"),
-        LabelType("walk", "random_walk", "labels", "random walk", "random_walk.splits"),
-        LabelType(
-            "walk_crf", "random_walk", "labels_crf", "random walk + CRF", "random_walk.crf=true and random_walk.splits"
-        ),
-        LabelType("seg", "infer_seg", "labels", "final network", "infer_seg.splits", uses_image_labels=False),
-        LabelType(
-            "seg_crf",
-            "infer_seg",
-            "labels_crf",
-            "final network + CRF",
-            "infer_seg.crf=true and infer_seg.splits",
-            uses_image_labels=False,
-        ),
-        LabelType(
-            "seg_oracle",
-            "infer_seg",
-            "labels_oracle",
-            "final network, image-level labels (oracle)",
-            "infer_seg.oracle=true and infer_seg.splits",
-        ),
-    )
-}
+LABEL_TYPES = {label_type.name: label_type for label_type in _TYPES}
 CAM = "cam"
 """The name of the CAM's scores, beside those of the label types."""
 

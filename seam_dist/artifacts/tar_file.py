@@ -38,10 +38,17 @@ class Member:
     length: int
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Write (name, data) members in the given order, whole or not at all; equal members give equal bytes."""
+def write_tar(path: Path, allowed: re.Pattern[str], members: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, data) members in the given order, whole or not at all; equal members give equal bytes.
+
+    Raises MemberError for a name that does not match `allowed` or comes twice.
+    """
+    seen: set[str] = set()
     with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:
+            if not allowed.fullmatch(name) or name in seen:
+                raise MemberError(f"member {name!r} is there twice or not allowed: use distinct keys of {KEY}")
+            seen.add(name)
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))

@@ -28,6 +28,7 @@ from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outp
 from seam_dist.config.load import flatten, from_tree
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import scorable, title_of
+from seam_dist.evaluation.text_table import aligned
 
 # Settings that a stage records only when they are in use, and what they are when it does not.
 _RECORDED_WHEN_ON = {"infer_cam": {"infer_cam.crf": False}}
@@ -174,13 +175,8 @@ def _day(path: Path) -> str:
 
 def format_status(statuses: Sequence[StageStatus], *, action: bool = False) -> str:
     """Return the table; with `action`, what the command would do with each stage."""
-    rows = [(s.stage, s.action if action else s.state, s.state if action else "", s.detail) for s in statuses]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = []
-    for stage, first, second, detail in rows:
-        middle = f"{second.ljust(widths[2])}  " if action else ""
-        lines.append(f"{stage.ljust(widths[0])}  {first.ljust(widths[1])}  {middle}{detail}".rstrip())
-    return "\n".join(lines)
+    rows = [(s.stage, *([s.action] if action else []), s.state, s.detail) for s in statuses]
+    return aligned(rows)
 
 
 def read_run_config(folder: Path) -> Config:

@@ -24,7 +24,7 @@ from seam_dist.artifacts.layout import LABEL_TYPES, LabelType, label_folder
 from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
 from seam_dist.config.schema import IGNORE_INDEX, Config
-from seam_dist.data.images import BadImageError, decode_labels, decode_mask
+from seam_dist.data.images import decode_labels, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import read_raw
 from seam_dist.evaluation.metrics import class_lists, scores_from_confusion
@@ -79,8 +79,7 @@ def count_labels(
         total = sum(shard.num_samples for shard in own)
         with tqdm(total=total, unit="image", desc=f"{label_type.title}, {split}", disable=not world.is_main) as bar:
             for shard in own:
-                for key, labels, mask in _pairs(cfg, folder, shard):
-                    matrix = confusion_matrix(labels, mask, size)
+                for key, matrix in _matrices(cfg, folder, shard, size):
                     counts.confusion += matrix
                     counts.images[key] = float(scores_from_confusion(matrix).miou)
                     bar.update(1)
@@ -106,8 +105,8 @@ def confusion_matrix(labels: NDArray[np.uint8], mask: NDArray[np.uint8], num_lab
     return torch.from_numpy(counts.reshape(num_labels, num_labels))
 
 
-def _pairs(cfg: Config, folder: Path, shard: Shard) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Yield key, labels and mask of every image of a shard that has labels; inference left out damaged images."""
+def _matrices(cfg: Config, folder: Path, shard: Shard, num_labels: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield key and confusion matrix of every image of a shard that has labels; inference left out damaged images."""
     stored = read_label_shard(folder / shard.file)
     for raw in read_raw(cfg.shards_dir / shard.file, shard):
         if raw.key not in stored:
@@ -115,14 +114,12 @@ def _pairs(cfg: Config, folder: Path, shard: Shard) -> Iterator[tuple[str, NDArr
         try:
             labels = decode_labels(stored[raw.key], max_pixels=cfg.data.max_pixels)
             mask = decode_mask(raw.members["png"], max_pixels=cfg.data.max_pixels)
-            if labels.shape != mask.shape:
-                raise ValueError(f"the labels have {labels.shape} pixels and the mask {mask.shape}")
-        except (BadImageError, KeyError, ValueError) as error:
+            yield raw.key, confusion_matrix(labels, mask, num_labels)
+        except (KeyError, ValueError) as error:
             raise StageError(
                 f"{folder / shard.file}: {raw.key} cannot be scored ({error}): correct the mask, or run the stage "
                 "that makes the labels again"
             ) from None
-        yield raw.key, labels, mask
 
 
 def describe_labels(label_type: LabelType, split: str, counts: LabelCounts) -> dict[str, Any]:

@@ -67,6 +67,22 @@ def chosen_miou(row: Row, split: str) -> float | None:
     return number(scores.chosen, "miou")
 
 
+def columns(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
+    """Return the columns of the table: a split's best threshold (split, None), and the one of another split."""
+    table: list[tuple[str, str | None]] = []
+    for split in splits_of(rows):
+        table.append((split, None))
+        chosen = next((row.scores[split].chosen for row in rows if chosen_miou(row, split) is not None), None)
+        if chosen is not None:
+            table.append((split, str(chosen.get("from", "another split"))))
+    return table
+
+
+def column_miou(row: Row, split: str, source: str | None) -> float | None:
+    """Return a row's mIoU in a column of the table."""
+    return best_miou(row, split) if source is None else chosen_miou(row, split)
+
+
 def number(point: Mapping[str, Any] | None, key: str) -> float | None:
     """Return a number of a scored point, None where it is missing or not a number."""
     value = None if point is None else point.get(key)
@@ -86,22 +102,10 @@ def console_table(rows: Sequence[Row]) -> str:
     """Return the comparison as aligned text: mIoU in percent at the best threshold, and at the chosen one."""
     if not rows:
         return "No evaluation yet, so there is nothing to compare: run `--stage evaluate` first."
-    columns: list[tuple[str, list[str]]] = [
-        ("method", [row.label for row in rows]),
-        ("run", [row.run.name for row in rows]),
-    ]
-    for split in splits_of(rows):
-        columns.append((f"{split} mIoU", [_percent(best_miou(row, split)) for row in rows]))
-        chosen = [chosen_miou(row, split) for row in rows]
-        if any(value is not None for value in chosen):
-            source = next(
-                str(row.scores[split].chosen["from"])  # type: ignore[index]
-                for row, value in zip(rows, chosen, strict=True)
-                if value is not None
-            )
-            columns.append((f"at {source}'s threshold", [_percent(value) for value in chosen]))
-    cells = zip(*([head, *column] for head, column in columns), strict=True)
-    lines = [aligned(list(cells), num_left=2, rule=True)]
+    table = columns(rows)
+    titles = [f"{split} mIoU" if source is None else f"at {source}'s threshold" for split, source in table]
+    cells = [[row.label, row.run.name, *(_percent(column_miou(row, *column)) for column in table)] for row in rows]
+    lines = [aligned([["method", "run", *titles], *cells], num_left=2, rule=True)]
     for split in splits_of(rows):
         for run, gain in gains(rows, split):
             own = rows[-1].run

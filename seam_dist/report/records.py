@@ -95,13 +95,7 @@ class RunRecord:
         if isinstance(evaluation.get("plain"), Mapping) and self.primary != "plain":
             parts["plain"] = evaluation["plain"]
         return {
-            name: MapScores(
-                thresholds=part.get("thresholds") or evaluation["thresholds"],
-                miou=part["miou"],
-                best=part["best"],
-                chosen=part.get("chosen"),
-                default=part.get("default"),
-            )
+            name: MapScores(part["thresholds"], part["miou"], part["best"], part.get("chosen"), part.get("default"))
             for name, part in parts.items()
         }
 

@@ -10,13 +10,13 @@ import pytest
 
 from seam_dist.artifacts.tar_file import MemberError, TarError, naming_tar, read_member, read_tar, walk_tar, write_tar
 
-TEXT = re.compile(r"(\w+)\.txt")
+TEXT, ANY = re.compile(r"(\w+)\.txt"), re.compile(".*")
 MEMBERS = [("a.txt", b"first"), ("b.txt", b""), ("c.txt", b"x" * 1500)]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    write_tar(tmp_path / "x.tar", MEMBERS)
+    write_tar(tmp_path / "x.tar", TEXT, MEMBERS)
     return tmp_path / "x.tar"
 
 
@@ -30,7 +30,7 @@ def test_members_are_read_as_written_and_as_tarfile_reads_them(path: Path) -> No
 
 
 def test_an_empty_tar_has_no_members(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [])
+    write_tar(tmp_path / "x.tar", TEXT, [])
     assert walk_tar(tmp_path / "x.tar", TEXT) == []
 
 
@@ -58,7 +58,9 @@ def test_a_flipped_bit_in_any_header_is_seen(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "../a.txt", "d/a.txt", "/a.txt"])
 def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
-    write_tar(tmp_path / "x.tar", [("a.txt", b""), (name, b"")])
+    with pytest.raises(MemberError, match="twice or not allowed"):
+        write_tar(tmp_path / "x.tar", TEXT, [(name, b"")])
+    write_tar(tmp_path / "x.tar", ANY, [("a.txt", b""), (name, b"")])
     with pytest.raises(MemberError, match="is not allowed"):
         walk_tar(tmp_path / "x.tar", TEXT)
 
@@ -74,7 +76,12 @@ def test_links_folders_and_sparse_files_are_refused(tmp_path: Path, member_type:
 
 
 def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("a.txt", b"2")])
+    with pytest.raises(MemberError, match="twice or not allowed"):
+        write_tar(tmp_path / "x.tar", TEXT, [("a.txt", b"1"), ("a.txt", b"2")])
+    assert list(tmp_path.iterdir()) == []
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+        tar.addfile(tarfile.TarInfo("a.txt"))
     with pytest.raises(TarError, match=r"member 'a\.txt' is there twice"):
         list(read_tar(tmp_path / "x.tar", TEXT))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from seam_dist.artifacts.layout import CAM, LABEL_TYPES, cam_folder, label_folder, scores_folder
+from seam_dist.artifacts.layout import CAM, LABEL_TYPES, cam_folder, scores_folder
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest
 from seam_dist.report.comparison import MAP_NAMES, number
@@ -45,21 +45,11 @@ def _pictures(cfg: Config, own: RunRecord, manifest: Manifest) -> Markup:
     wanted, ranked_by = _ranked(own, split, count)
     note = None
     if not wanted:
-        wanted = [("first", key, None) for key in first_keys(cam_folder(cfg), manifest, split, 3 * count)]
+        wanted = [("first", key, None) for key in first_keys(cfg, manifest, 3 * count)]
         reason = "is not evaluated" if manifest.splits[split].has_masks else "has no masks"
         note = Note(f"Split {split} {reason}, so its images cannot be ranked; these are the first ones.")
     threshold, source = _threshold(cfg, own)
-    examples = load_examples(
-        cam_folder(cfg),
-        cfg.shards_dir,
-        manifest,
-        split,
-        wanted,
-        primary=own.primary,
-        threshold=threshold,
-        max_pixels=cfg.data.max_pixels,
-        label_dirs={name: label_folder(cfg, label_type) for name, label_type in LABEL_TYPES.items()},
-    )
+    examples = load_examples(cfg, manifest, wanted, primary=own.primary, threshold=threshold)
     classes = sorted({index for example in examples for index in example.classes})
     groups = [
         (heading, [_card(example, manifest.classes) for example in examples if example.rank == rank])

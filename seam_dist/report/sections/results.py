@@ -11,7 +11,8 @@ from seam_dist.report.comparison import (
     MAP_NAMES,
     Row,
     best_miou,
-    chosen_miou,
+    column_miou,
+    columns,
     compare_runs,
     gains,
     number,
@@ -25,15 +26,8 @@ from seam_dist.report.records import RunRecord
 def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -> Markup:
     """Return the headline figures and the comparison table."""
     rows = compare_runs(own, others)
-    splits = splits_of(rows)
-    head = ["Method and map"]
-    columns = []
-    for split in splits:
-        head.append(f"{split} mIoU, best threshold")
-        columns.append((best_miou, split))
-        if any(chosen_miou(row, split) is not None for row in rows):
-            head.append(f"{split} mIoU, threshold of {_chooser(rows, split)}")
-            columns.append((chosen_miou, split))
+    table = columns(rows)
+    titles = ["best threshold" if source is None else f"threshold of {source}" for _, source in table]
     note = None
     if not any(row.is_own and row.is_primary for row in rows):
         note = Note(f"Run {own.name} has no evaluation, so there are no scores.", f"{command} --stage evaluate")
@@ -41,8 +35,8 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
         "results.html",
         figures=_figures(own, rows),
         note=note,
-        head=head,
-        rows=[(row, [miou(row, split) for miou, split in columns]) for row in rows],
+        head=["Method and map", *(f"{split} mIoU, {title}" for (split, _), title in zip(table, titles, strict=True))],
+        rows=[(row, [column_miou(row, *column) for column in table]) for row in rows],
         not_evaluated=[
             Note(f"Run {run.name} was to be compared, but it has no evaluation.", f"--stage evaluate for {run.dir}")
             for run in others
@@ -73,11 +67,3 @@ def _figures(own: RunRecord, rows: Sequence[Row]) -> list[tuple[str, str]]:
         if "time_s" in last:
             figures.append((duration(last["time_s"]), "training time of SEAM"))
     return figures
-
-
-def _chooser(rows: Sequence[Row], split: str) -> str:
-    for row in rows:
-        if chosen_miou(row, split) is not None:
-            chosen = row.scores[split].chosen or {}
-            return str(chosen.get("from", "another split"))
-    return "another split"
