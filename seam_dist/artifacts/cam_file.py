@@ -2,7 +2,7 @@
 
 A stored map holds thousandths of 0..1, compressed, on a grid of ceil(H / stride) x ceil(W / stride) points, the first
 and last ones on the corner pixels. It loses what lies between its points: the scales above 1 see grids finer than the
-stride. Measured in tests/artifacts/test_cam_file.py on noisy maps of a 375 x 500 image with details of about 32 pixels,
+stride. Measured in tests/inference/test_cam.py on noisy maps of a 375 x 500 image with details of about 32 pixels,
 scales 0.5 to 2.0 at a feature stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8,
 0.002 and 0.06 at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels differently. Full-size maps are
 exact (`infer_cam.interop`).

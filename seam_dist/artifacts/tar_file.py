@@ -29,7 +29,7 @@ class MemberError(TarError):
     """A tar with a member that is not allowed in it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file of a tar: name, first byte and length of its data."""
 

@@ -21,13 +21,13 @@ import yaml
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folders, files_fingerprint
 from seam_dist.artifacts.cam_file import FORMAT
-from seam_dist.artifacts.layout import scores_folder, stage_folder
+from seam_dist.artifacts.layout import stage_folder
 from seam_dist.artifacts.lock import lock_holder
 from seam_dist.artifacts.provenance import fingerprint, sha256_file
 from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences
 from seam_dist.config.load import flatten, from_tree
 from seam_dist.config.schema import STAGES, Config
-from seam_dist.evaluation.score_folders import scorable, title_of
+from seam_dist.evaluation.score_folders import folders_by_name, title_of
 from seam_dist.evaluation.text_table import aligned
 
 # Settings that a stage records only when they are in use, and what they are when it does not.
@@ -69,7 +69,7 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
         where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
         return StageStatus(stage, "running", ", ".join(filter(None, (where, _progress(folder)))))
     # Evaluate keeps its records beside the scores that they belong to.
-    parts = {name: scores_folder(cfg.run_dir, name) for name in scorable(cfg)} if stage == "evaluate" else {"": folder}
+    parts = folders_by_name(cfg) if stage == "evaluate" else {"": folder}
     records = [read_json(part / RECORD) for part in parts.values() if (part / RECORD).is_file()]
     if not records:
         # A data set may have been converted elsewhere; then only its manifest came along.

@@ -7,10 +7,11 @@ others. evaluate/manifest.json is written last; it lists the scores that belong 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.layout import CAM, LABEL_TYPES, finished_label_types, scores_folder
-from seam_dist.artifacts.stage import MANIFEST, StageRun, input_fingerprint, open_stage, select
+from seam_dist.artifacts.stage import MANIFEST, RECORD, StageRun, input_fingerprint, open_stage, select
 from seam_dist.config.schema import Config
 
 
@@ -18,6 +19,13 @@ def scorable(cfg: Config) -> list[str]:
     """Return the names of what finished stages have made and can be scored: the CAM, then types of labels."""
     cams = [CAM] if (cfg.stage_dir("infer_cam") / MANIFEST).is_file() else []
     return cams + [label_type.name for label_type in finished_label_types(cfg)]
+
+
+def folders_by_name(cfg: Config) -> dict[str, Path]:
+    """Return the folders of the scores of all that can be scored now or was scored before, by name."""
+    folders = {name: scores_folder(cfg.run_dir, name) for name in (CAM, *LABEL_TYPES)}
+    now = scorable(cfg)
+    return {name: folder for name, folder in folders.items() if name in now or (folder / RECORD).is_file()}
 
 
 def title_of(name: str) -> str:

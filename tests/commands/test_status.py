@@ -164,6 +164,15 @@ def test_evaluate_is_done_when_all_that_was_made_has_scores(cfg: Config, tmp_pat
     assert (rerun.state, rerun.detail, rerun.action) == ("outdated", "random_walk changed", "rerun")
 
 
+def test_scores_of_a_stage_that_will_be_rerun_are_outdated(cfg: Config) -> None:
+    finish_scores(cfg, "cam")
+    finish_evaluation(cfg, ["cam"])
+    (cfg.stage_dir("infer_cam") / "manifest.json").unlink()
+    by_stage = {entry.stage: entry for entry in status.run_status(cfg)}
+    assert by_stage["infer_cam"].state == "interrupted"
+    assert (by_stage["evaluate"].state, by_stage["evaluate"].detail) == ("outdated", "infer_cam is rerun")
+
+
 def test_lost_scores_are_damage(cfg: Config) -> None:
     finish_scores(cfg, "cam")
     finish_evaluation(cfg, ["cam"])
