@@ -15,7 +15,7 @@ from typing import Literal
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 14, 12, 44
 
 # Color numbers: the run's result, its plain CAM, then the runs that it is compared with.
 OWN, PLAIN, _FIRST_OTHER, _NUM_STYLES = 0, 1, 2, 5
