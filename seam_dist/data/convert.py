@@ -23,9 +23,16 @@ import numpy as np
 import seam_dist
 from seam_dist.artifacts.atomic import atomic_file, read_json, sha256_file, write_json
 from seam_dist.config.schema import IGNORE_INDEX
-from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
+from seam_dist.data.images import (
+    BadImageError,
+    UnknownFormatError,
+    decode_image,
+    decode_mask,
+    encode_png,
+    read_header,
+    single_thread,
+)
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
-from seam_dist.data.processes import single_thread
 from seam_dist.data.shards import RawSample, SampleInfo, write_shard
 from seam_dist.data.sources.base import Record, SourceError
 
