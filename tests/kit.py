@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.label_file import write_labels
@@ -74,6 +74,11 @@ def finish_training(cfg: Config, stage: Stage, model: nn.Module, architecture: M
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, final / "model.safetensors")
     write_json(final / "model.json", {"architecture": dict(architecture)})
     opened.finish(final.iterdir())
+
+
+def authors_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict under the authors' flat names, as their code saves it."""
+    return {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
 
 
 def samples_of(cfg: Config, split: str, *, masks: bool = False) -> list[Sample]:

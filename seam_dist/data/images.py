@@ -134,8 +134,8 @@ def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSE
         wrong = labels[(labels > num_classes) & (labels != IGNORE_INDEX)]
         if wrong.size:
             raise ValueError(
-                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORE_INDEX}: write the labels "
-                "again from the same data set"
+                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORE_INDEX}: write "
+                "the labels again from the same data set"
             )
     return labels
 

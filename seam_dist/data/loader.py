@@ -69,8 +69,8 @@ class TrainStream(IterableDataset[tuple[int, Item]]):
     """Samples start, start + step, start + 2 step, ... for the workers of a DataLoader, each taking every W-th.
 
     The pixels go through `slots`, arrays (W, num_slots, ...) by name in memory that all processes share: a worker fills
-    its slots one after the other and hands over their numbers. Nothing is overwritten too early as long as there are two slots more
-    than results that a worker may be ahead, and each result is copied before the next one is asked for.
+    its slots in a cycle and passes on their numbers. Nothing is overwritten too early as long as there are two slots
+    more than results that a worker may be ahead, and each result is copied before the next one is asked for.
     """
 
     def __init__(self, reader: StreamReader, slots: Mapping[str, Tensor], start: int, step: int) -> None:

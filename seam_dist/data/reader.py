@@ -77,7 +77,7 @@ class LabelMapDecoder:
 class Item:
     """What belongs to one augmented image; `replaced` is whether it stands in for a bad sample.
 
-    `valid` is the box that is image; `color` a row of `seam_dist.data.augment.color`; `classes` are foreground ids from 1.
+    `valid` is the box that is image, `color` a row of `seam_dist.data.augment.color`; `classes` are ids from 1.
     """
 
     number: int

@@ -213,7 +213,7 @@ def _parse_header(block: bytes) -> tuple[str, bytes, int]:
 
 @dataclass(frozen=True)
 class SampleInfo:
-    """The content of `<key>.json`: class ids, (height, width) in display order, EXIF orientation, name in the data set."""
+    """The content of `<key>.json`: class ids, (height, width) as displayed, EXIF orientation, name in the data set."""
 
     classes: tuple[int, ...]
     size: tuple[int, int]

@@ -18,13 +18,15 @@ import webdataset
 import webdataset.utils
 
 from seam_dist.artifacts.atomic import read_json, write_json
-from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
+from seam_dist.data.manifest import Manifest, Shard, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import (
     BadSampleError,
     RawSample,
     SampleInfo,
     decode_sample,
+    index_shard,
     parse_info,
+    read_indexed,
     read_raw,
     read_shard,
     write_shard,
@@ -190,11 +192,22 @@ def test_key_that_occurs_twice_is_refused(tmp_path: Path, members: list[tuple[st
         list(read_raw(write_tar(tmp_path / "x.tar", *members)))
 
 
-@pytest.mark.parametrize("members", [["a.jpg"], ["a.json"], ["a.json", "a.png"]])
-def test_incomplete_sample_is_refused(tmp_path: Path, members: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["a.jpg"], r"sample a lacks its image or its \.json"),
+        (["a.json"], r"sample a lacks its image or its \.json"),
+        (["a.json", "a.png"], r"sample a lacks its image or its \.json"),
+        (["a.jpg", "a.json", "a.jpg"], "twice"),
+    ],
+)
+def test_incomplete_sample_is_refused_by_both_readers(tmp_path: Path, members: list[str], message: str) -> None:
     path = write_tar(tmp_path / "x.tar", *((name, b"{}") for name in members))
-    with pytest.raises(ShardError, match=r"sample a lacks its image or its \.json"):
+    with pytest.raises(ShardError, match=message):
         list(read_raw(path))
+    (indexed,) = index_shard(path, Shard(path.name, 1, path.stat().st_size, ""))
+    with pytest.raises(ShardError, match=message):
+        read_indexed(path, indexed)
 
 
 def test_missing_changed_or_cut_shard_is_named_by_verify(shards: Path) -> None:
@@ -223,8 +236,9 @@ def test_shard_with_fewer_samples_than_listed_is_refused(shards: Path) -> None:
     with open(shards / shard.file, "wb") as file:
         write_shard(file, samples)
     size = (shards / shard.file).stat().st_size
-    with pytest.raises(ShardError, match="holds 2 samples, expected 3"):
-        list(read_raw(shards / shard.file, type(shard)(shard.file, 3, size, shard.sha256)))
+    for read in (read_raw, index_shard):
+        with pytest.raises(ShardError, match="holds 2 samples, expected 3"):
+            list(read(shards / shard.file, Shard(shard.file, 3, size, shard.sha256)))
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, object]], object]) -> None:

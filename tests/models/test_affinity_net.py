@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import changed
+from kit import authors_state_dict, changed
 from seam_kernels import edge_affinity
 from torch.nn.functional import conv2d, elu, interpolate
 
@@ -16,7 +16,6 @@ from seam_dist.models import (
     AffinityNet,
     Backbone,
     affinity_facts,
-    authors_state_dict,
     build_affinity_net,
     load_weights,
     parameter_groups,

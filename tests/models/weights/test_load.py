@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit import authors_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seam_dist.models import SEAM, Backbone, authors_state_dict, load_weights
+from seam_dist.models import SEAM, Backbone, load_weights
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
 
