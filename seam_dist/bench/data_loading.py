@@ -1,9 +1,10 @@
 """Images a second from shards to batches on one core: `python -m seam_dist.bench.data_loading`.
 
-Rows: the published order in Pillow; the loader of training, which leaves color to the device; decoding alone. Images are 500 x 375 JPEGs of about 100 KB like those of PASCAL VOC: noise with the spectrum of photographs, or
-the photographs of a folder brought to that size (--photos). Read from the shards of a temporary folder in canonical
-order by one process, augmented with the default settings, assembled to batches. Wall and processor time are given: the
-processor's own time does not depend on what else the machine does.
+Rows: the published order in Pillow; the loader of training, which leaves color to the device; decoding alone. Images
+are 500 x 375 JPEGs of about 100 KB like those of PASCAL VOC: noise with the spectrum of photographs, or the photographs
+of a folder scaled to that size (--photos). Read from the shards of a temporary folder in canonical order by one
+process, augmented with the default settings, assembled to batches. Wall and processor time are given: the latter
+depends less on what else the machine does.
 """
 
 from __future__ import annotations
