@@ -65,7 +65,7 @@ def check_same(name: str, tensor: Tensor, second_name: str, second: Tensor, axes
     """Refuse two tensors that differ in dtype, device or in the size of the dimensions `axes` {index: letter}."""
     if tensor.dtype != second.dtype:
         raise ValueError(
-            f"{name}.dtype={tensor.dtype} differs from {second_name}.dtype={second.dtype}: convert one of them with .to()"
+            f"{name}.dtype={tensor.dtype} differs from {second_name}.dtype={second.dtype}: convert one with .to()"
         )
     if tensor.device != second.device:
         raise ValueError(

@@ -67,10 +67,10 @@ def test_same_input_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Pa
 def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path) -> None:
     barrier = threading.Barrier(2, timeout=60)
     sources = [kit.MemorySource(train=kit.records(13)) for _ in range(2)]
-    found: dict[int, Manifest] = {}
+    manifests: dict[int, Manifest] = {}
 
     def rank(index: int) -> None:
-        found[index] = run(
+        manifests[index] = run(
             sources[index], tmp_path / "ranks", rank=index, world_size=2, barrier=lambda: barrier.wait() and None
         )
 
@@ -79,7 +79,7 @@ def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] == found[1]
+    assert manifests[0] == manifests[1]
     calls = [[record.image.calls for record in source.splits["train"]] for source in sources]
     assert [a + b for a, b in zip(*calls, strict=True)] == [1] * 13
     assert all(sum(part) >= 6 for part in calls)

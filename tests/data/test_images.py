@@ -1,4 +1,4 @@
-"""Images of every kind become RGB in display order, or are refused before they cost memory."""
+"""Images of every format become RGB in display order, or are refused before they cost memory."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_exif_rotation_is_applied_as_pillow_does(format: str, orientation: int) 
     data = kit.encode(kit.pixels(0), format, exif=tags)
     header = read_header(data, max_pixels=MAX)
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    found = decode_image(data, max_pixels=MAX, orientation=header.orientation)
-    assert header.size == found.shape[:2] == expected.shape[:2]
-    assert np.abs(found.astype(int) - expected).max() <= 3  # two JPEG decoders
+    decoded = decode_image(data, max_pixels=MAX, orientation=header.orientation)
+    assert header.size == decoded.shape[:2] == expected.shape[:2]
+    assert np.abs(decoded.astype(int) - expected).max() <= 3  # two JPEG decoders
 
 
 def test_gray_jpeg_is_repeated_to_rgb() -> None:
@@ -65,8 +65,8 @@ def test_alpha_is_dropped_and_palette_resolved() -> None:
     with_alpha.putalpha(7)
     assert np.array_equal(decode_image(kit.encode(with_alpha, "PNG"), max_pixels=MAX), np.array(rgb))
     palette = rgb.quantize(32)
-    found = decode_image(kit.encode(palette, "PNG"), max_pixels=MAX)
-    assert np.array_equal(found, np.array(palette.convert("RGB")))
+    decoded = decode_image(kit.encode(palette, "PNG"), max_pixels=MAX)
+    assert np.array_equal(decoded, np.array(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
@@ -86,8 +86,8 @@ def test_other_formats_are_stored_as_png_of_the_first_frame(format: str) -> None
     data = kit.encode(first, format, **options)
     with pytest.raises(UnknownFormatError, match="not an image of format JPEG or PNG or WEBP"):
         read_header(data, max_pixels=MAX)
-    found = decode_image(encode_png(data, max_pixels=MAX), max_pixels=MAX)
-    assert np.array_equal(found, np.array(first.convert("RGB")))
+    decoded = decode_image(encode_png(data, max_pixels=MAX), max_pixels=MAX)
+    assert np.array_equal(decoded, np.array(first.convert("RGB")))
 
 
 def test_one_pixel_image_is_an_image() -> None:

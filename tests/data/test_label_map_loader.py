@@ -56,8 +56,8 @@ def test_global_batches_are_identical_for_any_ranks_workers_and_starts(
         assert [number for number, _, _ in step] == list(range(4 * n, 4 * n + 4))
     assert len({row for step in expected for _, _, row in step}) == 24
     for ranks, workers in ((2, 2), (4, 1), (1, 4)):
-        found = global_steps(cfg(num_workers=workers), labels, stage, ranks, steps=4, start=8)
-        assert found == expected[2:], f"{ranks} ranks x {workers} workers"
+        resumed = global_steps(cfg(num_workers=workers), labels, stage, ranks, steps=4, start=8)
+        assert resumed == expected[2:], f"{ranks} ranks x {workers} workers"
 
 
 def test_sample_without_a_label_is_replaced_and_reported(
@@ -124,8 +124,8 @@ def test_masks_are_read_when_no_labels_are_given(coded_shards: Path) -> None:
     cfg = label_map_config(coded_shards, crop=96, scale=(1.0, 1.0))
     batch = next(label_map_loader(cfg, None, "train_seg"))
     for target, (y0, x0, y1, x1) in zip(batch["target"], batch["valid"].tolist(), strict=True):
-        found = target[y0:y1, x0:x1].numpy()
-        assert any(np.array_equal(found, turned) for turned in (pixel_labels(), pixel_labels()[:, ::-1]))
+        inside = target[y0:y1, x0:x1].numpy()
+        assert any(np.array_equal(inside, label) for label in (pixel_labels(), pixel_labels()[:, ::-1]))
     manifest = load_manifest(coded_shards)
     unmasked = replace(manifest, splits={"train": replace(manifest.split("train"), has_masks=False)})
     with pytest.raises(ShardError, match="split 'train' has no masks to train on"):

@@ -190,12 +190,12 @@ def test_bad_sample_is_reported_once_and_replaced_the_same_everywhere(
     damage(shards, ["image-005"], truncate)
     with caplog.at_level(logging.WARNING):
         one = loader(kit.stream_config(shards))
-        found = digest([next(one) for _ in range(6)])
+        with_replacement = digest([next(one) for _ in range(6)])
     (message,) = [r.getMessage() for r in caplog.records]
     assert "bad sample image-005 in" in message
     assert "train-00005.tar is left out: the JPEG is damaged" in message
     assert one.num_replaced == 2  # once in each of the two epochs
-    for before, after in zip(good, found, strict=True):
+    for before, after in zip(good, with_replacement, strict=True):
         assert after[0] == before[0]
         if before[1] == "image-005":
             assert after[1] != "image-005"
@@ -203,7 +203,7 @@ def test_bad_sample_is_reported_once_and_replaced_the_same_everywhere(
             assert after == before
     for ranks, workers in ((2, 2), (4, 1)):
         cfg = kit.stream_config(shards, num_workers=workers)
-        assert [row for step in global_steps(cfg, ranks, steps=6) for row in step] == found
+        assert [row for step in global_steps(cfg, ranks, steps=6) for row in step] == with_replacement
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ def test_jitter_agrees_with_pillow_in_every_order() -> None:
         slow = np.array(jitter_exact(Image.fromarray(image), color), int)
         full = with_gray_mean(color, image)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        found = jitter(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
+        jittered = jitter(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
         seen.add(tuple(operation_order(color)))
-        assert np.abs(found - slow).mean() < 4
-        assert np.array_equal(found, np.floor(found))
+        assert np.abs(jittered - slow).mean() < 4
+        assert np.array_equal(jittered, np.floor(jittered))
     assert len(seen) > 15
 
 
@@ -43,9 +43,9 @@ def test_single_blend_is_exactly_pillows(operation: int) -> None:
         full = with_gray_mean(color, image)
         slow = np.array(enhance(Image.fromarray(image)).enhance(factor), int)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        found = jitter(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
-        assert np.abs(found - slow).max() <= 1
-        assert np.mean(found != slow) < 0.05  # rounding instead of truncating would change half of the pixels
+        jittered = jitter(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
+        assert np.abs(jittered - slow).max() <= 1
+        assert np.mean(jittered != slow) < 0.05  # rounding instead of truncating would change half of the pixels
 
 
 def test_hue_turns_red_to_green_and_back() -> None:

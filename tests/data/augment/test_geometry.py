@@ -39,8 +39,11 @@ def test_draws_have_the_published_distribution() -> None:
 def test_crop_position_is_uniform_for_large_and_small_images() -> None:
     cfg = replace(PUBLISHED, resize_long=(6, 6))
     places = [place(3, 6, draw(sample_generator(0, n), cfg), 4) for n in range(600)]
-    assert {found.resized for found in places} == {(3, 6)}
-    starts, offsets = Counter(found.start for found in places), Counter(found.offset for found in places)
+    assert {placement.resized for placement in places} == {(3, 6)}
+    starts, offsets = (
+        Counter(placement.start for placement in places),
+        Counter(placement.offset for placement in places),
+    )
     assert set(starts) == {(0, x) for x in range(3)}
     assert set(offsets) == {(y, 0) for y in range(2)}
     assert min(starts.values()) > 150

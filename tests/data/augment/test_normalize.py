@@ -27,17 +27,17 @@ def normalize(image: torch.Tensor, valid: torch.Tensor, color: torch.Tensor | No
 def test_padding_is_zero_after_normalization_and_pixels_are_normalized(last: bool) -> None:
     image = torch.from_numpy(np.stack([kit.pixels(n) for n in range(2)])).permute(0, 3, 1, 2)
     valid = torch.tensor([[3, 5, 20, 33], [0, 0, 30, 40]], dtype=torch.int32)
-    found = normalize(image, valid, torch.tensor([IDENTITY] * 2), last)
+    normalized = normalize(image, valid, torch.tensor([IDENTITY] * 2), last)
     expected = (image.numpy() / 255 - MEAN[:, None, None]) / STD[:, None, None]
-    assert found.dtype == torch.float32
-    assert found.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    inside = found[0, :, 3:20, 5:33].numpy()
+    assert normalized.dtype == torch.float32
+    assert normalized.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    inside = normalized[0, :, 3:20, 5:33].numpy()
     assert np.allclose(inside, expected[0, :, 3:20, 5:33], atol=1e-5)
-    assert np.allclose(found[1].numpy(), expected[1], atol=1e-5)
-    outside = found[0].clone()
+    assert np.allclose(normalized[1].numpy(), expected[1], atol=1e-5)
+    outside = normalized[0].clone()
     outside[:, 3:20, 5:33] = 0
     assert not outside.any()
-    assert torch.equal(found, normalize(image, valid, None, last))
+    assert torch.equal(normalized, normalize(image, valid, None, last))
 
 
 @pytest.mark.slow
