@@ -1,6 +1,6 @@
 """The manifest of a folder of shards: classes, splits, and for each shard its samples, bytes and checksum.
 
-It reveals a lost, truncated or exchanged shard: tar readers end silently at a cut and skip what they cannot read.
+It reveals a lost, truncated or exchanged shard: tar readers end silently where a file is truncated and skip what they cannot read.
 """
 
 from __future__ import annotations
@@ -158,4 +158,4 @@ def check_size(path: Path, shard: Shard) -> None:
         raise ShardError(f"{path} is missing: {REMEDY}")
     size = path.stat().st_size
     if size != shard.num_bytes:
-        raise ShardError(f"{path} has {size} bytes, expected {shard.num_bytes}, so it is cut or damaged: {REMEDY}")
+        raise ShardError(f"{path} has {size} bytes, expected {shard.num_bytes}, so it is truncated or damaged: {REMEDY}")

@@ -75,7 +75,7 @@ def read_raw(path: Path, expected: Shard | None = None) -> Iterator[RawSample]:
     """Yield the samples of a shard as stored, in stored order, one in memory at a time.
 
     With `expected`, the file's size and the number of samples must be the manifest's. Raises ShardError, naming the
-    shard, for a missing, cut or damaged tar, for members that are not allowed, and for incomplete samples.
+    shard, for a missing, truncated or damaged tar, for members that are not allowed, and for incomplete samples.
     """
     path = Path(path)
     if expected is not None:
