@@ -158,4 +158,6 @@ def check_size(path: Path, shard: Shard) -> None:
         raise ShardError(f"{path} is missing: {REMEDY}")
     size = path.stat().st_size
     if size != shard.num_bytes:
-        raise ShardError(f"{path} has {size} bytes, expected {shard.num_bytes}, so it is truncated or damaged: {REMEDY}")
+        raise ShardError(
+            f"{path} has {size} bytes, expected {shard.num_bytes}, so it is truncated or damaged: {REMEDY}"
+        )

@@ -112,7 +112,9 @@ def test_damaged_sample_is_named_and_leaves_its_neighbors(shards: Path) -> None:
     assert items[3]["key"] != items[5]["key"] != second.key
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:700], lambda data: b"x" + data[1:], lambda data: data + bytes(512)])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:700], lambda data: b"x" + data[1:], lambda data: data + bytes(512)]
+)
 def test_damaged_shard_is_named(shards: Path, change: Any) -> None:
     path = shards / "train-00001.tar"
     path.write_bytes(change(path.read_bytes()))
