@@ -12,7 +12,7 @@ from seam_dist.artifacts.layout import LABEL_TYPES, label_folder
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.joint import make_joint_loader
+from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.models.deeplab import SEAM_STAGE
@@ -58,8 +58,8 @@ def run(cfg: Config) -> None:
         num_samples=manifest.split(cfg.data.train_split).num_samples,
         build=lambda: build_deeplab(cfg, manifest.num_classes),
         wrap=wrap,
-        loader=lambda cfg, start, micro: make_joint_loader(
-            cfg, manifest, world.rank, world.size, start, micro, labels=labels, kind="seg"
+        loader=lambda cfg, start, micro: make_label_map_loader(
+            cfg, manifest, world.rank, world.size, start, micro, labels=labels, stage="train_seg"
         ),
     )
 

@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from kit import authors_state_dict
 from safetensors.torch import save_file
 
 from seam_dist.artifacts.atomic import read_json, write_json
@@ -31,7 +32,7 @@ from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write
 from seam_dist.inference.batching import by_size
 from seam_dist.inference.cam import find_checkpoint, infer_samples, load_model
 from seam_dist.inference.crf_pool import affinity_labels
-from seam_dist.models import authors_state_dict, build_seam
+from seam_dist.models import build_seam
 from seam_dist.stages import infer_cam, shard
 from seam_dist.stages.train_seam import architecture
 
