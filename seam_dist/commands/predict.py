@@ -28,14 +28,8 @@ from seam_dist.evaluation.label_scores import confusion_matrix
 from seam_dist.evaluation.metrics import scores_from_confusion
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.export import check_export, export_network
-from seam_dist.inference.segmentation import (
-    Prediction,
-    SegWeights,
-    alignment,
-    find_seg_weights,
-    load_network,
-    predict_samples,
-)
+from seam_dist.inference.segmentation import Prediction, predict_samples, refine_in_order
+from seam_dist.models import Trained, find_trained, load_deeplab
 from seam_dist.report.overlay import draw_overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -78,7 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--scales", type=float, nargs="+", metavar="S", help="sizes relative to the image (default: as trained for)")
     add("--flip", action=argparse.BooleanOptionalAction, help="add the mirror image (default: as trained for)")
     add("--crf", action="store_true", help="refine the labels by a dense CRF")
-    add("--crf-impl", choices=("lattice", "torch", "triton", "auto"), help="kind of CRF (default: as trained for)")
+    add(
+        "--crf-impl",
+        choices=("lattice", "torch", "triton", "auto"),
+        help="implementation of the CRF (default: as trained for)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network runs")
     add("--batch-size", type=_count, default=_DEFAULTS.batch_size, metavar="N", help="images of one size at a time")
     add("--threads", type=_count, metavar="N", help="CPU threads (default: all)")
@@ -117,10 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _count(word: str) -> int:
-    value = int(word)
+def _count(text: str) -> int:
+    value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{word} is less than 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
 
 
@@ -131,37 +129,37 @@ def _run(arguments: argparse.Namespace) -> int:
         raise PredictError("--images and --out go together: give both, or neither with --export")
     if arguments.export is not None:
         check_export(arguments.export)
-    found = find_seg_weights(arguments.weights)
-    cfg = predict_settings(arguments, found)
+    trained = find_trained(arguments.weights, "train_seg")
+    cfg = predict_settings(arguments, trained)
     images = {} if arguments.images is None else find_images(arguments.images, arguments.out)
     if arguments.threads is not None:
         torch.set_num_threads(cfg.run.threads or 1)
     if arguments.export is not None:
         height, width = arguments.export_size
-        sizes = export_network(load_network(found, torch.device("cpu")), arguments.export, (height, width))
-        logits = f"logits (1, {1 + len(found.classes)}, H, W)"
+        sizes = export_network(load_deeplab(trained), arguments.export, (height, width))
+        logits = f"logits (1, {1 + len(trained.classes)}, H, W)"
         print(f"{arguments.export}: from uint8 RGB (1, 3, H, W), {sizes}, to {logits}")
     if arguments.images is None:
         return 0
-    outcome = predict_images(found, images, cfg, arguments)
+    outcome = predict_images(trained, images, cfg, arguments)
     print(f"{outcome.num_done} of {len(images)} images done, in {arguments.out}")
     if arguments.masks is not None:
-        print(format_scores(outcome, found.classes))
+        print(format_scores(outcome, trained.classes))
     if outcome.failures:
         print(f"seam-dist predict: {len(outcome.failures)} images could not be read, see above", file=sys.stderr)
         return 1
     return 0
 
 
-def predict_settings(arguments: argparse.Namespace, found: SegWeights) -> Config:
+def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
     """Return the settings in force: the arguments, then those that the network was trained with, then the defaults."""
-    trained = found.settings
-    predict = {entry.name: trained.get(f"infer_seg.{entry.name}") for entry in fields(InferSegConfig)}
+    settings = trained.settings
+    predict = {entry.name: settings.get(f"infer_seg.{entry.name}") for entry in fields(InferSegConfig)}
     predict.update(splits=None, checkpoint=None, voc_server=None, batch_size=arguments.batch_size, crf=arguments.crf)
     predict.update({name: value for name in ("scales", "flip") if (value := getattr(arguments, name)) is not None})
     if predict["scales"] is not None and (not predict["scales"] or min(predict["scales"]) <= 0):
         raise PredictError(f"--scales {predict['scales']}: expected numbers above 0")
-    crf = {entry.name: trained.get(f"crf.{entry.name}") for entry in fields(CrfConfig)}
+    crf = {entry.name: settings.get(f"crf.{entry.name}") for entry in fields(CrfConfig)}
     crf.update(num_workers=None, impl=arguments.crf_impl or crf["impl"])
     return Config(
         run=RunConfig(device=arguments.device, threads=arguments.threads),
@@ -201,27 +199,24 @@ def find_images(source: Path, out: Path) -> dict[str, Path]:
     return images
 
 
-def predict_images(
-    found: SegWeights, images: Mapping[str, Path], cfg: Config, arguments: argparse.Namespace
-) -> Outcome:
+def predict_images(trained: Trained, images: Mapping[str, Path], cfg: Config, arguments: argparse.Namespace) -> Outcome:
     """Write the labels of all images, and their overlays; return what became of them."""
     device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and device.type == "cpu":
         raise PredictError("--device cuda but torch sees no GPU: use --device cpu, or a GPU build of torch")
-    classes = found.classes
+    classes = trained.classes
     outcome = Outcome(torch.zeros(len(classes) + 1, len(classes) + 1, dtype=torch.int64))
     with ExitStack() as stack:
         crf = None
         if cfg.infer_seg.crf:
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
-        model = load_network(found, device)
+        model = load_deeplab(trained).to(device)
         bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict"))
         samples = _read(images, arguments.max_pixels, outcome, bar)
         predictions = predict_samples(
-            model, samples, cfg.infer_seg, align=alignment(found, model), longest=arguments.max_side, crf=crf
+            model, samples, cfg.infer_seg, align=trained.align, longest=arguments.max_side, crf=crf
         )
-        for prediction in predictions:
-            labels = prediction.labels if prediction.refined is None else prediction.refined
+        for prediction, labels in refine_in_order(predictions):
             target = arguments.out / f"{prediction.sample.key}.png"
             atomic_write(target, encode_labels(labels))
             if arguments.overlay:
@@ -259,7 +254,7 @@ def _score(prediction: Prediction, labels: Any, masks: Path, outcome: Outcome, m
         mask = decode_mask(path.read_bytes(), max_pixels=max_pixels)
         outcome.confusion += confusion_matrix(labels, mask, len(outcome.confusion))
     except ValueError as error:
-        raise PredictError(f"{path} cannot be compared ({error}): put the mask right, or leave --masks out") from None
+        raise PredictError(f"{path} cannot be compared ({error}): fix the mask, or leave --masks out") from None
     outcome.num_scored += 1
 
 

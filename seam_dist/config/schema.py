@@ -55,7 +55,7 @@ class RunConfig:
     threads: int | None = Field(default=None, ge=1)
     """CPU threads a rank; unset: the machine's cores divided by its local ranks."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds a training step or a collective may take before the watchdog ends the job."""
+    """Seconds a training step, a batch of inference or a collective may take before the job ends."""
     overwrite: bool = False
     """Replace the outputs of a stage that was run with other settings."""
 

@@ -1,35 +1,25 @@
-"""What the inference stages share: images of one size together, resized copies, other ranks' shards, bad samples."""
+"""Images through a network: those of one size together, at several scales, mirrored, in parts that fit the memory."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
-from seam_dist.artifacts.atomic import read_json, write_json
-from seam_dist.data.manifest import Shard
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.shards import Sample
+from seam_dist.models import SEAM, AffinityNet, DeepLab
 from seam_dist.models.grid import scaled_size
 
 T = TypeVar("T")
-
-
-class Work(NamedTuple):
-    """An input shard and the folders that get its output shards."""
-
-    shard: Shard
-    folders: tuple[str, ...]
-
-
+Network = SEAM | AffinityNet | DeepLab
 Pixels = NDArray[np.uint8]
 
 # Pixels that go through the network at once: a CPU gains nothing from batches beyond it and needs about 1 KB a pixel.
@@ -52,15 +42,63 @@ def by_size(samples: Iterable[Sample], batch_size: int) -> Iterator[list[tuple[i
     yield from groups.values()
 
 
-def scaled_images(images: Sequence[Pixels], scales: Sequence[float], *, align: int | None = None) -> list[Tensor]:
-    """Return for each scale the images of one size resized together, uint8 (B, 3, h, w); bicubic as published."""
+def scaled_images(
+    images: Sequence[Pixels], scales: Sequence[float], *, align: int | None = None, longest: int | None = None
+) -> list[Tensor]:
+    """Return for each scale the images of one size resized together, uint8 (B, 3, h, w); bicubic as published.
+
+    Sizes fit grids of stride `align`. Scales of images longer than `longest` pixels are relative to that length. Raises
+    ValueError without a scale.
+    """
+    if not scales:
+        raise ValueError("scales is empty, expected at least one number: set infer_cam.scales or infer_seg.scales")
+    size = (images[0].shape[0], images[0].shape[1])
+    factor = 1.0 if longest is None else min(1.0, longest / max(size))
     result = []
     for scale in scales:
-        height, width = scaled_size((images[0].shape[0], images[0].shape[1]), scale, align=align)
+        height, width = scaled_size(size, scale * factor, align=align)
         # Pillow's kernel is the published one; OpenCV's differs by up to 30 gray levels at edges when shrinking.
         resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
         result.append(torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2))
     return result
+
+
+@torch.inference_mode()
+def network_maps(
+    network: Network,
+    images: Tensor,
+    forward: Callable[[Tensor], Sequence[Tensor]],
+    *,
+    flip: bool = False,
+    stride: int = 1,
+) -> list[Tensor]:
+    """Return what `forward` makes of uint8 images (B, 3, H, W): maps (B, C, h, w), on the network's device.
+
+    forward: is given normalized images in the memory format of the network, padded with zeros at the right and the
+    bottom to multiples of `stride`. flip: the maps of the mirrored images are turned back and added.
+    """
+    device = next(network.parameters()).device
+    mean, std = torch.tensor(network.backbone.mean), torch.tensor(network.backbone.std)
+    channels_last = _is_channels_last(network)
+    height, width = images.shape[2:]
+    padding = (0, -width % stride, 0, -height % stride)
+    at_once = max(1, PIXELS_AT_ONCE[device.type] // ((height + padding[3]) * (width + padding[1])))
+    parts = []
+    for part in torch.split(images, at_once):
+        valid = torch.tensor([[0, 0, height, width]], dtype=torch.int32).expand(len(part), 4)
+        padded = pad(part.to(device), padding)
+        pixels = normalize_images(padded, valid, None, mean, std, channels_last=channels_last)
+        maps = forward(pixels)
+        if flip:
+            maps = [own + mirrored.flip(-1) for own, mirrored in zip(maps, forward(pixels.flip(-1)), strict=True)]
+        parts.append(maps)
+    return [torch.cat(same) for same in zip(*parts, strict=True)]
+
+
+def _is_channels_last(network: Network) -> bool:
+    # A weight of 1x1 is in both formats at once, so the stem's says it.
+    stem = next(p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] * p.shape[3] > 1)
+    return stem.is_contiguous(memory_format=torch.channels_last)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
@@ -70,40 +108,3 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)
             yield item
-
-
-def wait_for(folder: Path, names: Sequence[str]) -> None:
-    """Wait until all files are there. Ranks finish up to a shard apart, longer than a collective may take."""
-    while not set(names) <= set(os.listdir(folder)):
-        time.sleep(0.2)
-
-
-def write_bad(folder: Path, shard: str, messages: Sequence[str]) -> None:
-    """Keep what was said of the bad samples of one input shard; call it before the shard counts as done."""
-    record = _bad_file(folder, shard)
-    if messages:
-        write_json(record, list(messages))
-    else:
-        record.unlink(missing_ok=True)
-
-
-def read_bad(folder: Path, shards: Sequence[Shard], max_bad_fraction: float) -> list[str]:
-    """Return what was said of the bad samples of all shards, whichever call met them.
-
-    Raises ValueError when they are more than `max_bad_fraction` of the samples.
-    """
-    bad: list[str] = []
-    for shard in shards:
-        record = _bad_file(folder, shard.file)
-        bad += read_json(record) if record.is_file() else []
-    num_images = sum(shard.num_samples for shard in shards)
-    if len(bad) > max_bad_fraction * num_images:
-        raise ValueError(
-            f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction={max_bad_fraction:g}; "
-            f"the first: {bad[0]}"
-        )
-    return bad
-
-
-def _bad_file(folder: Path, shard: str) -> Path:
-    return folder / "bad" / f"{shard.removesuffix('.tar')}.json"

@@ -5,116 +5,150 @@ PARITY.md section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.atomic import read_json
-from seam_dist.artifacts.authors_files import find_dict, read_cam_dict, stack_maps
+from seam_dist.artifacts.authors_files import (
+    crf_folder,
+    crf_folders,
+    find_dict,
+    read_cam_dict,
+    stack_maps,
+    write_cam_dict,
+)
 from seam_dist.artifacts.cam_file import StoredCam, store_cam
-from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.config.schema import Config, InferCamConfig
-from seam_dist.data.augment.normalize import normalize_images
-from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
-from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
-from seam_dist.models import SEAM, build_backbone, load_weights
+from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead, scaled_images
+from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.run_shards import CAMS, ShardOutput
+from seam_dist.models import SEAM, affinity_stride
 
 EPS = 1e-5
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Trained weights, and what their network looks like where the file's model.json says it."""
+class CamMaps(NamedTuple):
+    """Normalized maps (K, H, W) of an image's classes at its size.
 
-    weights: Path
-    architecture: Mapping[str, Any] | None
-
-
-def find_checkpoint(cfg: Config) -> Checkpoint:
-    """Return the weights that cfg.infer_cam.checkpoint names, or those of this run's finished training.
-
-    It names a weight file (.pth, .pt, .safetensors), or a folder: of a run, of its train_seam stage, or of its final
-    weights. Raises StageError when there are none.
+    `cam` is PCM's where the network has it, and `plain` the classifier's then; else `cam` is the classifier's.
     """
-    if cfg.infer_cam.checkpoint is None:
-        input_fingerprint(cfg.stage_dir("train_seam"), "train_seam")
-        folder = cfg.stage_dir("train_seam") / "final"
-    elif cfg.infer_cam.checkpoint.is_file():
-        weights = cfg.infer_cam.checkpoint
-        return Checkpoint(weights, _architecture(weights) if weights.suffix == ".safetensors" else None)
-    else:
-        root = cfg.infer_cam.checkpoint
-        folders = [root / "train_seam" / "final", root / "final", root]
-        folder = next((f for f in folders if (f / "model.safetensors").is_file()), root)
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise StageError(
-            f"{weights} is missing: run `--stage train_seam` to the end, or set infer_cam.checkpoint to a weight file or "
-            "to the folder of a finished run"
-        )
-    return Checkpoint(weights, _architecture(weights))
+
+    cam: Tensor
+    plain: Tensor | None
 
 
-def _architecture(weights: Path) -> Mapping[str, Any] | None:
-    path = weights.with_name("model.json")
-    if not path.is_file():
-        return None
-    facts = read_json(path).get("architecture")
-    if not isinstance(facts, Mapping):
-        raise StageError(f"{path} has no architecture: write it again with `--stage train_seam`")
-    return facts
+def infer_cams(
+    model: SEAM,
+    images: Sequence[Pixels],
+    classes: Sequence[Sequence[int]],
+    *,
+    scales: Sequence[float],
+    flip: bool = True,
+    align: int | None = None,
+) -> list[CamMaps]:
+    """Return the maps of images (H, W, 3) of one size, on the device of the network, which is in eval mode.
 
-
-def load_model(cfg: Config, manifest: Manifest, checkpoint: Checkpoint) -> SEAM:
-    """Return the trained network, with PCM where its map is asked for; what model.json says goes before cfg.model.
-
-    Raises ValueError when the weights are of other classes or another architecture.
+    classes: the present ids, from 1, of each image. Scaled images have sizes that fit grids of stride `align`
+    (Trained.align). Raises ValueError without a scale.
     """
-    model_config, pcm = cfg.model, cfg.loss.ablation not in ("cam", "er")
-    facts = checkpoint.architecture
-    if facts is not None:
-        if list(facts["classes"]) != list(manifest.classes):
-            raise StageError(
-                f"{checkpoint.weights} was trained for {len(facts['classes'])} classes {_shown(facts['classes'])}, the "
-                f"shards in {cfg.shards_dir} have {manifest.num_classes} {_shown(manifest.classes)}: use the data set "
-                "that it was trained on"
-            )
-        names = ("backbone", "width", "output_stride", "pcm_center", "pcm_grid", "align_grid")
-        model_config = replace(
-            model_config,
-            **{name: facts[name] for name in names},
-            pcm_channels=tuple(facts["pcm_channels"]),
-        )
-        pcm = bool(facts["pcm"])
-    model = SEAM(
-        build_backbone(model_config),
-        manifest.num_classes,
-        pcm=pcm,
-        pcm_channels=model_config.pcm_channels,
-        pcm_center=model_config.pcm_center,
-        pcm_grid=model_config.pcm_grid,
-        pcm_impl=model_config.pcm_impl,
+    size = (images[0].shape[0], images[0].shape[1])
+    return _full_maps(model, scaled_images(images, scales, align=align), classes, size, flip=flip)
+
+
+def infer_samples(
+    model: SEAM, samples: Iterable[Sample], cfg: InferCamConfig, *, align: int | None = None
+) -> Iterator[tuple[int, Sample, CamMaps]]:
+    """Yield (place among the samples, sample, maps), as they are finished; images of one size go together."""
+    prepared = (
+        (batch, scaled_images([sample.image for _, sample in batch], cfg.scales, align=align))
+        for batch in by_size(samples, cfg.batch_size)
     )
-    load_weights(model, checkpoint.weights, require_heads=True)
-    model.pcm = pcm and cfg.infer_cam.cam == "refined"
-    if model_config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    for batch, images in one_ahead(prepared):
+        height, width = batch[0][1].image.shape[:2]
+        all_maps = _full_maps(model, images, [sample.classes for _, sample in batch], (height, width), flip=cfg.flip)
+        for (index, sample), maps in zip(batch, all_maps, strict=True):
+            yield index, sample, maps
 
 
-def _shown(names: Sequence[str]) -> str:
-    return f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+def read_authors_cams(samples: Iterable[Sample], folder: Path) -> Iterator[tuple[int, Sample, CamMaps]]:
+    """Yield (place among the samples, sample, maps) from the authors' CAM dicts in a folder.
+
+    Raises ValueError when an image has no file, or one of another size or of other classes than its label.
+    """
+    for index, sample in enumerate(samples):
+        path = find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
+        size = (sample.image.shape[0], sample.image.shape[1])
+        cam = stack_maps(path, read_cam_dict(path), [index - 1 for index in sample.classes], size)
+        yield index, sample, CamMaps(torch.from_numpy(cam), None)
 
 
-def fold_mirrored(cam: Tensor, mirrored: Tensor) -> Tensor:
-    """Return the sum of a map and of the map of the mirrored image, turned back."""
-    return cam + mirrored.flip(-1)
+def add_cams(
+    output: ShardOutput,
+    index: int,
+    sample: Sample,
+    maps: CamMaps,
+    cfg: Config,
+    folder: Path,
+    pool: CrfPool | None,
+    *,
+    with_affinity: bool,
+) -> None:
+    """Store the maps of a sample, write them to the authors' files below `folder` (infer_cam.interop), start its CRFs.
+
+    With a pool, the sample gets labels in crf/ and, `with_affinity`, in affinity/: from the authors' CRF dicts where
+    infer_cam.crf_from_interop names them.
+    """
+    size = (sample.image.shape[0], sample.image.shape[1])
+    plain = None if maps.plain is None else store_cam(maps.plain, cfg.infer_cam.cam_stride)
+    stored = StoredCam(sample.key, sample.classes, size, store_cam(maps.cam, cfg.infer_cam.cam_stride), plain)
+    output.add(CAMS, index, sample.key, lambda: stored)
+    full = maps.cam.float().cpu().numpy()
+    if cfg.infer_cam.interop:
+        write_cam_dict(folder / "interop" / f"{sample.key}.npy", sample.classes, full)
+    if pool is None:
+        return
+    stride = affinity_stride(cfg) if with_affinity else None
+    if (crf_files := crf_folders(cfg.infer_cam)) is not None:
+        setting = "infer_cam.crf_from_interop"
+        low, high = (find_dict(source, sample.key, sample.source_id, setting) for source in crf_files)
+        labels = pool.submit_dicts((low, high), size, sample.classes, stride=stride)
+    else:
+        alphas = cfg.infer_cam.crf_alphas
+        low, high = (folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy" for alpha in alphas)
+        dicts = (low, high) if cfg.infer_cam.interop else None
+        labels = pool.submit_cam(sample.image, full, sample.classes, alphas, stride=stride, dicts=dicts)
+    output.add("crf", index, sample.key, lambda: labels.result().labels)
+    if with_affinity:
+        output.add("affinity", index, sample.key, lambda: labels.result().affinity)
+
+
+@torch.inference_mode()
+def _full_maps(
+    model: SEAM, images: Sequence[Tensor], classes: Sequence[Sequence[int]], size: tuple[int, int], *, flip: bool
+) -> list[CamMaps]:
+    """Return the maps at `size` of uint8 images (B, 3, h, w) at each scale."""
+
+    def forward(pixels: Tensor) -> list[Tensor]:
+        return [maps for maps in model.forward_grid(pixels) if maps is not None]
+
+    # [scale][classifier, PCM]: maps (B, C + 1, h, w) of image and mirrored image.
+    grids = [network_maps(model, scaled, forward, flip=flip) for scaled in images]
+    sizes = [(scaled.shape[2], scaled.shape[3]) for scaled in images]
+    result = []
+    for index, ids in enumerate(classes):
+        full = [
+            normalize_cam(
+                sum_scales([(maps[index, list(ids)], at) for maps, at in zip(same, sizes, strict=True)], size)
+            )
+            for same in zip(*grids, strict=True)
+        ]
+        result.append(CamMaps(full[-1], full[0] if len(full) > 1 else None))
+    return result
 
 
 def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int, int]) -> Tensor:
@@ -126,8 +160,7 @@ def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int,
         at_scale = interpolate(grid[None], scaled, mode="bilinear", align_corners=True)
         full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
         total = full if total is None else total.add_(full)
-    if total is None:
-        raise ValueError("grids is empty, expected a map for at least one scale: set infer_cam.scales")
+    assert total is not None
     return total
 
 
@@ -142,104 +175,3 @@ def normalize_cam(cam: Tensor) -> Tensor:
     high = cam.amax(dim=(1, 2), keepdim=True)
     cam = torch.where(cam < low + EPS, 0, cam)
     return (cam - low - EPS) / (high - low + EPS)
-
-
-def infer_samples(
-    model: SEAM,
-    samples: Iterable[Sample],
-    cfg: InferCamConfig,
-    *,
-    align: int | None = None,
-    use: Callable[[Sample, Tensor], object] = lambda sample, cam: None,
-    advance: Callable[[int], object] = lambda count: None,
-) -> list[StoredCam]:
-    """Return the stored maps of samples, in their order; `advance` is told how many are finished.
-
-    Images of one size go through the network together, at sizes that fit grids of stride `align` (model.align_grid).
-    `use` is given each sample with its full-size map of infer_cam.cam, (K, H, W).
-    """
-    found: dict[int, StoredCam] = {}
-    prepared = (
-        (batch, scaled_images([s.image for _, s in batch], cfg.scales, align=align))
-        for batch in by_size(samples, cfg.batch_size)
-    )
-    for batch, images in one_ahead(prepared):
-        size = batch[0][1].image.shape[:2]
-        maps = infer_batch(model, images, [sample.classes for _, sample in batch], (size[0], size[1]), flip=cfg.flip)
-        for (index, sample), (primary, plain) in zip(batch, maps, strict=True):
-            found[index] = StoredCam(
-                key=sample.key,
-                classes=sample.classes,
-                size=(size[0], size[1]),
-                cam=store_cam(primary, cfg.cam_stride),
-                plain=None if plain is None else store_cam(plain, cfg.cam_stride),
-            )
-            use(sample, primary)
-        advance(len(batch))
-    return [found[index] for index in sorted(found)]
-
-
-def read_samples(
-    samples: Iterable[Sample],
-    folder: Path,
-    stride: int,
-    *,
-    use: Callable[[Sample, Tensor], object] = lambda sample, cam: None,
-    advance: Callable[[int], object] = lambda count: None,
-) -> list[StoredCam]:
-    """Return the maps of samples, from the authors' CAM dicts in a folder, stored at `stride`; as `infer_samples`.
-
-    Raises ValueError when an image has no file, or one of another size or of other classes than its label.
-    """
-    found = []
-    for sample in samples:
-        size = (sample.image.shape[0], sample.image.shape[1])
-        path = find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
-        maps = read_cam_dict(path)
-        cam = torch.from_numpy(stack_maps(path, maps, [index - 1 for index in sample.classes], size))
-        use(sample, cam)
-        found.append(StoredCam(key=sample.key, classes=sample.classes, size=size, cam=store_cam(cam, stride)))
-        advance(1)
-    return found
-
-
-@torch.inference_mode()
-def infer_batch(
-    model: SEAM, images: Sequence[Tensor], classes: Sequence[Sequence[int]], size: tuple[int, int], *, flip: bool
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Return (map, the classifier's map where the first is PCM's) of each image: normalized, (K, H, W) at `size`.
-
-    images: uint8 (B, 3, h, w) at each scale; classes: the present ids from 1 of each image.
-    """
-    primary: list[list[tuple[Tensor, tuple[int, int]]]] = [[] for _ in classes]
-    plain: list[list[tuple[Tensor, tuple[int, int]]]] = [[] for _ in classes]
-    for scaled in images:
-        at_size = (scaled.shape[2], scaled.shape[3])
-        cam, refined = grid_maps(model, scaled, flip=flip)
-        for index, ids in enumerate(classes):
-            plain[index].append((cam[index, list(ids)], at_size))
-            if refined is not None:
-                primary[index].append((refined[index, list(ids)], at_size))
-    full_plain = [normalize_cam(sum_scales(grids, size)) for grids in plain]
-    if not model.pcm:
-        return [(cam, None) for cam in full_plain]
-    return [(normalize_cam(sum_scales(g, size)), cam) for g, cam in zip(primary, full_plain, strict=True)]
-
-
-def grid_maps(model: SEAM, images: Tensor, *, flip: bool) -> tuple[Tensor, Tensor | None]:
-    """Return both maps (B, C + 1, h, w) of uint8 images at the feature grid, those of the mirrored images added."""
-    device = next(model.parameters()).device
-    mean, std = torch.tensor(model.backbone.mean), torch.tensor(model.backbone.std)
-    height, width = images.shape[2:]
-    channels_last = model.fc8.weight.is_contiguous(memory_format=torch.channels_last)
-    cams: list[Tensor] = []
-    refined: list[Tensor] = []
-    for part in torch.split(images, max(1, PIXELS_AT_ONCE[device.type] // (height * width))):
-        valid = torch.tensor([[0, 0, height, width]], dtype=torch.int32).expand(len(part), 4)
-        pixels = normalize_images(part.to(device), valid, None, mean, std, channels_last=channels_last)
-        outputs = model.forward_grid(pixels)
-        mirrored = model.forward_grid(pixels.flip(-1)) if flip else None
-        for maps, own, other in zip((cams, refined), outputs, mirrored or (None, None), strict=True):
-            if own is not None:
-                maps.append(own if other is None else fold_mirrored(own, other))
-    return torch.cat(cams), torch.cat(refined) if refined else None

@@ -1,4 +1,4 @@
-"""Dense CRFs beside the network: a pool of processes, and what the stages make of the refined scores.
+"""Dense CRFs beside the network: a pool of processes, and the labels that the stages make of the refined scores.
 
 A CRF takes about a second an image on one core, so the pool's processes work while the network does. Only the classes
 of an image and the background go into its CRF. Whatever is made of the refined scores (labels, affinity labels, the
@@ -31,10 +31,9 @@ from seam_kernels import dense_crf
 
 from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
 from seam_dist.config.schema import IGNORE_INDEX, Config, CrfConfig
+from seam_dist.inference.pseudo_labels import Pixels, Scores, background_score, block_means, choose_classes
 
 T = TypeVar("T")
-Pixels = NDArray[np.uint8]
-Scores = NDArray[np.float32]
 
 _NO_SCORE = 1e-5  # blocks without a larger score than this are ignored (PARITY.md section 5)
 _WAITING = 2  # images a process that wait for it; more would only hold memory
@@ -52,8 +51,8 @@ def check_crf(cfg: CrfConfig) -> None:
     if cfg.impl == "lattice" and importlib.util.find_spec("pydensecrf") is None:
         raise ValueError(
             "crf.impl=lattice needs the package pydensecrf2, which is not installed: pip install 'seam-dist[crf]', or "
-            "set crf.impl=torch (exact, slow on large images), or do without (infer_cam.crf=false, random_walk.crf=false, "
-            "infer_seg.crf=false)"
+            "set crf.impl=torch (exact, slow on large images), or do without (infer_cam.crf=false, "
+            "random_walk.crf=false, infer_seg.crf=false)"
         )
     if cfg.impl == "lattice" and cfg.source_stride != 1:
         raise ValueError(
@@ -86,19 +85,8 @@ def with_background(cam: Scores, alpha: float) -> Scores:
 
     Without a class the background is 1. PARITY.md section 3.
     """
-    strongest = cam.max(axis=0, initial=-np.inf, keepdims=True) if len(cam) else np.zeros((1, *cam.shape[1:]))
-    background = np.power(np.maximum(1 - strongest.astype(np.float32), 0), np.float32(alpha))
-    return np.concatenate([background, cam]).astype(np.float32)
-
-
-def block_means(scores: Scores, stride: int) -> Scores:
-    """Return the means (C, ceil(H / s), ceil(W / s)) of blocks of s x s pixels; outside the image all scores are 0."""
-    channels, height, width = scores.shape
-    rows, columns = -(-height // stride), -(-width // stride)
-    padded = np.zeros((channels, rows * stride, columns * stride), np.float32)
-    padded[:, :height, :width] = scores
-    means: Scores = padded.reshape(channels, rows, stride, columns, stride).mean(axis=(2, 4), dtype=np.float32)
-    return means
+    strongest = cam.max(axis=0, keepdims=True) if len(cam) else np.zeros((1, *cam.shape[1:]), np.float32)
+    return np.concatenate([background_score(strongest, alpha), cam])
 
 
 def affinity_labels(low: Scores, high: Scores, classes: Sequence[int], stride: int) -> Pixels:
@@ -107,9 +95,8 @@ def affinity_labels(low: Scores, high: Scores, classes: Sequence[int], stride: i
     Block means, then argmax, then: `low` is background -> 255; `high` is background -> 0; no score of either reaches
     1e-5 -> 255; in this order. What is left has the class of `low`. PARITY.md section 5.
     """
-    low, high = block_means(low, stride), block_means(high, stride)
-    ids = np.array([0, *classes], np.uint8)
-    labels: Pixels = ids[low.argmax(axis=0)]
+    low, high = (block_means(torch.from_numpy(scores), stride).numpy() for scores in (low, high))
+    labels = choose_classes(low, classes)
     labels[labels == 0] = IGNORE_INDEX
     labels[high.argmax(axis=0) == 0] = 0
     labels[np.maximum(low.max(axis=0), high.max(axis=0)) < _NO_SCORE] = IGNORE_INDEX
@@ -133,7 +120,7 @@ class CrfPool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
@@ -185,7 +172,7 @@ class CrfPool:
             return done
         if self._executor is None:
             context = multiprocessing.get_context("forkserver")
-            # torch imports its compiler, 2 s of work, when the first operation of ours is called.
+            # torch imports its compiler, 2 s of work, when the first operation of seam_kernels is called.
             exact = [] if self._cfg.impl == "lattice" else ["torch._dynamo"]
             context.set_forkserver_preload([__name__, *exact])
             self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
@@ -225,7 +212,7 @@ def _start_worker() -> None:
     assert parent is not None
 
     def end_with_parent() -> None:
-        # The queue that this process waits at stays open without the rank: it would wait for ever.
+        # The queue that this process waits at stays open without the rank: it would wait forever.
         wait([parent.sentinel])
         os._exit(1)
 
@@ -238,7 +225,7 @@ def _solve(
     if len(scores) == 1:  # background alone: whatever its scores, nothing else is probable
         return np.ones(scores.shape, np.float32)
     pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]
-    found = dense_crf(
+    refined = dense_crf(
         torch.from_numpy(np.ascontiguousarray(scores, np.float32))[None].to(device),
         pixels,
         num_iters=num_iters,
@@ -250,7 +237,7 @@ def _solve(
         source_stride=cfg.source_stride,
         impl=cfg.impl,
     )
-    return found[0].cpu().numpy()
+    return refined[0].cpu().numpy()
 
 
 def _solve_labels(
@@ -262,9 +249,7 @@ def _solve_labels(
     num_iters: int,
     bilateral_sxy: float,
 ) -> Pixels:
-    found = _solve(cfg, device, image, scores, num_iters, bilateral_sxy)
-    labels: Pixels = np.array([0, *classes], np.uint8)[found.argmax(axis=0)]
-    return labels
+    return choose_classes(_solve(cfg, device, image, scores, num_iters, bilateral_sxy), classes)
 
 
 def _solve_cam(
@@ -278,13 +263,13 @@ def _solve_cam(
     dicts: tuple[Path, Path] | None,
 ) -> CamLabels:
     used = alphas if stride is not None or dicts is not None else alphas[:1]
-    found = [
+    refined = [
         _solve(cfg, device, image, with_background(cam, alpha), cfg.num_iters, cfg.bilateral_sxy) for alpha in used
     ]
     if dicts is not None:
-        for path, scores in zip(dicts, found, strict=True):
+        for path, scores in zip(dicts, refined, strict=True):
             write_crf_dict(path, classes, scores)
-    return _cam_labels(found, classes, stride)
+    return _cam_labels(refined, classes, stride)
 
 
 def _read_cam(
@@ -299,6 +284,6 @@ def _read_cam(
     return _cam_labels([stack_maps(path, read_crf_dict(path), (0, *classes), size) for path in used], classes, stride)
 
 
-def _cam_labels(found: Sequence[Scores], classes: tuple[int, ...], stride: int | None) -> CamLabels:
-    labels: Pixels = np.array([0, *classes], np.uint8)[found[0].argmax(axis=0)]
-    return CamLabels(labels, None if stride is None else affinity_labels(found[0], found[1], classes, stride))
+def _cam_labels(refined: Sequence[Scores], classes: tuple[int, ...], stride: int | None) -> CamLabels:
+    affinity = None if stride is None else affinity_labels(refined[0], refined[1], classes, stride)
+    return CamLabels(choose_classes(refined[0], classes), affinity)

@@ -63,7 +63,7 @@ def check_export(path: Path) -> None:
 
 
 def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
-    """Write the network, which is on the CPU, as a program; return in words which image sizes it takes.
+    """Write the network, which is on the CPU, as a program; return which image sizes it takes.
 
     A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ExportError when the
     program's labels differ from the network's.
@@ -98,7 +98,7 @@ def _trace(network: ExportNetwork, size: tuple[int, int]) -> tuple[Any, str]:
     try:
         with torch.no_grad():
             return torch.export.export(network, example, dynamic_shapes=({2: height, 3: width},)), ""
-    except Exception as error:  # whatever the tracer meets in a backbone of another package; it is told, not lost
+    except Exception as error:  # whatever the tracer meets in a backbone of another package; it is reported, not lost
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     with torch.no_grad():
         return torch.export.export(network, example), reason
@@ -129,12 +129,12 @@ def _compare(
     for size in sizes:
         image = _noise(size)
         with torch.no_grad():
-            expected, found = network(image), program(image)
+            expected, logits = network(image), program(image)
         top = expected.topk(2, dim=1).values
         clear = top[:, 0] - top[:, 1] > 1e-4 * expected.abs().max()
-        wrong = (found.argmax(dim=1) != expected.argmax(dim=1)) & clear
-        if found.shape != expected.shape or bool(wrong.any()):
+        wrong = (logits.argmax(dim=1) != expected.argmax(dim=1)) & clear
+        if logits.shape != expected.shape or bool(wrong.any()):
             raise ExportError(
-                f"{what} gives {int(wrong.sum())} other labels than the network on noise of {size[0]} x {size[1]} "
-                "pixels: this version of torch does not export it rightly, use another one"
+                f"{what} gives {int(wrong.sum())} labels that differ from the network's on noise of {size[0]} x "
+                f"{size[1]} pixels: this version of torch does not export it correctly, use another one"
             )

@@ -18,12 +18,13 @@ from seam_kernels.stencil import shrunk_radius
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
-from seam_dist.config.schema import Config
+from seam_dist.config.schema import Config, ModelConfig
 from seam_dist.models.backbones.base import Backbone, Features, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.grid import resize
 from seam_dist.models.seam import Conv1x1
-from seam_dist.models.weights.load import LoadReport
+from seam_dist.models.weights.load import LoadReport, load_weights
+from seam_dist.models.weights.trained import Trained
 
 
 class AffinityNet(nn.Module):
@@ -88,8 +89,8 @@ def affinity_stride(cfg: Config) -> Literal[8, 16]:
     return cfg.train_affinity.output_stride or cfg.model.output_stride
 
 
-def affinity_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
-    """Return what weights of cfg's AffinityNet belong to: a checkpoint with other facts is refused."""
+def affinity_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what weights of cfg's AffinityNet belong to: a checkpoint of another architecture is refused."""
     return {
         "network": "affinity",
         "backbone": cfg.model.backbone,
@@ -109,3 +110,18 @@ def build_affinity_net(cfg: Config, *, pretrained: bool = True) -> tuple[Affinit
     backbone = build_backbone(replace(cfg.model, output_stride=affinity_stride(cfg)))
     model = AffinityNet(backbone, channels=cfg.train_affinity.channels, radius=cfg.train_affinity.radius)
     return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)
+
+
+def load_affinity_net(trained: Trained, cfg: ModelConfig | None = None, *, radius: int = 5) -> AffinityNet:
+    """Return the trained network in eval mode; `cfg` gives what its architecture leaves open (the memory format).
+
+    Raises ValueError when the weights are of another network.
+    """
+    names = ("backbone", "width", "output_stride")
+    cfg = replace(cfg or ModelConfig(), **{name: trained.architecture[name] for name in names})
+    first, second, third = trained.architecture["channels"]
+    model = AffinityNet(build_backbone(cfg), channels=(first, second, third), radius=radius)
+    load_weights(model, trained.weights, require_heads=True)
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()

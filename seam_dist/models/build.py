@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.seam import SEAM
 from seam_dist.models.weights.load import LoadReport, load_weights
+from seam_dist.models.weights.trained import Trained
 
 GROUP_NAMES = ("pretrained_weights", "pretrained_biases", "new_weights", "new_biases")
 
@@ -65,6 +67,48 @@ def build_seam(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tup
         dropout=cfg.model.dropout,
     )
     return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)
+
+
+def seam_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what weights of cfg's SEAM belong to, enough to build it again."""
+    return {
+        "backbone": cfg.model.backbone,
+        "width": cfg.model.width,
+        "output_stride": cfg.model.output_stride,
+        "pcm_channels": list(cfg.model.pcm_channels),
+        "pcm_center": cfg.model.pcm_center,
+        "pcm_grid": cfg.model.pcm_grid,
+        "align_grid": cfg.model.align_grid,
+        "pcm": cfg.loss.ablation not in ("cam", "er"),
+        "classes": list(classes),
+    }
+
+
+def load_seam(trained: Trained, cfg: ModelConfig | None = None) -> SEAM:
+    """Return the trained SEAM in eval mode; `cfg` gives what its architecture leaves open (memory format, pcm_impl).
+
+    Raises ValueError when the weights are of another network.
+    """
+    names = ("backbone", "width", "output_stride", "pcm_center", "pcm_grid", "align_grid")
+    architecture = trained.architecture
+    cfg = replace(
+        cfg or ModelConfig(),
+        **{name: architecture[name] for name in names},
+        pcm_channels=tuple(architecture["pcm_channels"]),
+    )
+    model = SEAM(
+        build_backbone(cfg),
+        len(trained.classes),
+        pcm=bool(architecture["pcm"]),
+        pcm_channels=cfg.pcm_channels,
+        pcm_center=cfg.pcm_center,
+        pcm_grid=cfg.pcm_grid,
+        pcm_impl=cfg.pcm_impl,
+    )
+    load_weights(model, trained.weights, require_heads=True)
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
 
 
 def start_weights(

@@ -9,7 +9,7 @@ files of DeepLab code elsewhere do not load, those of a backbone or of SEAM do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from seam_dist.models.backbones.base import Backbone, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.grid import resize
 from seam_dist.models.weights.load import PACKAGE, LoadReport, read_weights
+from seam_dist.models.weights.trained import Trained
 
 SEAM_STAGE = "train_seam"
 
 _FOV_DILATION = 12  # of LargeFOV at output stride 8
 _RATES = (6, 12, 18)  # of the atrous pyramid at output stride 16
 _DECODER_CHANNELS = 48  # that conv4 is reduced to
-_FACTS = ("network", "backbone", "backbone_width", "output_stride", "width", "align_grid", "classes")
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -141,7 +141,7 @@ class DeepLab(nn.Module):
         return logits.float()
 
 
-def deeplab_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+def deeplab_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
     """Return what weights of cfg's network belong to, enough to build it again; settings unset in seg are model's."""
     model = _model_config(cfg)
     return {
@@ -180,40 +180,35 @@ def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> 
     return model, report
 
 
-def load_deeplab(weights: Path, facts: Mapping[str, Any]) -> DeepLab:
-    """Return the trained network that `facts` (of deeplab_facts) describe, in eval mode, with the weights of a file.
+def load_deeplab(trained: Trained) -> DeepLab:
+    """Return the trained network in eval mode and channels_last.
 
-    Raises ValueError when facts are missing, or when the file's tensors are not exactly the network's and finite.
+    Raises ValueError when the file's tensors are not exactly the network's and finite.
     """
-    missing = [name for name in _FACTS if name not in facts]
-    if missing:
-        raise ValueError(
-            f"the architecture of {weights} lacks {', '.join(missing)}, so it is no network of train_seg: "
-            "give the weights of train_seg"
-        )
+    weights, architecture = trained.weights, trained.architecture
     backbone = build_backbone(
         ModelConfig(
-            backbone=facts["backbone"],
-            width=facts["backbone_width"],
-            output_stride=facts["output_stride"],
+            backbone=architecture["backbone"],
+            width=architecture["backbone_width"],
+            output_stride=architecture["output_stride"],
             freeze_batchnorm=False,
             freeze_stem=False,
         )
     )
-    model = DeepLab(backbone, len(facts["classes"]), network=facts["network"], width=facts["width"])
-    found, own = read_weights(weights), model.state_dict()
-    wrong = sorted(found.keys() ^ own.keys())
-    wrong += [name for name in own if name in found and own[name].shape != found[name].shape]
+    model = DeepLab(backbone, len(trained.classes), network=architecture["network"], width=architecture["width"])
+    state, own = read_weights(weights), model.state_dict()
+    wrong = sorted(state.keys() ^ own.keys())
+    wrong += [name for name in own if name in state and own[name].shape != state[name].shape]
     if wrong:
         raise ValueError(
-            f"{weights} does not fit {facts['network']} on {facts['backbone']}: {len(wrong)} tensors are missing, "
-            f"unknown or of another shape, the first is {wrong[0]}: use weights and model.json of one training"
+            f"{weights} does not fit {architecture['network']} on {architecture['backbone']}: {len(wrong)} tensors are "
+            f"missing, unknown or of another shape, the first is {wrong[0]}: use weights and model.json of one training"
         )
-    bad = next((name for name in own if not torch.isfinite(found[name]).all()), None)
+    bad = next((name for name in own if not torch.isfinite(state[name]).all()), None)
     if bad is not None:
         raise ValueError(f"{weights}: {bad} holds NaN or infinity: use intact weights")
-    model.load_state_dict(found)
-    return model.eval()
+    model.load_state_dict(state)
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _model_config(cfg: Config) -> ModelConfig:

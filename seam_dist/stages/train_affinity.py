@@ -12,7 +12,7 @@ from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import load_manifest
-from seam_dist.models import affinity_facts, build_affinity_net
+from seam_dist.models import affinity_architecture, build_affinity_net
 from seam_dist.training.affinity_task import AffinityModule
 from seam_dist.training.run import IGNORED_SCHEDULE, run_training
 
@@ -70,7 +70,7 @@ def run(cfg: Config) -> None:
         settings=(*_SETTINGS, *_JITTER) if cfg.train_affinity.jitter else _SETTINGS,
         ignored=_IGNORED,
         inputs=inputs,
-        facts=affinity_facts(cfg, manifest.classes),
+        facts=affinity_architecture(cfg, manifest.classes),
         num_samples=split.num_samples,
         build=lambda: build_affinity_net(cfg),
         wrap=AffinityModule,

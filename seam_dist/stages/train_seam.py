@@ -5,14 +5,12 @@ Leaves checkpoints/, metrics.jsonl, tensorboard/ and, at the end, final/model.sa
 
 from __future__ import annotations
 
-from typing import Any
-
 from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_classification_loader
-from seam_dist.data.manifest import Manifest, load_manifest
-from seam_dist.models import build_seam
+from seam_dist.data.manifest import load_manifest
+from seam_dist.models import build_seam, seam_architecture
 from seam_dist.training.run import IGNORED_SCHEDULE, run_training
 from seam_dist.training.seam_task import TrainModule
 
@@ -53,7 +51,7 @@ def run(cfg: Config) -> None:
         settings=_SETTINGS,
         ignored=_IGNORED,
         inputs=lambda: {"shards": input_fingerprint(cfg.shards_dir, "shard")},
-        facts=architecture(cfg, manifest),
+        facts=seam_architecture(cfg, manifest.classes),
         num_samples=split.num_samples,
         build=lambda: build_seam(cfg, manifest.num_classes),
         wrap=TrainModule,
@@ -61,18 +59,3 @@ def run(cfg: Config) -> None:
             cfg, manifest, world.rank, world.size, start, micro
         ),
     )
-
-
-def architecture(cfg: Config, manifest: Manifest) -> dict[str, Any]:
-    """Return the facts that weights belong to: a checkpoint with others is refused."""
-    return {
-        "backbone": cfg.model.backbone,
-        "width": cfg.model.width,
-        "output_stride": cfg.model.output_stride,
-        "pcm_channels": list(cfg.model.pcm_channels),
-        "pcm_center": cfg.model.pcm_center,
-        "pcm_grid": cfg.model.pcm_grid,
-        "align_grid": cfg.model.align_grid,
-        "pcm": cfg.loss.ablation not in ("cam", "er"),
-        "classes": list(manifest.classes),
-    }

@@ -14,7 +14,7 @@ from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
-from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
+from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture
 from seam_dist.models.deeplab import SEAM_STAGE
 from seam_dist.training.run import IGNORED_SCHEDULE, run_training
 from seam_dist.training.seg_task import SegModule, synchronize_batchnorm
@@ -54,7 +54,7 @@ def run(cfg: Config) -> None:
         settings=settings,
         ignored=[f"train_seg.schedule.{name}" for name in IGNORED_SCHEDULE],
         inputs=lambda: _inputs(cfg, manifest),
-        facts=deeplab_facts(cfg, manifest.classes),
+        facts=deeplab_architecture(cfg, manifest.classes),
         num_samples=manifest.split(cfg.data.train_split).num_samples,
         build=lambda: build_deeplab(cfg, manifest.num_classes),
         wrap=wrap,
