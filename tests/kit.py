@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from seam_dist.artifacts.atomic import write_json
-from seam_dist.artifacts.cam_file import StoredCam, store_cam, write_cams
-from seam_dist.artifacts.label_file import write_labels
+from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, store_cam, write_cams
+from seam_dist.artifacts.label_file import read_label_shard, write_labels
 from seam_dist.artifacts.layout import LABEL_TYPES
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import open_stage
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import (
@@ -34,10 +35,12 @@ from seam_dist.config.schema import (
     TrainSegConfig,
 )
 from seam_dist.data.convert import convert
+from seam_dist.data.images import decode_labels
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
-from seam_dist.data.shards import Sample, read_raw, read_shard
+from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.data.sources.base import Record
+from seam_dist.models import build_seam, seam_architecture
 
 Training = TypeVar("Training", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
 CLASSES = ("cat", "dog", "horse")  # of the small data sets in memory
@@ -299,3 +302,46 @@ def label_map_loader(
     """The loader of train_affinity or train_seg; `labels` is a folder of label tars, None for the masks."""
     manifest = load_manifest(cfg.shards_dir)
     return make_label_map_loader(cfg, manifest, rank, ranks, start, batch, labels=labels, stage=stage)
+
+
+def finish_seam(cfg: Config, seed: int = 0) -> None:
+    """Leave what train_seam leaves, with random weights that give CAMs of all values."""
+    classes = load_manifest(cfg.shards_dir).classes
+    torch.manual_seed(seed)
+    model, _ = build_seam(cfg, len(classes))
+    nn.init.normal_(model.fc8.weight, std=5)
+    finish_training(cfg, "train_seam", model, seam_architecture(cfg, classes))
+
+
+def stored_cams(cfg: Config, split: str) -> dict[str, StoredCam]:
+    """The CAMs of a split by key, in the order of its shards."""
+    parts = load_manifest(cfg.shards_dir).split(split).shards
+    return {cam.key: cam for part in parts for cam in read_cams(cfg.stage_dir("infer_cam") / "cams" / part.file)}
+
+
+def stored_labels(cfg: Config, stage: Stage, folder: str, split: str) -> dict[str, NDArray[np.uint8]]:
+    """The labels of a split in one folder of a stage by key, in the order of its shards."""
+    return {
+        key: decode_labels(data, max_pixels=10**6, num_classes=3)
+        for part in load_manifest(cfg.shards_dir).split(split).shards
+        for key, data in read_label_shard(cfg.stage_dir(stage) / folder / part.file).items()
+    }
+
+
+def rewrite_shard(cfg: Config, name: str, change: Callable[[RawSample], RawSample]) -> None:
+    """Pass the samples of one shard through `change` and correct the manifest."""
+    path = cfg.shards_dir / name
+    samples = [change(sample) for sample in read_raw(path)]
+    with open(path, "wb") as file:
+        write_shard(file, samples)
+    record = read_json(cfg.shards_dir / "manifest.json")
+    for split in record["splits"].values():
+        for part in split["shards"]:
+            if part["file"] == name:
+                part.update(num_bytes=path.stat().st_size, sha256=sha256_file(path))
+    write_json(cfg.shards_dir / "manifest.json", record)
+
+
+def cut_jpeg(sample: RawSample) -> RawSample:
+    """A sample whose image cannot be decoded."""
+    return RawSample(sample.key, {**sample.members, "jpg": sample.members["jpg"][:40]})

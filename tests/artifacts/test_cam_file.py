@@ -1,4 +1,4 @@
-"""CAM inference after the network: accumulation against the published order, normalization, the stored form."""
+"""The stored form of CAMs and the tars of them."""
 
 from __future__ import annotations
 
@@ -9,116 +9,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate
 
 from seam_dist.artifacts import cam_file as cams
-from seam_dist.inference.cam import fold_mirrored, normalize_cam, sum_scales
-from seam_dist.inference.pseudo_labels import predict_labels
-from seam_dist.models.grid import scaled_size
-
-SIZE = (37, 50)
-SCALES = (0.5, 1.0, 1.5, 2.0)
-
-
-def grid_maps(seed, size=SIZE, scales=SCALES, num_classes=2, stride=8):
-    """(map, map of the mirrored image, scaled size) at each scale, as a network with that stride gives them."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for scale in scales:
-        scaled = scaled_size(size, scale)
-        shape = (num_classes, *(-(-side // stride) for side in scaled))
-        found.append((*(torch.randn(shape, generator=generator) for _ in range(2)), scaled))
-    return found
-
-
-def published_normalized(parts, size):
-    """Sum and normalization in the published order: every map to full size first, mirrored ones turned there."""
-    total = 0
-    for plain, mirrored, scaled in parts:
-        for grid, flip in ((plain, False), (mirrored, True)):
-            at_scale = interpolate(grid[None].double(), scaled, mode="bilinear", align_corners=True)
-            full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0].numpy()
-            total = total + (np.flip(full, axis=-1) if flip else full)
-    total[total < 0] = 0
-    high, low = total.max((1, 2), keepdims=True), total.min((1, 2), keepdims=True)
-    total[total < low + 1e-5] = 0
-    return (total - low - 1e-5) / (high - low + 1e-5)
-
-
-def full_size(parts, size=SIZE):
-    folded = [(fold_mirrored(plain, mirrored), scaled) for plain, mirrored, scaled in parts]
-    return normalize_cam(sum_scales(folded, size))
-
-
-def test_accumulation_matches_the_published_order():
-    parts = grid_maps(0)
-    np.testing.assert_allclose(full_size(parts).numpy(), published_normalized(parts, SIZE), rtol=0, atol=2e-6)
-
-
-def test_scaled_size_rounds_half_to_even():
-    assert scaled_size((375, 501), 0.5) == (188, 250)
-    assert scaled_size((1, 1), 0.25) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("size", "scale", "expected"),
-    [((240, 320), 1.0, (241, 321)), ((193, 193), 0.5, (97, 97)), ((9, 20), 0.3, (17, 17))],
-)
-def test_aligned_size_is_the_nearest_multiple_of_the_stride_plus_one(size, scale, expected):
-    assert scaled_size(size, scale, align=16) == expected
-
-
-def test_normalization_matches_hand_calculation():
-    out = normalize_cam(torch.tensor([[[-1.0, 0.0, 1.0, 3.0]]], dtype=torch.float64))
-    expected = torch.tensor([[[-1e-5, -1e-5, 1 - 1e-5, 3 - 1e-5]]], dtype=torch.float64) / (3 + 1e-5)
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=0)
-
-
-def test_normalization_zeroes_the_minimum_and_leaves_its_input():
-    total = torch.tensor([[[2.0, 2.000001, 3.0]]], dtype=torch.float64)
-    before = total.clone()
-    out = normalize_cam(total)
-    expected = torch.tensor([[[-2 - 1e-5, -2 - 1e-5, 1 - 1e-5]]], dtype=torch.float64) / (1 + 1e-5)
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=0)
-    assert torch.equal(total, before)
-
-
-def test_a_class_without_any_score_is_background():
-    assert (normalize_cam(torch.full((1, 2, 2), -3.0)) < 0).all()
-
-
-def test_no_scale_is_refused():
-    with pytest.raises(
-        ValueError, match=r"grids is empty, expected a map for at least one scale: set infer_cam\.scales"
-    ):
-        sum_scales([], SIZE)
-
-
-def realistic(seed, size=(375, 500)):
-    """A full-size map of two classes with details of about 32 pixels and noise of its own at every scale."""
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(1, 2, size[0] // 32 + 2, size[1] // 32 + 2, generator=generator)
-    parts = []
-    for scale in SCALES:
-        scaled = scaled_size(size, scale)
-        grid = [-(-side // 8) for side in scaled]
-        smooth = interpolate(base, grid, mode="bicubic", align_corners=True)[0]
-        parts.append((smooth + 0.15 * torch.randn(smooth.shape, generator=generator), scaled))
-    return normalize_cam(sum_scales(parts, size))
-
-
-@pytest.mark.parametrize(("stride", "mean", "largest", "labels"), [(8, 0.010, 0.18, 0.02), (4, 0.003, 0.09, 0.005)])
-def test_stored_map_stays_near_the_full_size_map(stride, mean, largest, labels):
-    errors, wrong = [], []
-    for seed in range(3):
-        full = realistic(seed)
-        back = cams.upsample_cam(cams.store_cam(full, stride), (375, 500))
-        errors.append((full.clamp_min(0) - back).abs())
-        wrong.append((predict_labels(full, [1, 2], 0.26) != predict_labels(back, [1, 2], 0.26)).mean())
-    error = torch.stack(errors)
-    assert error.mean() < mean
-    assert error.max() < largest
-    assert np.mean(wrong) < labels
 
 
 def test_a_map_that_is_linear_between_the_points_is_stored_without_loss():
@@ -141,12 +33,6 @@ def test_an_image_without_classes_has_an_empty_map():
     assert stored.shape == (0, 3, 4)
     back = cams.upsample_cam(cams.decode_cam(cams.encode_cam(stored)), (20, 30))
     assert back.shape == (0, 20, 30)
-    assert not predict_labels(back, [], 0.5).any()
-
-
-def test_labels_follow_the_first_largest_score_above_the_threshold():
-    cam = torch.tensor([[[0.25, 0.5, 0.9]], [[0.1, 0.5, 0.95]]])
-    assert predict_labels(cam, [3, 7], 0.25).tolist() == [[0, 3, 7]]
 
 
 def test_stored_map_survives_its_bytes():

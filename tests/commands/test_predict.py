@@ -1,3 +1,5 @@
+"""The command `seam-dist predict`, and the export of a network."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -19,8 +21,8 @@ from seam_dist.commands import predict
 from seam_dist.config.schema import Config, ModelConfig, TrainSegConfig
 from seam_dist.data.images import decode_labels
 from seam_dist.inference import export
-from seam_dist.inference import segmentation as seg_inference
-from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
+from seam_dist.inference.segmentation import infer_labels
+from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture, find_trained, load_deeplab
 from seam_dist.report.overlay import draw_overlay
 
 CLASSES = ("cat", "dog", "hen")
@@ -45,7 +47,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     trained = {"infer_seg.scales": [0.5, 1.0], "infer_seg.flip": False, "crf.impl": "torch", "crf.source_stride": 2}
-    value = {"architecture": deeplab_facts(cfg, CLASSES), "config": trained}
+    value = {"architecture": deeplab_architecture(cfg, CLASSES), "config": trained}
     (folder / "model.json").write_text(json.dumps(value))
     return run
 
@@ -60,19 +62,16 @@ def labels_at(path: Path) -> np.ndarray:
     return decode_labels(path.read_bytes(), max_pixels=10**6, num_classes=len(CLASSES))
 
 
-def run(weights: Path, images: Path, out: Path, *words: str) -> int:
+def run(weights: Path, images: Path, out: Path, *options: str) -> int:
     return predict.main(
-        ["--weights", str(weights), "--images", str(images), "--out", str(out), "--device", "cpu", *words]
+        ["--weights", str(weights), "--images", str(images), "--out", str(out), "--device", "cpu", *options]
     )
 
 
 def expected_labels(weights: Path, image: Image.Image, scales: tuple[float, ...], flip: bool) -> np.ndarray:
-    found = seg_inference.find_seg_weights(weights)
-    model = seg_inference.load_network(found, torch.device("cpu"))
-    sample = predict.Sample("x", np.array(image), (), None, "x")
-    cfg = predict.InferSegConfig(scales=scales, flip=flip)
-    (prediction,) = seg_inference.predict_samples(model, [sample], cfg)
-    return prediction.labels
+    model = load_deeplab(find_trained(weights, "train_seg"))
+    (labels,) = infer_labels(model, [np.array(image)], scales=scales, flip=flip)
+    return labels
 
 
 def test_folder_of_odd_images_keeps_its_structure(
@@ -137,11 +136,11 @@ def test_damaged_images_are_named_left_out_and_end_with_1(
     (images / "text.png").write_text("no image")
     picture(100, 100).save(images / "huge.png")
     assert run(weights, images, tmp_path / "out", "--max-pixels", "5000") == 1
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     for name in ("cut.jpg", "text.png", "huge.png"):
-        assert f"warning: {images / name} is left out: " in told.err
-    assert "3 images could not be read" in told.err
-    assert "1 of 4 images done" in told.out
+        assert f"warning: {images / name} is left out: " in printed.err
+    assert "3 images could not be read" in printed.err
+    assert "1 of 4 images done" in printed.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.png", "good_overlay.jpg"]
 
 
@@ -187,8 +186,8 @@ def test_arguments_that_do_not_fit_are_refused(
         (["--weights", str(weights), "--images", "x", "--out", "y", "--scales", "0"], "expected numbers above 0"),
         (["--weights", str(weights), "--export", "net.bin"], "has suffix '.bin', expected .pt2 or .onnx"),
     ]
-    for words, message in cases:
-        assert predict.main(words) == 2
+    for arguments, message in cases:
+        assert predict.main(arguments) == 2
         assert message in capsys.readouterr().err
 
 
@@ -204,7 +203,7 @@ def test_masks_give_the_scores(weights: Path, tmp_path: Path, capsys: pytest.Cap
     Image.fromarray(labels).save(masks / "a.png")
     Image.fromarray(other).save(masks / "b.png")
     assert run(weights, images, tmp_path / "again", "--masks", str(masks)) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     truth = np.concatenate([labels.ravel(), other.ravel()])
     found = np.concatenate([labels.ravel(), labels_at(tmp_path / "out" / "b.png").ravel()])
     ious = [
@@ -212,7 +211,7 @@ def test_masks_give_the_scores(weights: Path, tmp_path: Path, capsys: pytest.Cap
         for c in range(4)
         if (union := np.logical_or(truth == c, found == c).sum())
     ]
-    assert f"mIoU {100 * np.mean(ious):.2f} over 2 images with masks" in told
+    assert f"mIoU {100 * np.mean(ious):.2f} over 2 images with masks" in printed
     Image.fromarray(labels[:5]).save(masks / "c.png")
     assert run(weights, images, tmp_path / "again", "--masks", str(masks)) == 2
     assert f"{masks / 'c.png'} cannot be compared" in capsys.readouterr().err
@@ -239,8 +238,8 @@ def test_legend_names_the_classes_that_are_there() -> None:
 @pytest.mark.slow
 def test_exported_program_gives_the_networks_labels_at_any_size(tmp_path: Path) -> None:
     _, model = network("deeplabv3plus")
-    told = export.export_network(model, tmp_path / "net.pt2", (48, 64))
-    assert told == "images of any size from 32 to 8192 pixels a side"
+    sizes = export.export_network(model, tmp_path / "net.pt2", (48, 64))
+    assert sizes == "images of any size from 32 to 8192 pixels a side"
     program = torch.export.load(tmp_path / "net.pt2").module()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
     for size in ((48, 64), (37, 91)):
@@ -256,8 +255,8 @@ def test_onnx_model_gives_the_networks_labels_at_any_size(tmp_path: Path) -> Non
     reference = pytest.importorskip("onnx.reference")
     pytest.importorskip("onnxscript")
     _, model = network("deeplabv3plus")
-    told = export.export_network(model, tmp_path / "net.onnx", (48, 64))
-    assert told == "images of any size from 32 to 8192 pixels a side"
+    sizes = export.export_network(model, tmp_path / "net.onnx", (48, 64))
+    assert sizes == "images of any size from 32 to 8192 pixels a side"
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     session = reference.ReferenceEvaluator(str(tmp_path / "net.onnx"))
     for size in ((48, 64), (37, 91)):
@@ -275,14 +274,14 @@ def test_network_without_a_program_for_any_size_gets_one_for_its_size(
 
     def fixed(*arguments: Any, **settings: Any) -> Any:
         if "dynamic_shapes" in settings:
-            raise RuntimeError("this network is stubborn")
+            raise RuntimeError("this network has no dynamic shapes")
         return original(*arguments, **settings)
 
     monkeypatch.setattr(torch.export, "export", fixed)
-    words = ["--weights", str(weights), "--export", str(tmp_path / "net.pt2"), "--export-size", "48", "64"]
-    assert predict.main(words) == 0
-    assert "images of 48 x 64 pixels only" in (told := capsys.readouterr().out)
-    assert "this network is stubborn" in told
+    arguments = ["--weights", str(weights), "--export", str(tmp_path / "net.pt2"), "--export-size", "48", "64"]
+    assert predict.main(arguments) == 0
+    assert "images of 48 x 64 pixels only" in (printed := capsys.readouterr().out)
+    assert "this network has no dynamic shapes" in printed
     assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(1, 3, 48, 64, dtype=torch.uint8)).shape[1] == 4
 
 
@@ -294,7 +293,7 @@ def test_wrong_program_is_never_written(tmp_path: Path, monkeypatch: pytest.Monk
             return lambda image: -export.ExportNetwork(model)(image)
 
     monkeypatch.setattr(export, "_trace", lambda network, size: (Wrong(), ""))
-    with pytest.raises(export.ExportError, match="other labels than the network"):
+    with pytest.raises(export.ExportError, match="labels that differ from the network's"):
         export.export_network(model, tmp_path / "net.pt2", (48, 64))
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,7 @@ from seam_dist.artifacts.authors_files import read_crf_dict
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import CrfConfig
 from seam_dist.inference import crf_pool as crf
-from seam_dist.inference.crf_pool import CrfPool, affinity_labels, block_means, check_crf, crf_workers, with_background
+from seam_dist.inference.crf_pool import CrfPool, affinity_labels, check_crf, crf_workers, with_background
 
 EXACT = CrfConfig(impl="torch", num_iters=2)
 # Processes that compute the exact sum load torch's compiler first, which takes seconds.
@@ -38,15 +38,15 @@ def test_processes_give_what_the_caller_computes(pool):
     with CrfPool(QUICK, 0) as here:
         for seed in range(3):
             image, scores = inputs(seed)
-            ours = here.submit(image, scores, 2, 20.0).result()
-            assert ours.shape == scores.shape
-            np.testing.assert_allclose(ours.sum(axis=0), 1, rtol=1e-5)
-            np.testing.assert_array_equal(pool.submit(image, scores, 2, 20.0).result(), ours)
+            expected = here.submit(image, scores, 2, 20.0).result()
+            assert expected.shape == scores.shape
+            np.testing.assert_allclose(expected.sum(axis=0), 1, rtol=1e-5)
+            np.testing.assert_array_equal(pool.submit(image, scores, 2, 20.0).result(), expected)
             labels = pool.submit_labels(image, scores, [4], 2, 20.0).result()
-            np.testing.assert_array_equal(labels, np.array([0, 4], np.uint8)[ours.argmax(axis=0)])
-            theirs, mine = (p.submit_cam(image, scores, (2, 7), (4.0, 24.0), stride=8).result() for p in (pool, here))
-            np.testing.assert_array_equal(theirs.labels, mine.labels)
-            np.testing.assert_array_equal(theirs.affinity, mine.affinity)
+            np.testing.assert_array_equal(labels, np.array([0, 4], np.uint8)[expected.argmax(axis=0)])
+            cam, same = (p.submit_cam(image, scores, (2, 7), (4.0, 24.0), stride=8).result() for p in (pool, here))
+            np.testing.assert_array_equal(cam.labels, same.labels)
+            np.testing.assert_array_equal(cam.affinity, same.affinity)
 
 
 def test_settings_reach_the_crf():
@@ -66,12 +66,12 @@ def test_cam_labels_are_those_of_the_two_backgrounds(tmp_path):
     image, cam = inputs()
     files = tmp_path / "la" / "s.npy", tmp_path / "ha" / "s.npy"
     with CrfPool(EXACT, 0) as here:
-        found = here.submit_cam(image, cam, (3, 9), (4.0, 24.0), stride=4, dicts=files).result()
+        both = here.submit_cam(image, cam, (3, 9), (4.0, 24.0), stride=4, dicts=files).result()
         plain = here.submit_cam(image, cam, (3, 9), (4.0, 24.0)).result()
         low, high = (here.submit(image, with_background(cam, a), 2, 80.0).result() for a in (4.0, 24.0))
-    np.testing.assert_array_equal(found.labels, np.array([0, 3, 9])[low.argmax(0)])
-    np.testing.assert_array_equal(found.affinity, affinity_labels(low, high, (3, 9), 4))
-    np.testing.assert_array_equal(plain.labels, found.labels)
+    np.testing.assert_array_equal(both.labels, np.array([0, 3, 9])[low.argmax(0)])
+    np.testing.assert_array_equal(both.affinity, affinity_labels(low, high, (3, 9), 4))
+    np.testing.assert_array_equal(plain.labels, both.labels)
     assert plain.affinity is None
     for path, scores in zip(files, (low, high), strict=True):
         maps = read_crf_dict(path)
@@ -89,16 +89,11 @@ def test_background_is_one_without_classes_and_below_at_confident_ones():
 def test_an_image_without_classes_is_background():
     image, _ = inputs()
     with CrfPool(EXACT, 0) as here:
-        found = here.submit_cam(image, np.zeros((0, 21, 30), np.float32), (), (4.0, 24.0), stride=8).result()
-    assert not found.labels.any()
-    assert found.labels.shape == (21, 30)
-    assert not found.affinity.any()
-    assert found.affinity.shape == (3, 4)
-
-
-def test_blocks_count_what_lies_outside_as_zero():
-    means = block_means(np.ones((1, 5, 3), np.float32), 4)
-    np.testing.assert_allclose(means, [[[0.75], [0.1875]]])
+        result = here.submit_cam(image, np.zeros((0, 21, 30), np.float32), (), (4.0, 24.0), stride=8).result()
+    assert not result.labels.any()
+    assert result.labels.shape == (21, 30)
+    assert not result.affinity.any()
+    assert result.affinity.shape == (3, 4)
 
 
 def test_affinity_rule_in_its_order():
@@ -204,6 +199,6 @@ def test_lattice_runs_in_the_pool():
     pytest.importorskip("pydensecrf")
     image, scores = inputs(classes=3)
     with CrfPool(CrfConfig(), 0) as here:
-        found = here.submit(image, scores, 10, 80.0).result()
-    assert found.shape == scores.shape
-    np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-4)
+        refined = here.submit(image, scores, 10, 80.0).result()
+    assert refined.shape == scores.shape
+    np.testing.assert_allclose(refined.sum(axis=0), 1, rtol=1e-4)

@@ -1,8 +1,9 @@
+"""Labels of the final network: scales, mirror images, strips, batches and the CRF."""
+
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,20 @@ import pytest
 import torch
 from kit import changed
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config, InferSegConfig, ModelConfig, TrainSegConfig
 from seam_dist.data.shards import Sample
 from seam_dist.inference import segmentation as seg_inference
-from seam_dist.inference.segmentation import find_seg_weights, load_network, predict_samples, probabilities
-from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
+from seam_dist.inference.segmentation import (
+    Prediction,
+    infer_labels,
+    predict_samples,
+    probabilities,
+    refine_in_order,
+)
+from seam_dist.models import DeepLab, build_deeplab
 
 CLASSES = ("cat", "dog", "hen")
 
@@ -67,9 +72,9 @@ def slow_logits(model: DeepLab, image: np.ndarray, scales: tuple[float, ...], fl
 def test_mean_over_scales_and_mirror_images_matches_the_slow_order(model: DeepLab, flip: bool) -> None:
     cfg = InferSegConfig(scales=(0.5, 0.75, 1.0, 1.5), flip=flip, batch_size=2)
     samples = [sample(0, (33, 47)), sample(1, (40, 31)), sample(2, (33, 47))]
-    found = sorted(predict_samples(model, samples, cfg), key=lambda prediction: prediction.index)
-    assert [prediction.sample.key for prediction in found] == [s.key for s in samples]
-    for prediction, each in zip(found, samples, strict=True):
+    predictions = sorted(predict_samples(model, samples, cfg), key=lambda prediction: prediction.index)
+    assert [prediction.sample.key for prediction in predictions] == [s.key for s in samples]
+    for prediction, each in zip(predictions, samples, strict=True):
         expected = slow_logits(model, each.image, cfg.scales, flip)
         top = expected.topk(2, dim=0).values
         clear = (top[0] - top[1] > 1e-4).numpy()
@@ -77,6 +82,8 @@ def test_mean_over_scales_and_mirror_images_matches_the_slow_order(model: DeepLa
         assert np.array_equal(prediction.labels[clear], expected.argmax(dim=0).numpy()[clear])
         assert len(np.unique(prediction.labels)) > 1
         assert prediction.refined is None
+        (alone,) = infer_labels(model, [each.image], scales=cfg.scales, flip=flip)
+        assert np.array_equal(alone[clear], prediction.labels[clear])
         images = seg_inference.scaled_images([each.image], cfg.scales)
         grids = [grid[0] for grid in seg_inference.grid_logits(model, images, flip=flip)]
         sizes = [(image.shape[2], image.shape[3]) for image in images]
@@ -120,16 +127,40 @@ def test_crf_gets_the_softmax_of_all_classes_and_the_image(model: DeepLab) -> No
     crf = RecordingCrf()
     cfg = InferSegConfig(scales=(1.0,), flip=False, crf_num_iters=3, crf_bilateral_sxy=7.0)
     samples = [sample(n, (24, 24 + 8 * (n % 2))) for n in range(5)]
-    found = sorted(predict_samples(model, samples, cfg, crf=crf), key=lambda p: p.index)
-    assert len(found) == len(crf.asked) == 5
-    for prediction in found:
+    predictions = sorted(predict_samples(model, samples, cfg, crf=crf), key=lambda p: p.index)
+    assert len(predictions) == len(crf.asked) == 5
+    for prediction in predictions:
         scores, classes, iters, sxy = crf.asked[id(prediction.sample.image)]
         assert (list(classes), iters, sxy) == ([1, 2, 3], 3, 7.0)
         assert scores.shape == (4, *prediction.labels.shape)
         np.testing.assert_allclose(scores.sum(axis=0), 1, rtol=1e-5)
         assert np.array_equal(scores.argmax(axis=0), prediction.labels)
         assert prediction.refined is not None
-        assert (prediction.refined == 3).all()
+        assert (prediction.refined.result() == 3).all()
+
+
+def test_labels_of_the_crf_come_in_the_order_of_the_images() -> None:
+    futures: list[Future[Any]] = [Future() for _ in range(3)]
+    predictions = [
+        Prediction(n, sample(n, (2, 3)), np.zeros((2, 3), np.uint8), refined=future) for n, future in enumerate(futures)
+    ]
+    drawn: list[int] = []
+
+    def stream() -> Iterator[Prediction]:
+        for prediction in predictions:
+            drawn.append(prediction.index)
+            yield prediction
+            if prediction.index == 1:
+                for number in (1, 0):
+                    futures[number].set_result(np.full((2, 3), number + 1, np.uint8))
+        futures[2].set_result(np.full((2, 3), 3, np.uint8))
+
+    refined = refine_in_order(stream())
+    first, labels = next(refined)
+    assert (first.index, labels[0, 0]) == (0, 1)
+    assert not futures[2].done()
+    assert drawn == [0, 1, 2]  # nothing waits for a CRF while images are left
+    assert [(prediction.index, labels[0, 0]) for prediction, labels in refined] == [(1, 2), (2, 3)]
 
 
 def test_long_images_are_predicted_smaller_at_their_own_size() -> None:
@@ -140,8 +171,8 @@ def test_long_images_are_predicted_smaller_at_their_own_size() -> None:
     seen: list[tuple[int, ...]] = []
     forward = model.forward_grid
     model.forward_grid = lambda image: (seen.append(tuple(image.shape[2:])), forward(image))[1]  # type: ignore[method-assign]
-    found = list(predict_samples(model, [large, small], cfg, longest=40))
-    assert {p.sample.key: p.labels.shape for p in found} == {"image-0": (40, 80), "image-1": (20, 40)}
+    predictions = list(predict_samples(model, [large, small], cfg, longest=40))
+    assert {p.sample.key: p.labels.shape for p in predictions} == {"image-0": (40, 80), "image-1": (20, 40)}
     assert seen == [(20, 40), (20, 40)]
 
 
@@ -149,29 +180,3 @@ def test_large_images_of_a_batch_go_alone(monkeypatch: pytest.MonkeyPatch) -> No
     batch = [(n, sample(n, (10, 10))) for n in range(5)]
     assert [len(part) for part in seg_inference._parts(batch, 250)] == [2, 2, 1]
     assert [len(part) for part in seg_inference._parts(batch, 1)] == [1] * 5
-
-
-def test_weights_are_found_in_a_run_a_stage_a_folder_and_a_file(tmp_path: Path) -> None:
-    final = tmp_path / "run" / "train_seg" / "final"
-    final.mkdir(parents=True)
-    model = build_deeplab(settings(), len(CLASSES))[0].eval()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
-    facts = deeplab_facts(settings(), CLASSES)
-    with pytest.raises(StageError, match=r"model.json is missing.*copy both"):
-        find_seg_weights(final)
-    (final / "model.json").write_text(json.dumps({"architecture": {"backbone": "lite0", "pcm": True}}))
-    with pytest.raises(StageError, match="describes no final network"):
-        find_seg_weights(final)
-    (final / "model.json").write_text(json.dumps({"architecture": facts, "config": {"infer_seg.flip": False}}))
-    for source in (tmp_path / "run", tmp_path / "run" / "train_seg", final, final / "model.safetensors"):
-        found = find_seg_weights(source)
-        assert found.weights == final / "model.safetensors"
-        assert found.classes == CLASSES
-        assert found.settings == {"infer_seg.flip": False}
-    network = load_network(found, torch.device("cpu"))
-    assert not network.training
-    image = torch.randn(1, 3, 24, 24)
-    with torch.no_grad():
-        torch.testing.assert_close(network(image), model(image))
-    with pytest.raises(StageError, match=r"is missing: run `--stage train_seg`"):
-        find_seg_weights(tmp_path)

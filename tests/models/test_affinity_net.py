@@ -15,7 +15,7 @@ from seam_dist.models import (
     SEAM,
     AffinityNet,
     Backbone,
-    affinity_facts,
+    affinity_architecture,
     build_affinity_net,
     load_weights,
     parameter_groups,
@@ -141,7 +141,7 @@ def test_built_network_follows_the_settings() -> None:
     finer = replace(settings(output_stride=16, radius=3), model=ModelConfig(width=1 / 8, freeze_stem=False))
     model, _ = build_affinity_net(finer, pretrained=False)
     assert (model.backbone.output_stride, model.radius) == (16, 3)
-    assert affinity_facts(finer, ["a", "b"]) == {
+    assert affinity_architecture(finer, ["a", "b"]) == {
         "network": "affinity",
         "backbone": "resnet38d",
         "width": 1 / 8,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import conv2d, interpolate
 
 from seam_dist.config.schema import Config, ModelConfig, TrainSegConfig
-from seam_dist.models import build_deeplab, build_seam, deeplab_facts, load_deeplab, parameter_groups
+from seam_dist.models import Trained, build_deeplab, build_seam, deeplab_architecture, load_deeplab, parameter_groups
 from seam_dist.models.deeplab import DeepLab
 
 CLASSES = ("cat", "dog", "hen")
@@ -140,8 +140,8 @@ def test_settings_of_seg_go_before_those_of_model() -> None:
     cfg = settings("lite0", stride=8, output_stride=16)
     assert build(cfg).backbone.output_stride == 16
     other = replace(settings("resnet38d"), train_seg=changed(TrainSegConfig(), backbone="lite0", width=8))
-    facts = deeplab_facts(other, CLASSES)
-    assert (facts["backbone"], facts["backbone_width"]) == ("lite0", 1.0)
+    architecture = deeplab_architecture(other, CLASSES)
+    assert (architecture["backbone"], architecture["backbone_width"]) == ("lite0", 1.0)
     assert build(other).backbone.name == "lite0"
 
 
@@ -168,23 +168,21 @@ def test_package_weights_reach_the_backbone() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_network_is_built_again_from_its_facts(network: str, tmp_path: Path) -> None:
+def test_network_is_built_again_from_its_architecture(network: str, tmp_path: Path) -> None:
     cfg = settings(network=network)
     model = build(cfg).eval()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "w.safetensors")
-    facts = json.loads(json.dumps(deeplab_facts(cfg, CLASSES)))
-    again = load_deeplab(tmp_path / "w.safetensors", facts)
+    weights = tmp_path / "w.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+    architecture = json.loads(json.dumps(deeplab_architecture(cfg, CLASSES)))
+    again = load_deeplab(Trained(weights, architecture, {}))
     image = torch.randn(1, 3, 40, 56)
     with torch.no_grad():
         torch.testing.assert_close(again(image), model(image))
+    other = {**architecture, "network": "deeplabv1", "backbone": "lite0", "backbone_width": 1.0}
     with pytest.raises(ValueError, match=r"does not fit deeplabv1 on lite0: .* use weights and model.json"):
-        load_deeplab(
-            tmp_path / "w.safetensors", {**facts, "network": "deeplabv1", "backbone": "lite0"} | {"backbone_width": 1.0}
-        )
+        load_deeplab(Trained(weights, other, {}))
     with pytest.raises(ValueError, match="does not fit"):
-        load_deeplab(tmp_path / "w.safetensors", {**facts, "classes": ["one"]})
-    with pytest.raises(ValueError, match="lacks network"):
-        load_deeplab(tmp_path / "w.safetensors", {k: v for k, v in facts.items() if k != "network"})
+        load_deeplab(Trained(weights, {**architecture, "classes": ["one"]}, {}))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -193,7 +191,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state["head.classifier.bias"] = torch.tensor([0.0, float("nan"), 0, 0])
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"head.classifier.bias holds NaN"):
-        load_deeplab(tmp_path / "w.safetensors", deeplab_facts(cfg, CLASSES))
+        load_deeplab(Trained(tmp_path / "w.safetensors", deeplab_architecture(cfg, CLASSES), {}))
 
 
 def test_raw_pixels_are_refused() -> None:

@@ -77,11 +77,11 @@ def dense_crf(num_iters: int, gaussian: tuple[float, float], bilateral: tuple[fl
         place = np.array([(x, y) for y in range(height) for x in range(width)], np.float64)
         color = image.reshape(-1, 3).astype(np.float64)
         far = ((place[:, None] - place[None]) ** 2).sum(-1)
-        other = ((color[:, None] - color[None]) ** 2).sum(-1)
+        color_far = ((color[:, None] - color[None]) ** 2).sum(-1)
         kernels = []
         for kernel, compat in (
             (np.exp(-far / (2 * gaussian[0] ** 2)), gaussian[1]),
-            (np.exp(-far / (2 * bilateral[0] ** 2) - other / (2 * bilateral[1] ** 2)), bilateral[2]),
+            (np.exp(-far / (2 * bilateral[0] ** 2) - color_far / (2 * bilateral[1] ** 2)), bilateral[2]),
         ):
             norm = 1 / np.sqrt(kernel.sum(1) + 1e-20)
             kernels.append(compat * norm[:, None] * kernel * norm[None])

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,62 +14,58 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit import cut_jpeg, finish_training, rewrite_shard, run_config, samples_of
 from PIL import Image
-from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.label_file import read_label_shard, voc_palette
 from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.artifacts.stage import StageError, open_stage
-from seam_dist.cluster.distributed import World, init_world, shutdown
-from seam_dist.config.load import from_tree
+from seam_dist.artifacts.stage import StageError
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import Config
 from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
-from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
-from seam_dist.inference.segmentation import Prediction
-from seam_dist.models import build_deeplab, deeplab_facts
+from seam_dist.data.shards import RawSample, read_raw, read_shard
+from seam_dist.inference import run_shards
+from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture, find_trained, load_deeplab
 from seam_dist.stages import infer_seg, shard
 
 SCALES = [0.5, 1.0]
 
 
-def settings(root: Path, name: str = "run", **sections: dict[str, Any]) -> Config:
-    tree: dict[str, dict[str, Any]] = {
-        "run": {"name": name, "dir": str(root / "runs"), "device": "cpu", "threads": 1},
-        "source": {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [48, 36]},
-        "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
-        "model": {"width": 0.0625, "output_stride": 16},
-        "train_seg": {"width": 8},
-        "crf": {"impl": "torch", "num_workers": 0, "source_stride": 2},
-        "infer_seg": {"scales": SCALES, "batch_size": 2},
-    }
-    for section, values in sections.items():
-        tree[section] = {**tree.get(section, {}), **values}
-    return from_tree(tree)
+BASE: dict[str, dict[str, Any]] = {
+    "source": {"image_size": [48, 36]},
+    "model": {"width": 0.0625, "output_stride": 16},
+    "train_seg": {"width": 8},
+    "crf": {"impl": "torch", "num_workers": 0, "source_stride": 2},
+    "infer_seg": {"scales": SCALES, "batch_size": 2},
+}
 
 
-def finish_training(cfg: Config, seed: int = 0, classes: tuple[str, ...] | None = None) -> None:
+def config(root: Path, name: str = "run", **sections: dict[str, Any]) -> Config:
+    return run_config(root, name, BASE, **sections)
+
+
+def finish_seg(cfg: Config, seed: int = 0, classes: tuple[str, ...] | None = None) -> None:
     """Leave what train_seg leaves, with random weights."""
     classes = classes or load_manifest(cfg.shards_dir).classes
     torch.manual_seed(seed)
     model, _ = build_deeplab(cfg, len(classes))
     torch.nn.init.normal_(model.head.classifier.weight, std=2)
-    stage = open_stage(cfg, "train_seg", settings=("train_seg",))
-    final = stage.dir / "final"
-    final.mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
-    write_json(final / "model.json", {"architecture": deeplab_facts(cfg, classes), "config": {}})
-    stage.finish(final.iterdir())
+    finish_training(cfg, "train_seg", model, deeplab_architecture(cfg, classes))
+
+
+def network_of(cfg: Config) -> DeepLab:
+    return load_deeplab(find_trained(cfg.run_dir, "train_seg"))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("infer_seg")
-    cfg = settings(root)
+    cfg = config(root)
     shard.run(cfg)
-    finish_training(cfg)
+    finish_seg(cfg)
     return root
 
 
@@ -83,7 +79,7 @@ def root(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(trained: Path) -> Config:
     shutil.copytree(trained, trained.parent / "finished_seg")
-    cfg = settings(trained.parent / "finished_seg")
+    cfg = config(trained.parent / "finished_seg")
     infer_seg.run(cfg)
     return cfg
 
@@ -99,9 +95,7 @@ def digests(cfg: Config) -> dict[str, str]:
 
 
 def test_labels_are_those_of_the_slow_order(finished: Config) -> None:
-    model = infer_seg.load_network(
-        infer_seg.find_weights(finished, load_manifest(finished.shards_dir)), torch.device("cpu")
-    )
+    model = network_of(finished)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
     for file in files_of(finished):
         stored = read_label_shard(finished.stage_dir("infer_seg") / "labels" / file)
@@ -125,23 +119,7 @@ def test_labels_are_those_of_the_slow_order(finished: Config) -> None:
             assert np.array_equal(labels[clear], total[0].argmax(dim=0).numpy()[clear])
 
 
-def test_shard_keeps_the_order_of_its_samples(tmp_path: Path) -> None:
-    # Images of equal size are predicted together, so predictions come in another order.
-    def prediction(index: int) -> Prediction:
-        labels = np.full((2, 3), index, np.uint8)
-        sample = Sample(f"image-{9 - index}", np.zeros((2, 3, 3), np.uint8), (), None, "name")
-        return Prediction(index, sample, labels, labels + 1, labels + 2)
-
-    folders = ("labels", "labels_crf", "labels_oracle")
-    infer_seg.write_shard(tmp_path, "a.tar", map(prediction, (2, 0, 1)), folders)
-    for shift, folder in enumerate(folders):
-        stored = read_label_shard(tmp_path / folder / "a.tar")
-        assert list(stored) == ["image-9", "image-8", "image-7"]
-        for index, data in enumerate(stored.values()):
-            assert (decode_labels(data, max_pixels=100) == index + shift).all()
-
-
-def test_stage_leaves_both_kinds_of_labels_and_facts_and_is_skipped(
+def test_stage_leaves_labels_without_and_with_crf_and_metadata_and_is_skipped(
     finished: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = read_json(finished.stage_dir("infer_seg") / "manifest.json")
@@ -155,7 +133,7 @@ def test_stage_leaves_both_kinds_of_labels_and_facts_and_is_skipped(
     plain = read_label_shard(finished.stage_dir("infer_seg") / "labels" / files[0])
     assert list(refined) == list(plain)
     assert refined != plain
-    monkeypatch.setattr(infer_seg, "load_network", None)
+    monkeypatch.setattr(infer_seg, "load_deeplab", None)
     infer_seg.run(finished)
     assert "done already" in capsys.readouterr().out
 
@@ -164,12 +142,12 @@ def test_oracle_chooses_among_the_classes_of_the_label_where_there_is_one(root: 
     tree = read_json(root / "shards" / "manifest.json")
     tree["splits"]["val"]["has_labels"] = False
     write_json(root / "shards" / "manifest.json", tree)
-    cfg = settings(root, infer_seg={"oracle": True, "scales": [1.0], "flip": False})
-    finish_training(cfg)
+    cfg = config(root, infer_seg={"oracle": True, "scales": [1.0], "flip": False})
+    finish_seg(cfg)
     infer_seg.run(cfg)
     folder = cfg.stage_dir("infer_seg")
     assert {path.name[:5] for path in (folder / "labels").glob("*.tar")} == {"train", "val-0"}
-    model = infer_seg.load_network(infer_seg.find_weights(cfg, load_manifest(cfg.shards_dir)), torch.device("cpu"))
+    model = network_of(cfg)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
     corrected = 0
     for path in sorted((folder / "labels_oracle").glob("*.tar")):
@@ -192,12 +170,12 @@ def test_oracle_chooses_among_the_classes_of_the_label_where_there_is_one(root: 
     assert corrected > 0
 
 
-def test_stage_that_was_killed_goes_on_and_leaves_the_same_bytes(
+def test_killed_stage_resumes_and_leaves_the_same_bytes(
     root: Path, finished: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = settings(root)
+    cfg = config(root)
     written: list[str] = []
-    original = infer_seg.write_labels
+    original = run_shards.write_labels
 
     def killed(path: Path, items: Any) -> None:
         if len(written) == 3:
@@ -206,51 +184,24 @@ def test_stage_that_was_killed_goes_on_and_leaves_the_same_bytes(
         written.append(f"{path.parent.name}/{path.name}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(infer_seg, "write_labels", killed)
+        patch.setattr(run_shards, "write_labels", killed)
         with pytest.raises(KeyboardInterrupt):
             infer_seg.run(cfg)
-    # The second shard has its labels, but not those of the CRF.
+    # The second shard has the labels of the CRF, but not those that mark it as done.
     assert sorted(digests(cfg)) == sorted(written)
     assert not (cfg.stage_dir("infer_seg") / "manifest.json").exists()
     kept = (cfg.stage_dir("infer_seg") / written[0]).stat().st_mtime_ns
     infer_seg.run(cfg)
     assert digests(cfg) == digests(finished)
     assert (cfg.stage_dir("infer_seg") / written[0]).stat().st_mtime_ns == kept
-    # Cut between the last shard and the manifest.
+    # Interrupted between the last shard and the manifest.
     (cfg.stage_dir("infer_seg") / "manifest.json").unlink()
     infer_seg.run(cfg)
     assert digests(cfg) == digests(finished)
 
 
-def test_ranks_share_the_shards(root: Path, finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = settings(root)
-    manifest = load_manifest(cfg.shards_dir)
-    stage, todo = infer_seg._open(cfg, manifest, infer_seg.find_weights(cfg, manifest))
-    for rank in (1, 0):
-        world = World(rank=rank, size=2, local_rank=rank, local_size=2, device=torch.device("cpu"))
-        names: list[str] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(infer_seg, "init_world", lambda _cfg, world=world: world)
-            answers = iter([(stage, todo), []])  # of opening, of the bad samples; then the stage is finished
-            patch.setattr(infer_seg, "on_main", lambda function, _world, answers=answers: next(answers, None))
-            patch.setattr(infer_seg, "wait_for", lambda folder, files: None)
-            patch.setattr(infer_seg, "barrier", lambda _world: None)
-            original = infer_seg.write_shard
-            patch.setattr(
-                infer_seg,
-                "write_shard",
-                lambda folder, name, parts, kinds, *, bad, names=names, original=original: (
-                    names.append(name),
-                    original(folder, name, parts, kinds, bad=bad),
-                ),
-            )
-            infer_seg.run(cfg)
-        assert names == [work.shard.file for work in todo[rank::2]]
-    assert digests(cfg) == digests(finished)
-
-
-def test_other_weights_or_scales_make_the_labels_again(root: Path) -> None:
-    cfg = settings(root, infer_seg={"crf": False})
+def test_labels_are_rerun_with_other_weights_or_scales(root: Path) -> None:
+    cfg = config(root, infer_seg={"crf": False})
     infer_seg.run(cfg)
     before = digests(cfg)
     assert all(name.startswith("labels/") for name in before)
@@ -262,9 +213,9 @@ def test_other_weights_or_scales_make_the_labels_again(root: Path) -> None:
     stamp = (cfg.stage_dir("infer_seg") / "manifest.json").stat().st_mtime_ns
     infer_seg.run(replace(cfg, infer_seg=replace(cfg.infer_seg, scales=(1.5,)), crf=replace(cfg.crf, gaussian_sxy=1.0)))
     assert (cfg.stage_dir("infer_seg") / "manifest.json").stat().st_mtime_ns == stamp
-    other = settings(root, name="other", infer_seg={"crf": False})
-    finish_training(other, seed=5)
-    infer_seg.run(settings(root, infer_seg={"crf": False, "checkpoint": str(other.run_dir)}))
+    other = config(root, name="other", infer_seg={"crf": False})
+    finish_seg(other, seed=5)
+    infer_seg.run(config(root, infer_seg={"crf": False, "checkpoint": str(other.run_dir)}))
     assert digests(cfg) != before
     record = read_json(cfg.stage_dir("infer_seg") / "manifest.json")
     assert set(record["inputs"]) == {"shards", "network"}
@@ -275,8 +226,8 @@ def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
     root: Path, finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished.stage_dir("infer_seg"), root / "runs" / "run" / "infer_seg")
-    cfg = settings(root, infer_seg={"voc_server": "val"})
-    # Asked for after the labels were made: nothing else is made again.
+    cfg = config(root, infer_seg={"voc_server": "val"})
+    # Asked for after the labels were made: nothing else is written again.
     before = digests(cfg)
     infer_seg.run(cfg)
     archive = cfg.stage_dir("infer_seg") / "voc_server.tar.gz"
@@ -305,31 +256,19 @@ def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
     # It is done now, and without the wish it stays.
     stamp = archive.stat().st_mtime_ns
     infer_seg.run(cfg)
-    infer_seg.run(settings(root))
+    infer_seg.run(config(root))
     assert archive.stat().st_mtime_ns == stamp
 
 
 def test_server_archive_needs_all_images_of_a_predicted_split(root: Path) -> None:
     with pytest.raises(StageError, match=r"infer_seg.voc_server=val is not one of infer_seg.splits=\['train'\]"):
-        infer_seg.run(settings(root, infer_seg={"voc_server": "val", "splits": ["train"]}))
-
-
-def rewrite(cfg: Config, split: str, change: Callable[[RawSample], RawSample]) -> None:
-    """Change the first sample of a split's first shard, and its entry in the manifest."""
-    path = cfg.shards_dir / load_manifest(cfg.shards_dir).split(split).shards[0].file
-    samples = list(read_raw(path))
-    samples[0] = change(samples[0])
-    with open(path, "wb") as file:
-        write_shard(file, samples)
-    tree = read_json(cfg.shards_dir / "manifest.json")
-    tree["splits"][split]["shards"][0].update(num_bytes=path.stat().st_size, sha256=sha256_file(path))
-    write_json(cfg.shards_dir / "manifest.json", tree)
+        infer_seg.run(config(root, infer_seg={"voc_server": "val", "splits": ["train"]}))
 
 
 def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
-    cfg = settings(root, infer_seg={"crf": False, "voc_server": "val"})
-    cut = lambda raw: RawSample(raw.key, {**raw.members, "jpg": raw.members["jpg"][:300]})  # noqa: E731
-    rewrite(cfg, "val", cut)
+    cfg = config(root, infer_seg={"crf": False, "voc_server": "val"})
+    key = samples_of(cfg, "val")[0].key
+    rewrite_shard(cfg, "val-00000.tar", lambda raw: cut_jpeg(raw) if raw.key == key else raw)
     with pytest.raises(ValueError, match="1 of 8 images cannot be used"):
         infer_seg.run(cfg)
     shutil.rmtree(cfg.stage_dir("infer_seg"))
@@ -344,31 +283,31 @@ def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
 
 
 def test_name_that_the_server_cannot_know_is_refused(root: Path) -> None:
-    cfg = settings(root, infer_seg={"crf": False, "voc_server": "val"})
+    cfg = config(root, infer_seg={"crf": False, "voc_server": "val"})
 
     def rename(raw: RawSample) -> RawSample:
         info = {**json.loads(raw.members["json"]), "source_id": "../x"}
         return RawSample(raw.key, {**raw.members, "json": json.dumps(info).encode()})
 
-    rewrite(cfg, "val", rename)
+    rewrite_shard(cfg, "val-00000.tar", rename)
     with pytest.raises(StageError, match=r"is called '\.\./x' in its data set"):
         infer_seg.run(cfg)
 
 
 def test_unfinished_training_and_other_classes_name_the_remedy(root: Path) -> None:
     with pytest.raises(StageError, match=r"stage train_seg is not finished"):
-        infer_seg.run(settings(root, name="new"))
-    other = settings(root, name="other")
-    finish_training(other, classes=("a", "b"))
+        infer_seg.run(config(root, name="new"))
+    other = config(root, name="other")
+    finish_seg(other, classes=("a", "b"))
     with pytest.raises(StageError, match=r"trained for 2 classes \(a, b\), the shards in .* have 3"):
         infer_seg.run(other)
 
 
-def test_missing_crf_package_is_told_before_any_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_crf_package_is_reported_before_any_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(infer_seg, "load_network", None)
+    monkeypatch.setattr(infer_seg, "load_deeplab", None)
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
-        infer_seg.run(settings(root, crf={"impl": "lattice", "source_stride": 1}))
+        infer_seg.run(config(root, crf={"impl": "lattice", "source_stride": 1}))
 
 
 @pytest.fixture(autouse=True, scope="module")

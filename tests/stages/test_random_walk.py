@@ -10,34 +10,30 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from kit import cut_jpeg, finish_training, rewrite_shard, run_config, samples_of, stored_cams, stored_labels
 
-from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam, write_cams
-from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.stage import StageError, open_stage
-from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
-from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
+from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.crf_pool import CrfPool
-from seam_dist.models import affinity_facts, build_affinity_net
+from seam_dist.inference.random_walk import start_scores, walk_samples
+from seam_dist.models import affinity_architecture, build_affinity_net
 from seam_dist.stages import random_walk, shard
 
+BASE = {
+    "source": {"image_size": [108, 92]},
+    "model": {"backbone": "resnet38d", "width": 0.05},
+    "train_affinity": {"channels": [4, 6, 8]},
+    "random_walk": {"crf": False, "batch_size": 2},
+}
 
-def make_config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
-    tree: dict[str, dict[str, object]] = {
-        "run": {"name": name, "dir": str(root / "runs"), "device": "cpu"},
-        "source": {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [108, 92]},
-        "data": {"shards": str(root / "shards"), "samples_per_shard": 2, "streams": 1},
-        "model": {"backbone": "resnet38d", "width": 0.05},
-        "train_affinity": {"channels": [4, 6, 8]},
-        "random_walk": {"crf": False, "batch_size": 2},
-    }
-    for section, values in sections.items():
-        tree[section] = {**tree.get(section, {}), **values}
-    return from_tree(tree)
+
+def config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
+    return run_config(root, name, BASE, **sections)
 
 
 def finish_cams(cfg: Config) -> None:
@@ -61,23 +57,17 @@ def finish_cams(cfg: Config) -> None:
 
 def finish_affinity(cfg: Config) -> None:
     """Leave what train_affinity leaves, with random weights."""
-    manifest = load_manifest(cfg.shards_dir)
     torch.manual_seed(0)
     model, _ = build_affinity_net(cfg)
     with torch.no_grad():
         model.f9.weight.mul_(6)  # features far enough apart for affinities from 0 to 1
-    stage = open_stage(cfg, "train_affinity", settings=("model", "train_affinity"))
-    final = stage.dir / "final"
-    final.mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
-    write_json(final / "model.json", {"architecture": affinity_facts(cfg, manifest.classes)})
-    stage.finish(final.iterdir())
+    finish_training(cfg, "train_affinity", model, affinity_architecture(cfg, load_manifest(cfg.shards_dir).classes))
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("walk")
-    cfg = make_config(root)
+    cfg = config(root)
     shard.run(cfg)
     finish_cams(cfg)
     finish_affinity(cfg)
@@ -91,31 +81,10 @@ def root(prepared: Path, tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def samples_of(cfg: Config, split: str) -> list[Sample]:
-    return [
-        sample
-        for part in load_manifest(cfg.shards_dir).split(split).shards
-        for sample in read_shard(cfg.shards_dir / part.file, masks=False, max_pixels=10**6)
-    ]
-
-
-def cams_of(cfg: Config, split: str) -> dict[str, StoredCam]:
-    parts = load_manifest(cfg.shards_dir).split(split).shards
-    return {cam.key: cam for part in parts for cam in read_cams(cfg.stage_dir("infer_cam") / "cams" / part.file)}
-
-
-def labels_of(cfg: Config, split: str, folder: str = "labels") -> dict[str, np.ndarray]:
-    return {
-        key: decode_labels(data, max_pixels=10**6)
-        for part in load_manifest(cfg.shards_dir).split(split).shards
-        for key, data in read_label_shard(cfg.stage_dir("random_walk") / folder / part.file).items()
-    }
-
-
 def published_labels(
     dense_reading: ModuleType, cfg: Config, sample: Sample, cam: np.ndarray, log_steps: int
 ) -> np.ndarray:
-    net = random_walk.load_network(cfg, load_manifest(cfg.shards_dir)).eval()
+    net = random_walk.load_network(cfg, load_manifest(cfg.shards_dir))
     backbone = net.backbone.double()
     net.double()
 
@@ -148,20 +117,20 @@ def published_labels(
     ],
 )
 def test_labels_equal_the_dense_reading(root, dense_reading, border, walk, log_steps):
-    cfg = make_config(
+    cfg = config(
         root,
-        train_affinity={"channels": [4, 6, 8], "border": border},
-        random_walk={"crf": False, "batch_size": 2, "splits": ["val"], **walk},
+        train_affinity={"border": border},
+        random_walk={"splits": ["val"], **walk},
     )
     random_walk.run(cfg)
-    found, cams = labels_of(cfg, "val"), cams_of(cfg, "val")
+    labels, cams = stored_labels(cfg, "random_walk", "labels", "val"), stored_cams(cfg, "val")
     same = total = several = 0
     for sample in samples_of(cfg, "val"):
         height, width = sample.image.shape[:2]
         assert (height % 8, width % 8) != (0, 0)
         cam = upsample_cam(cams[sample.key].cam, (height, width)).numpy()
         expected = published_labels(dense_reading, cfg, sample, cam, log_steps)
-        same += int((found[sample.key] == expected).sum())
+        same += int((labels[sample.key] == expected).sum())
         total += expected.size
         several += len(np.unique(expected)) > 1
     assert several == 3
@@ -176,23 +145,22 @@ def finished(prepared: Path) -> Config:
     """A run of the split val with CRF labels and files."""
     root = prepared.parent / "finished-walk"
     shutil.copytree(prepared, root)
-    cfg = make_config(
-        root, crf=EXACT_CRF, random_walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True}
-    )
+    cfg = config(root, crf=EXACT_CRF, random_walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True})
     random_walk.run(cfg)
     return cfg
 
 
-def walked(cfg: Config, samples: list[Sample], cams: dict[str, StoredCam]) -> dict[str, np.ndarray]:
-    net = random_walk.load_network(cfg, load_manifest(cfg.shards_dir)).eval()
-    return {
-        walker.sample.key: scores.numpy() for walker, scores in random_walk.walk_samples(net, iter(samples), cams, cfg)
-    }
+def walked_scores(cfg: Config, samples: list[Sample], cams: dict[str, StoredCam]) -> dict[str, np.ndarray]:
+    net = random_walk.load_network(cfg, load_manifest(cfg.shards_dir))
+    return {walker.sample.key: scores.numpy() for walker, scores in walk_samples(net, iter(samples), cams, cfg)}
 
 
 def test_every_image_has_labels_with_and_without_crf_and_a_file(finished):
     samples = samples_of(finished, "val")
-    labels, refined = labels_of(finished, "val"), labels_of(finished, "val", "labels_crf")
+    labels, refined = (
+        stored_labels(finished, "random_walk", "labels", "val"),
+        stored_labels(finished, "random_walk", "labels_crf", "val"),
+    )
     assert list(labels) == list(refined) == [sample.key for sample in samples]
     for sample in samples:
         assert labels[sample.key].shape == refined[sample.key].shape == sample.image.shape[:2]
@@ -204,13 +172,13 @@ def test_every_image_has_labels_with_and_without_crf_and_a_file(finished):
 
 def test_crf_refines_the_walked_scores_with_its_own_iterations(finished):
     sample = samples_of(finished, "val")[0]
-    scores = walked(finished, [sample], cams_of(finished, "val"))[sample.key]
+    scores = walked_scores(finished, [sample], stored_cams(finished, "val"))[sample.key]
     with CrfPool(finished.crf, 0) as pool:
         expected = pool.submit_labels(sample.image, scores, sample.classes, 2, 20.0).result()
-    np.testing.assert_array_equal(labels_of(finished, "val", "labels_crf")[sample.key], expected)
+    np.testing.assert_array_equal(stored_labels(finished, "random_walk", "labels_crf", "val")[sample.key], expected)
 
 
-def test_manifest_lists_outputs_and_facts(finished):
+def test_manifest_lists_outputs_and_metadata(finished):
     record = read_json(finished.stage_dir("random_walk") / "manifest.json")
     names = {f"{folder}/val-0000{i}.tar" for folder in ("labels", "labels_crf") for i in range(2)}
     assert {name for name in record["outputs"] if name.endswith(".tar")} == names
@@ -221,7 +189,7 @@ def test_manifest_lists_outputs_and_facts(finished):
     assert set(record["inputs"]) == {"shards", "infer_cam", "train_affinity"}
 
 
-def test_a_finished_stage_is_left_alone_and_one_cut_short_makes_what_is_missing(finished, capsys):
+def test_a_finished_stage_is_left_alone_and_an_interrupted_one_resumes(finished, capsys):
     folder = finished.stage_dir("random_walk")
     random_walk.run(finished)
     assert "done already" in capsys.readouterr().out
@@ -246,9 +214,9 @@ def test_images_of_any_size_walk_together_as_they_walk_alone(prepared):
         f"s{i}": StoredCam(f"s{i}", ids, size, rng.random((len(ids), -(-size[0] // 8), -(-size[1] // 8))).astype("f2"))
         for i, (size, ids) in enumerate(zip(sizes, classes, strict=True))
     }
-    together = walked(make_config(prepared, random_walk={"batch_size": 4}), samples, cams)
+    together = walked_scores(config(prepared, random_walk={"batch_size": 4}), samples, cams)
     for sample in samples:
-        alone = walked(make_config(prepared, random_walk={"batch_size": 1}), [sample], cams)[sample.key]
+        alone = walked_scores(config(prepared, random_walk={"batch_size": 1}), [sample], cams)[sample.key]
         assert together[sample.key].shape == (len(sample.classes) + 1, *sample.image.shape[:2])
         np.testing.assert_allclose(together[sample.key], alone, atol=1e-5)
     np.testing.assert_array_equal(together["s2"].argmax(0), np.zeros((40, 64)))
@@ -259,29 +227,15 @@ def test_leaving_absent_classes_out_is_exact():
     stored = StoredCam("s", (2,), (20, 28), rng.random((1, 3, 4)).astype(np.float16))
     absent = np.zeros((1, 3, 4), np.float16)
     all_classes = StoredCam("s", (1, 2, 3), (20, 28), np.concatenate([absent, stored.cam, absent]))
-    few, many = (random_walk.start_scores(cam, 8, 6.0, torch.device("cpu")) for cam in (stored, all_classes))
+    few, many = (start_scores(cam, 8, 6.0, torch.device("cpu")) for cam in (stored, all_classes))
     np.testing.assert_array_equal(many[[0, 2]], few)
     assert not many[[1, 3]].any()
 
 
 def test_scores_are_zero_outside_the_image_background_included():
     stored = StoredCam("s", (1,), (4, 12), np.zeros((1, 1, 2), np.float16))
-    scores = random_walk.start_scores(stored, 8, 6.0, torch.device("cpu"))
+    scores = start_scores(stored, 8, 6.0, torch.device("cpu"))
     np.testing.assert_allclose(scores[0], [[0.5, 0.25]])
-
-
-def rewrite_shard(cfg: Config, name: str, change) -> None:
-    """Pass the samples of one shard through `change` and correct the manifest."""
-    path = cfg.shards_dir / name
-    samples = [change(sample) for sample in read_raw(path)]
-    with open(path, "wb") as file:
-        write_shard(file, samples)
-    record = read_json(cfg.shards_dir / "manifest.json")
-    for split in record["splits"].values():
-        for part in split["shards"]:
-            if part["file"] == name:
-                part["num_bytes"] = path.stat().st_size
-    write_json(cfg.shards_dir / "manifest.json", record)
 
 
 def rewrite_cams(cfg: Config, name: str, change) -> None:
@@ -290,26 +244,25 @@ def rewrite_cams(cfg: Config, name: str, change) -> None:
 
 
 def test_an_image_that_infer_cam_left_out_is_left_out(root):
-    cfg = make_config(root, random_walk={"crf": False, "splits": ["val"]})
+    cfg = config(root, random_walk={"splits": ["val"]})
     key = samples_of(cfg, "val")[0].key
     rewrite_cams(cfg, "val-00000.tar", lambda cam: None if cam.key == key else cam)
     with pytest.raises(StageError, match=f"image {key} has no CAM: run `--stage infer_cam` again"):
         random_walk.run(cfg)
-    broken = {"jpg": b"\xff\xd8 broken"}
-    rewrite_shard(cfg, "val-00000.tar", lambda s: RawSample(s.key, {**s.members, **broken}) if s.key == key else s)
+    rewrite_shard(cfg, "val-00000.tar", lambda s: cut_jpeg(s) if s.key == key else s)
     random_walk.run(cfg)
-    assert len(labels_of(cfg, "val")) == 2
+    assert len(stored_labels(cfg, "random_walk", "labels", "val")) == 2
 
 
 def test_cams_that_do_not_fit_the_images_are_refused(root):
-    cfg = make_config(root, random_walk={"crf": False, "splits": ["val"]})
+    cfg = config(root, random_walk={"splits": ["val"]})
     rewrite_cams(cfg, "val-00000.tar", lambda cam: replace(cam, size=(cam.size[0] - 1, cam.size[1])))
     with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--stage infer_cam` again on these shards"):
         random_walk.run(cfg)
 
 
 def test_a_split_without_cams_is_named(root):
-    cfg = make_config(root, random_walk={"crf": False, "splits": ["val"]})
+    cfg = config(root, random_walk={"splits": ["val"]})
     (cfg.stage_dir("infer_cam") / "cams" / "val-00001.tar").unlink()
     with pytest.raises(StageError, match=r"val-00001\.tar is missing, so split 'val' has no CAMs: add it"):
         random_walk.run(cfg)
@@ -317,21 +270,21 @@ def test_a_split_without_cams_is_named(root):
 
 @pytest.mark.parametrize("stage", ["infer_cam", "train_affinity"])
 def test_earlier_stages_must_be_finished(root, stage):
-    cfg = make_config(root)
+    cfg = config(root)
     (cfg.stage_dir(stage) / "manifest.json").unlink()
     with pytest.raises(StageError, match=f"stage {stage} is not finished there: run `--stage {stage}` first"):
         random_walk.run(cfg)
 
 
 def test_weights_of_another_network_are_refused(root):
-    cfg = make_config(root, train_affinity={"channels": [4, 6, 9]})
+    cfg = config(root, train_affinity={"channels": [4, 6, 9]})
     with pytest.raises(StageError, match=r"channels: \[4, 6, 8\] -> \[4, 6, 9\].*run `--stage train_affinity` again"):
         random_walk.run(cfg)
 
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    cfg = make_config(root, random_walk={"crf": True})
+    cfg = config(root, random_walk={"crf": True})
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*random_walk\.crf=false"):
         random_walk.run(cfg)
     assert not cfg.stage_dir("random_walk").exists()

@@ -29,7 +29,7 @@ from seam_dist.config.schema import (
 )
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.models import build_seam, load_deeplab
+from seam_dist.models import build_seam, find_trained, load_deeplab
 from seam_dist.stages import shard, train_seg
 
 
@@ -123,7 +123,7 @@ def test_finished_stage_describes_its_network_and_is_skipped(
     folder = cfg.stage_dir("train_seg")
     description = read_json(folder / "final" / "model.json")
     assert description["architecture"]["network"] == "deeplabv3plus"
-    model = load_deeplab(folder / "final" / "model.safetensors", description["architecture"])
+    model = load_deeplab(find_trained(folder, "train_seg"))
     assert model(torch.zeros(1, 3, 33, 33)).shape == (1, 4, 33, 33)
     assert set(read_json(folder / "manifest.json")["outputs"]) == {
         "final/model.safetensors",
