@@ -9,7 +9,7 @@ import tarfile
 
 from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
 from seam_dist.artifacts.label_file import read_label_shard
-from seam_dist.artifacts.stage import StageError, StageRun
+from seam_dist.artifacts.stage import MANIFEST, StageError, StageRun
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import parse_info, read_raw
@@ -27,7 +27,7 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
     Raises StageError when an image of the split has no labels or no name that the server could know.
     """
     split = cfg.infer_seg.voc_server
-    path = stage.dir / "manifest.json"
+    path = stage.dir / MANIFEST
     record = read_json(path)
     target = stage.dir / VOC_SERVER
     if split is None or (record.get("voc_server") == split and target.is_file()):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from seam_dist.artifacts.cam_file import read_cams
+from seam_dist.artifacts.layout import cam_folder
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
@@ -50,7 +51,7 @@ def run(cfg: Config) -> None:
         net = load_network(cfg, manifest).to(world.device)
 
         def process(work: Work, output: ShardOutput) -> Iterator[None]:
-            cams = {cam.key: cam for cam in read_cams(cfg.stage_dir("infer_cam") / "cams" / work.shard.file)}
+            cams = {cam.key: cam for cam in read_cams(cam_folder(cfg) / work.shard.file)}
             for walker, scores in walk_samples(net, read_samples_with_cams(cfg, work.shard, cams), cams, cfg):
                 add_walked(output, walker, scores, cfg, stage.dir, pool)
                 yield
@@ -84,7 +85,7 @@ def load_network(cfg: Config, manifest: Manifest) -> AffinityNet:
 def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Work]]:
     if cfg.random_walk.crf:
         check_crf(cfg.crf)
-    cams = cfg.stage_dir("infer_cam") / "cams"
+    cams = cam_folder(cfg)
     inputs = {
         "shards": input_fingerprint(cfg.shards_dir, "shard"),
         "infer_cam": input_fingerprint(cfg.stage_dir("infer_cam"), "infer_cam"),
