@@ -74,24 +74,20 @@ def find_config(source: str | Path) -> Path:
 
     What contains a separator or ends in .yaml is a path.
     """
+    names = _names(installed_configs())
+    path = Path(source) if _is_path(source) else installed_configs() / f"{source}.yaml"
+    if path.is_file():
+        return path
     if not _is_path(source):
-        path = installed_configs() / f"{source}.yaml"
-        if path.is_file():
-            return path
-        names = _names(installed_configs())
         raise ConfigError(
             f"--config={source} is not an installed config{_nearest(str(source), names)}: expected one of "
             f"{', '.join(names)}, or the path of a file, for example ./{source}.yaml"
         )
-    path = Path(source)
-    if not path.is_file():
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
-        names = ", ".join(_names(installed_configs()))
-        raise ConfigError(
-            f"config file {path} does not exist{near}: give the path of a YAML file, or the name of an installed "
-            f"config ({names})"
-        )
-    return path
+    near = _nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.yaml")])
+    raise ConfigError(
+        f"config file {path} does not exist{near}: give the path of a YAML file, or the name of an installed config "
+        f"({', '.join(names)})"
+    )
 
 
 def find_preset(source: str | Path, folder: Path | None) -> Path:
