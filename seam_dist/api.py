@@ -137,7 +137,7 @@ class SEAMModel:
     def segment(self, image: AnyImage, **settings: Any) -> NDArray[np.uint8]:
         """Raise ValueError: SEAM needs to know the classes, the final network does not."""
         raise ValueError(
-            "SEAM makes CAMs of given classes, not masks: use cam(image, classes), or load the final network of the run "
+            "SEAM makes CAMs of given classes, not masks: use cam(image, classes), or load the final network "
             'with seam.load(run, part="final")'
         )
 
