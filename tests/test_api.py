@@ -38,7 +38,9 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def run(cfg: Config) -> Path:
     """A run whose two trainings are finished, with random weights."""
     torch.manual_seed(0)
-    kit.finish_training(cfg, "train_seam", build_seam(cfg, len(CLASSES))[0], seam_architecture(cfg, CLASSES))
+    network = build_seam(cfg, len(CLASSES))[0]
+    network.fc8.weight.data.abs_()  # scores below 0 would leave the maps empty
+    kit.finish_training(cfg, "train_seam", network, seam_architecture(cfg, CLASSES))
     kit.finish_training(cfg, "train_seg", build_deeplab(cfg, len(CLASSES))[0], deeplab_architecture(cfg, CLASSES))
     return cfg.run_dir
 
