@@ -35,7 +35,11 @@ AnyImage: TypeAlias = "NDArray[np.uint8] | Image.Image | Tensor | str | Path"
 AnyClass: TypeAlias = "str | int"
 """Name of a class, or its id from 1."""
 
-_STAGES: dict[str, Stage] = {"seam": "train_seam", "final": "train_seg"}
+Device: TypeAlias = "str | torch.device | None"
+"""None is a GPU if there is one."""
+Part: TypeAlias = Literal["seam", "final"]
+
+_STAGES: dict[Part, Stage] = {"seam": "train_seam", "final": "train_seg"}
 # No setting of a model conflicts with this crop size; nothing is cropped here.
 _CROP_SIZE = 449
 
@@ -56,7 +60,7 @@ class SEAMModel:
         classes: Sequence[str] | None = None,
         backbone: str = "resnet38d",
         pretrained: str | Path | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
         **model: Any,
     ) -> None:
         """Build a new network for `num_classes` foreground classes, or for those named.
@@ -74,7 +78,7 @@ class SEAMModel:
         self._set(network, names, device, cfg.model.output_stride if cfg.model.align_grid else None, InferCamConfig())
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str | torch.device | None = None) -> SEAMModel:
+    def from_run(cls, run: str | Path, device: Device = None) -> SEAMModel:
         """Return the network of a run's train_seam; see `load`."""
         trained = find_trained(Path(run), "train_seam")
         model = cls.__new__(cls)
@@ -86,7 +90,7 @@ class SEAMModel:
         self,
         network: SEAM,
         classes: tuple[str, ...],
-        device: str | torch.device | None,
+        device: Device,
         align: int | None,
         inference: InferCamConfig,
     ) -> None:
@@ -151,7 +155,7 @@ class Segmenter:
     network: DeepLab
     classes: tuple[str, ...]
 
-    def __init__(self, run: str | Path, device: str | torch.device | None = None) -> None:
+    def __init__(self, run: str | Path, device: Device = None) -> None:
         """Load the network of a run's train_seg; see `load`."""
         trained = find_trained(Path(run), "train_seg")
         inference = InferSegConfig(**_configured(trained.settings, "infer_seg", ("scales", "flip")))
@@ -184,20 +188,16 @@ class Segmenter:
 
 
 @overload
-def load(run: str | Path, part: Literal["seam"], *, device: str | torch.device | None = None) -> SEAMModel: ...
+def load(run: str | Path, part: Literal["seam"], *, device: Device = None) -> SEAMModel: ...
 @overload
-def load(run: str | Path, part: Literal["final"], *, device: str | torch.device | None = None) -> Segmenter: ...
+def load(run: str | Path, part: Literal["final"], *, device: Device = None) -> Segmenter: ...
 @overload
-def load(
-    run: str | Path, part: Literal["seam", "final"] | None = None, *, device: str | torch.device | None = None
-) -> SEAMModel | Segmenter: ...
-def load(
-    run: str | Path, part: Literal["seam", "final"] | None = None, *, device: str | torch.device | None = None
-) -> SEAMModel | Segmenter:
+def load(run: str | Path, part: Part | None = None, *, device: Device = None) -> SEAMModel | Segmenter: ...
+def load(run: str | Path, part: Part | None = None, *, device: Device = None) -> SEAMModel | Segmenter:
     """Return a trained network of a run: its final network (train_seg) if that is finished, else SEAM (train_seam).
 
-    run: the folder of a run; with `part` ("seam" or "final") also the folder of the stage, or its weight file. device:
-    unset is a GPU if there is one. Raises ValueError when there is no such network.
+    run: the folder of a run; with `part` also the folder of the stage, or its weight file. Raises ValueError when there
+    is no such network.
     """
     folder = Path(run)
     if part is None:
@@ -318,7 +318,7 @@ def _check_scales(scales: Sequence[float]) -> Sequence[float]:
     return scales
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def _device(device: Device) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

