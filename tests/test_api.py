@@ -17,16 +17,37 @@ from PIL import Image
 
 import seam_dist as seam
 from seam_dist.config.schema import Config
-from seam_dist.models import build_deeplab, build_seam, deeplab_architecture, seam_architecture
+from seam_dist.inference.cam import infer_cams
+from seam_dist.inference.segmentation import infer_labels
+from seam_dist.models import (
+    build_deeplab,
+    build_seam,
+    deeplab_architecture,
+    find_trained,
+    load_deeplab,
+    load_seam,
+    seam_architecture,
+)
 from seam_dist.stages import shard
 
 CLASSES = ("cat", "dog", "bird")
 NETWORK: dict[str, dict[str, Any]] = {
-    "model": {"width": 0.0625, "pcm_channels": [4, 4], "freeze_batchnorm": False, "freeze_stem": False},
+    "model": {
+        **{"width": 0.0625, "pcm_channels": [4, 4], "align_grid": True},
+        **{"freeze_batchnorm": False, "freeze_stem": False},
+    },
+    "augment": {"crop_size": 65},
     "infer_cam": {"scales": [0.5, 1.0], "flip": True},
     "infer_seg": {"scales": [1.0], "flip": False},
     "train_seg": {"width": 16},
 }
+
+
+def finish_seam(cfg: Config) -> None:
+    torch.manual_seed(0)
+    network = build_seam(cfg, len(CLASSES))[0]
+    network.fc8.weight.data.abs_()  # scores below 0 would leave the maps empty
+    kit.finish_training(cfg, "train_seam", network, seam_architecture(cfg, CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +58,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def run(cfg: Config) -> Path:
     """A run whose two trainings are finished, with random weights."""
-    torch.manual_seed(0)
-    network = build_seam(cfg, len(CLASSES))[0]
-    network.fc8.weight.data.abs_()  # scores below 0 would leave the maps empty
-    kit.finish_training(cfg, "train_seam", network, seam_architecture(cfg, CLASSES))
+    finish_seam(cfg)
     kit.finish_training(cfg, "train_seg", build_deeplab(cfg, len(CLASSES))[0], deeplab_architecture(cfg, CLASSES))
     return cfg.run_dir
 
@@ -78,7 +96,7 @@ def test_a_run_gives_its_final_network_first(run: Path, cfg: Config, tmp_path: P
     assert type(seam.load(run)) is not seam.SEAM
     assert type(seam.load(run, part="seam")) is seam.SEAM
     half = replace(cfg, run=replace(cfg.run, dir=tmp_path))
-    kit.finish_training(half, "train_seam", build_seam(half, len(CLASSES))[0], seam_architecture(half, CLASSES))
+    finish_seam(half)
     assert type(seam.load(str(half.run_dir))) is seam.SEAM
 
 
@@ -91,19 +109,30 @@ def test_cam_gives_a_map_of_each_class_by_name(run: Path, image: np.ndarray) -> 
         assert values.dtype == np.float32
         assert 0 <= values.min() < values.max() < 1
     assert np.array_equal(model.cam(image, "bird")["bird"], cam["bird"])
+    assert np.array_equal(model.cam(image, 1)["cat"], cam["cat"])
     assert np.array_equal(model.cam(image, np.int64(3))["bird"], cam["bird"])
 
 
-def test_cam_is_that_of_stage_infer_cam(cfg: Config, run: Path) -> None:
-    from seam_dist.inference.cam import infer_cams
-    from seam_dist.models import find_trained, load_seam
-
-    pixels = np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("scales", "flip"), [((0.5, 1.0), True), ((1.0,), False)])
+def test_cam_and_mask_are_those_of_the_stages(
+    run: Path, image: np.ndarray, scales: tuple[float, ...], flip: bool
+) -> None:
     trained = find_trained(run, "train_seam")
-    for scales, flip in (((0.5, 1.0), True), ((1.0,), False)):
-        expected = infer_cams(load_seam(trained), [pixels], [[2]], scales=scales, flip=flip, align=trained.align)
-        cam = seam.load(run, part="seam").cam(pixels, ["dog"], scales=scales, flip=flip)["dog"]
-        assert np.array_equal(cam, expected[0].cam[0].clamp(0, 1).numpy())
+    maps = infer_cams(load_seam(trained), [image], [[2]], scales=scales, flip=flip, align=trained.align)
+    cam = seam.load(run, part="seam").cam(image, ["dog"], scales=scales, flip=flip)["dog"]
+    assert np.array_equal(cam, maps[0].cam[0].clamp(0, 1).numpy())
+    trained = find_trained(run, "train_seg")
+    labels = infer_labels(load_deeplab(trained), [image], scales=scales, flip=flip, align=trained.align)
+    assert np.array_equal(seam.load(run).segment(image, scales=scales, flip=flip), labels[0])
+
+
+def test_cam_is_the_plain_one_where_the_run_says_so(cfg: Config, image: np.ndarray, tmp_path: Path) -> None:
+    plain = replace(cfg, run=replace(cfg.run, dir=tmp_path), infer_cam=replace(cfg.infer_cam, cam="plain"))
+    finish_seam(plain)
+    trained = find_trained(plain.run_dir, "train_seam")
+    maps = infer_cams(load_seam(trained), [image], [[2]], scales=(0.5, 1.0), align=trained.align)[0]
+    assert maps.plain is not None
+    assert np.array_equal(seam.load(plain.run_dir).cam(image, ["dog"])["dog"], maps.plain[0].clamp(0, 1).numpy())
 
 
 def test_scales_and_flip_are_those_of_the_run_unless_given(run: Path, image: np.ndarray) -> None:
