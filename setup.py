@@ -10,6 +10,9 @@ TIMM = ["timm>=1.0"]
 ONNX = ["onnx>=1.16", "onnxscript>=0.2"]
 BENCH = ["matplotlib>=3.8"]
 DEV = [
+    *LITE,
+    *CRF,
+    *BENCH,
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
@@ -60,12 +63,5 @@ setup(
         "markupsafe>=2.1",
         "tensorboard>=2.16",
     ],
-    extras_require={
-        "lite": LITE,
-        "crf": CRF,
-        "timm": TIMM,
-        "onnx": ONNX,
-        "bench": BENCH,
-        "dev": [*LITE, *CRF, *BENCH, *DEV],
-    },
+    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "onnx": ONNX, "bench": BENCH, "dev": DEV},
 )
