@@ -1,9 +1,10 @@
-"""Distributed training of SEAM (Wang et al., CVPR 2020) for weakly supervised semantic segmentation; its Python API.
+"""Distributed training of SEAM (Wang et al., CVPR 2020), weakly supervised segmentation, and its Python API.
 
     import seam_dist as seam
 
-load: a trained network of a run; SEAM: a new one; seam_loss: the losses of two views; ShardDataset: images and labels
-of shards for torch's DataLoader. They are imported when they are first used: `import seam_dist` alone is quick.
+seam.load loads a trained network of a run, seam.SEAM builds a new one, seam.seam_loss computes the losses of two views,
+seam.ShardDataset reads shards for torch's DataLoader. Classes are names or ids from 1; 0 is the background. Each of
+these is imported at its first use, so that `import seam_dist` alone does not import torch.
 """
 
 from importlib import import_module
