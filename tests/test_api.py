@@ -164,6 +164,14 @@ def test_an_image_may_be_an_array_a_picture_a_tensor_or_a_file(run: Path, image:
         assert np.array_equal(model.cam(same, ["cat"])["cat"], expected)
 
 
+def test_a_file_is_turned_as_its_orientation_says(run: Path, image: np.ndarray, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
+    upright = np.rot90(image, -1)
+    assert np.array_equal(seam.load(run).segment(tmp_path / "turned.png"), seam.load(run).segment(upright))
+
+
 def test_segment_gives_class_ids_at_the_size_of_the_image(run: Path, image: np.ndarray) -> None:
     mask = seam.load(run).segment(image)
     assert mask.shape == (48, 67)
