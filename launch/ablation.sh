@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the paper's ablation over several seeds on one data set and prints mean and spread of CAM mIoU.
-#   bash launch/ablation.sh --config configs/folder.yaml source.root=/data/photos
-# ABLATIONS and SEEDS choose the runs (default: all five with seed 0, cam and full with seeds 1 and 2 as well).
-# Runs that are done are skipped, one that was cut short goes on. Outputs lie in runs/ablation-*.
+# Runs the ablation study of the paper on one data set and prints mean and standard deviation of the mIoU of the CAMs.
+#   bash launch/ablation.sh --config folder source.root=/data/photos
+# ABLATIONS and SEEDS choose the runs (default: all five with seed 0; cam and full also with seeds 1 and 2).
+# Finished stages are skipped, interrupted ones resume. Outputs: runs/ablation-*.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 . "$root/launch/environment.sh" lite
@@ -11,8 +11,8 @@ run() {
     local name="ablation-$1-s$2"
     runs+=("runs/$name")
     $python -m seam_dist.cli --ranks "${SEAM_DIST_RANKS:-auto}" "${@:3}" \
-        "run.name=$name" run.dir=runs data.shards=runs/ablation-shards "loss.ablation=$1" "run.seed=$2" infer_cam.crf=false \
-        --stage shard --stage train_seam --stage infer_cam --stage evaluate
+        "run.name=$name" run.dir=runs data.shards=runs/ablation-shards "loss.ablation=$1" "run.seed=$2" \
+        infer_cam.crf=false --only shard --only train_seam --only infer_cam --only evaluate
 }
 if [ -n "${ABLATIONS:-}${SEEDS:-}" ]; then
     for seed in ${SEEDS:-0}; do for ablation in ${ABLATIONS:-cam er pcm ecr full}; do run "$ablation" "$seed" "$@"; done; done

@@ -1,5 +1,6 @@
-# Sourced by the other scripts: activates a virtual environment with the project installed, making it when needed.
-# An active environment (VIRTUAL_ENV, CONDA_PREFIX) is used as it is. SEAM_DIST_PYTHON names another interpreter.
+# Sourced by the other scripts with the extras that they need. Installs the project, with the versions of
+# constraints.txt, into the active environment (VIRTUAL_ENV, CONDA_PREFIX) or else into .venv, which it creates with
+# SEAM_DIST_PYTHON or the first fitting Python that it finds.
 
 if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     python=python
@@ -15,13 +16,13 @@ else
             fi
         done
         if [ -z "$base" ]; then
-            echo "No Python 3.10 to 3.13 was found: install one, or set SEAM_DIST_PYTHON to its path." >&2
+            echo "Found no Python 3.10 to 3.13: install one, or set SEAM_DIST_PYTHON to its path." >&2
             exit 2
         fi
-        echo "Making a virtual environment in .venv with $($base --version)"
+        echo "Creating a virtual environment in .venv with $($base --version)"
         if ! "$base" -m venv "$environment"; then
             rm -rf "$environment"
-            echo "The environment could not be made (on Debian and Ubuntu: apt-get install python3-venv)." >&2
+            echo "Cannot create a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)." >&2
             exit 2
         fi
     fi
@@ -29,13 +30,13 @@ else
     python="$environment/bin/python"
 fi
 
-# A stamp for each extra holds what was installed from, so that an unchanged checkout is not installed twice.
+# A stamp file remembers what was installed, so that an unchanged checkout is not installed again.
 stamp="$($python -c 'import sys; print(sys.prefix)')/.seam-dist-$1"
 wanted="$root $(cat "$root/setup.py" "$root/launch/constraints.txt" | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "Installing seam-dist and what it needs (a few minutes, once)"
+    echo "Installing seam-dist and its dependencies (a few minutes, once)"
     $python -m pip install --quiet --disable-pip-version-check -c "$root/launch/constraints.txt" setuptools wheel
-    # torch comes first: with it in place no other package draws a second build of it.
+    # torch first: otherwise another package may pull in a second build of it.
     $python -m pip install --quiet --disable-pip-version-check -c "$root/launch/constraints.txt" torch
     $python -m pip install --quiet --disable-pip-version-check -c "$root/launch/constraints.txt" \
         -e "$root[$1]"

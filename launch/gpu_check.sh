@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Runs on a GPU machine all that needs one: tests of the kernels, their benchmark and its plots, the SEAM step's benchmark.
+# Runs everything that needs a GPU: tests of the kernels, their benchmark with plots, the benchmark of the SEAM step.
 #
 #   bash launch/gpu_check.sh [OUTPUT FOLDER] [FOLDER OF WHEELS] [--only PART...] [--list]
 #
-# Works offline. Parts, each with its own time limit (--list prints them with their seconds); without --only all run, one
-# after another. Where a call is limited to ten minutes, call a few at a time, with the same OUTPUT FOLDER:
+# Works offline. It has parts, each with a time limit (--list prints them); without --only all of them run, one after
+# another. Where a command is limited to ten minutes, run a few at a time with the same OUTPUT FOLDER:
 #
 #   bash launch/gpu_check.sh out --only tests errors
 #   bash launch/gpu_check.sh out --only pcm pcm_large pcm_huge
 #
-# Wheels (made beforehand with `pip download`) are installed into a throw-away folder; without them the packages of the
-# machine serve: torch with a GPU, triton, pytest; pydantic and safetensors for the step; pydensecrf2 for the lattice;
-# matplotlib for the plots. Each part runs even when one before fails; the exit code is that of the first failure.
-# OUTPUT/summary.txt says what ran, OUTPUT/gpu.csv and step.csv hold the rows of all calls.
+# Wheels (downloaded beforehand with `pip download`) are installed into a temporary folder. Without them the packages of
+# the machine are used: torch for GPUs, triton, pytest; pydantic and safetensors for the step; pydensecrf2 for the
+# lattice; matplotlib for the plots. A part that fails does not stop the others; the exit code is that of the first
+# failure. OUTPUT/summary.txt lists what ran; OUTPUT/gpu.csv and step.csv have the rows of all calls.
 set -uo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 out="" wheels="" list=0
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
                 shift
             done
             if [ "${#only[@]}" -eq 0 ]; then
-                echo "--only names no part: --list prints them" >&2
+                echo "--only has no part: --list prints them" >&2
                 exit 2
             fi
             ;;
@@ -56,11 +56,10 @@ part() { # name, seconds, command...
     commands+=("$(printf '%q ' "$@")")
 }
 
-pytest_words=(python3 -m pytest -q -p no:cacheprovider -o addopts=--import-mode=importlib)
+pytest=(python3 -m pytest -q -p no:cacheprovider -o addopts=--import-mode=importlib)
 bench=(python3 kernels/bench.py --device cuda --csv OUT/gpu.csv --repeats 20)
 step=(python3 -m seam_dist.bench.train_step --device cuda --csv OUT/step.csv)
-# The files by name: those of the other operations' CPU paths need no GPU.
-part tests 540 "${pytest_words[@]}" tests/kernels/interpreted
+part tests 540 "${pytest[@]}" tests/kernels/interpreted
 part errors 240 python3 kernels/errors.py --impls reference torch triton
 part pcm 240 "${bench[@]}" --ops pcm --dtype bfloat16 --impls published compiled triton --shapes voc448 coco
 part pcm_float32 240 "${bench[@]}" --ops pcm --impls published triton --shapes voc448
@@ -130,11 +129,11 @@ for i in "${!names[@]}"; do
     if [ "${#only[@]}" -gt 0 ]; then
         case " ${only[*]} " in *" $name "*) ;; *) continue ;; esac
     fi
-    # OUT stands alone or before a slash in the words above; printf %q leaves it as it is.
-    words="${commands[$i]//OUT\//$(printf '%q' "$out")/}"
-    echo "== $name: $words"
+    # printf %q left OUT/ in the commands above as it is.
+    command="${commands[$i]//OUT\//$(printf '%q' "$out")/}"
+    echo "== $name: $command"
     SECONDS=0
-    timeout "${limits[$i]}" bash -c "exec $words" 2>&1 | tee "$out/$name.log"
+    timeout "${limits[$i]}" bash -c "exec $command" 2>&1 | tee "$out/$name.log"
     code="${PIPESTATUS[0]}"
     echo "$name exit $code ${SECONDS} s" | tee -a "$out/summary.txt"
     if [ "$status" -eq 0 ]; then status="$code"; fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the whole project: style, types, tests. `bash launch/test.sh --slow` runs the longer tests too;
-# further words go to pytest, for example `bash launch/test.sh tests/test_losses.py`.
+# Checks the whole project: style, types, tests. `bash launch/test.sh --slow` also runs the slow tests; other arguments
+# go to pytest, for example `bash launch/test.sh tests/losses`.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
@@ -14,6 +14,6 @@ $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
 export OMP_NUM_THREADS=1
-# worksteal: a worker that dies is noticed and its test named (see tests/conftest.py); loadfile may wait for it for ever.
+# worksteal notices a worker that dies, and tests/conftest.py names its test; loadfile may wait for the worker forever.
 exec timeout --foreground --kill-after=30 "${SEAM_DIST_TEST_LIMIT_S:-3600}" \
     $python -m pytest "${selection[@]}" -n "${SEAM_DIST_TEST_PROCESSES:-2}" --dist worksteal "$@"

@@ -21,7 +21,7 @@ from seam_dist.artifacts.label_file import read_label_shard, write_labels
 from seam_dist.artifacts.layout import LABEL_TYPES
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import open_stage
-from seam_dist.config.load import from_tree
+from seam_dist.config.load import flatten, from_tree
 from seam_dist.config.schema import (
     AugmentConfig,
     Config,
@@ -78,7 +78,7 @@ def finish_training(cfg: Config, stage: Stage, model: nn.Module, architecture: M
     final = opened.dir / "final"
     final.mkdir(exist_ok=True)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, final / "model.safetensors")
-    write_json(final / "model.json", {"architecture": dict(architecture)})
+    write_json(final / "model.json", {"architecture": dict(architecture), "config": flatten(cfg)})
     opened.finish(final.iterdir())
 
 

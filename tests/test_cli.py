@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from seam_dist import cli
-from seam_dist.cluster.launcher import count_ranks
 from seam_dist.config.schema import STAGES
 
 CONFIG = "run: {name: tiny}\ntrain_seam: {schedule: {lr: 0.125}}\n"
@@ -26,7 +29,7 @@ def test_help_names_the_stages_and_an_example(capsys: pytest.CaptureFixture[str]
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert " -> ".join(STAGES) in " ".join(text.split())
-    assert "--config configs/demo.yaml" in text
+    assert "--config demo" in text
     assert "local_rank" not in text
 
 
@@ -47,7 +50,7 @@ def test_print_config_shows_values_with_their_origin(config: str, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["train_seam.schedule.lrr=1"], "unknown key train_seam.schedule.lrr (did you mean train_seam.schedule.lr?)"),
         (["deepspeed.zero_optimizaton.stage=2"], "zero_optimization"),
@@ -57,9 +60,9 @@ def test_print_config_shows_values_with_their_origin(config: str, capsys: pytest
     ],
 )
 def test_wrong_settings_stop_with_one_line_and_code_2(
-    config: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["--config", config, *words]) == 2
+    assert cli.main(["--config", config, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("seam-dist: error: ")
@@ -67,17 +70,17 @@ def test_wrong_settings_stop_with_one_line_and_code_2(
 
 
 def test_settings_may_stand_anywhere_between_the_options(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
+    command_line = [
         "train_seam.schedule.epochs=3",
         "--config",
         config,
         "train_seam.schedule.momentum=0.5",
-        "--stage",
+        "--only",
         "shard",
         "run.seed=4",
         "--print-config",
     ]
-    assert cli.main(words) == 0
+    assert cli.main(command_line) == 0
     text = capsys.readouterr().out
     assert all(part in text for part in ("epochs: 3.0", "momentum: 0.5", "seed: 4"))
 
@@ -90,15 +93,15 @@ def test_no_configuration_at_all_is_refused(capsys: pytest.CaptureFixture[str]) 
 def test_missing_data_set_stops_before_any_output(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
+    command_line = [
         "--config",
         config,
         f"run.dir={tmp_path / 'runs'}",
         f"source.root={tmp_path / 'nowhere'}",
-        "--stage",
+        "--only",
         "shard",
     ]
-    assert cli.main(words) == 2
+    assert cli.main(command_line) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("*.tar"))
 
@@ -106,46 +109,58 @@ def test_missing_data_set_stops_before_any_output(
 def test_stage_without_its_input_names_the_stage_to_run(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["--config", config, f"run.dir={tmp_path / 'runs'}", "--stage", "infer_cam"]) == 2
-    assert "--stage" in capsys.readouterr().err
-
-
-def test_ranks_words_do_not_reach_the_ranks() -> None:
-    words = ["--ranks", "2", "--config", "a.yaml", "--ranks=3", "train_seam.schedule.lr=1"]
-    assert cli._without_ranks(words) == ["--config", "a.yaml", "train_seam.schedule.lr=1"]
-
-
-def test_number_of_ranks_is_read_or_found() -> None:
-    assert count_ranks("3") == 3
-    assert count_ranks("auto") >= 1
-
-
-def test_from_until_and_only_choose_stages_in_their_order() -> None:
-    assert cli.choose_stages(None, None, None) == list(STAGES)
-    assert cli.choose_stages(None, "train_affinity", "train_seg") == ["train_affinity", "random_walk", "train_seg"]
-    assert cli.choose_stages(["evaluate", "shard"], None, None) == ["shard", "evaluate"]
+    assert cli.main(["--config", config, f"run.dir={tmp_path / 'runs'}", "--only", "infer_cam"]) == 2
+    assert "--only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--from", "evaluate", "--until", "shard"], "--from evaluate comes after --until shard"),
         (["--only", "shard", "--from", "shard"], "were both given"),
     ],
 )
 def test_stages_that_contradict_each_other_are_refused(
-    config: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["--config", config, *words]) == 2
+    assert cli.main(["--config", config, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_evaluate_follows_each_stage_that_makes_labels_once() -> None:
-    planned = cli.with_evaluations(STAGES)
-    assert [planned[i - 1] for i, stage in enumerate(planned) if stage == "evaluate"] == [
-        "infer_cam",
-        "random_walk",
-        "infer_seg",
-    ]
-    assert [stage for stage in planned if stage != "evaluate"] == [stage for stage in STAGES if stage != "evaluate"]
-    assert cli.with_evaluations(["infer_cam", "random_walk"]) == ["infer_cam", "random_walk"]
+def test_an_installed_config_is_found_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--config", "demo", "--preset", "paper", "--print-config"]) == 0
+    text = capsys.readouterr().out
+    assert "name: demo-seam" in text
+    assert "presets/paper.yaml:" in text
+
+
+def test_short_forms_of_options_are_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--rank 2` would be taken for --ranks, reach every rank, and start ranks there."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--config", config, "--rank", "2", "--print-config"])
+    assert stop.value.code == 2
+    assert "--rank" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help-config"], ["--help"]])
+def test_a_reader_that_stops_early_ends_the_command_quietly(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output:
+        command = [sys.executable, "-m", "seam_dist.cli", *arguments]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(resolved: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "format_config", fail)
+    monkeypatch.setattr(cli, "_reader_is_gone", lambda: False)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["--config", config, "--print-config"])

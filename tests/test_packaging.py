@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,47 +19,37 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=;\[ ]", line.strip())[0].lower().replace("_", "-") for line in requirements}
 
 
-def required() -> set[str]:
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    constants = {
-        node.targets[0].id: [item.value for item in node.value.elts if isinstance(item, ast.Constant)]  # type: ignore[attr-defined]
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
-    }
-    call = next(node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
-    core = next(keyword.value for keyword in call.keywords if keyword.arg == "install_requires")
-    assert isinstance(core, ast.List)
-    found = [str(item.value) for item in core.elts if isinstance(item, ast.Constant)]
-    return names(found + [str(v) for name in ("LITE", "CRF", "DEV") for v in constants[name]])
+def requirements(*extras: str) -> set[str]:
+    """Names of what setup.py requires, and of what these extras add."""
+    with mock.patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    arguments = setup.call_args.kwargs
+    return names([*arguments["install_requires"], *(line for e in extras for line in arguments["extras_require"][e])])
 
 
 def test_every_requirement_is_pinned() -> None:
     lines = [line for line in (ROOT / "launch/constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-    unpinned = required() - names(lines)
+    unpinned = requirements("dev") - names(lines)
     assert not unpinned, f"launch/constraints.txt lacks {sorted(unpinned)}"
     assert all("==" in line for line in lines)
 
 
 def test_imports_of_the_packages_are_required() -> None:
-    """A module that the core imports at its top is installed with the core, or is Python's own."""
-    modules = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
-    import sys
-
+    """A module that a file imports at its top is installed without any extra, or is Python's own."""
+    packages = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
+    core = requirements()
     for path in [*(ROOT / "seam_dist").rglob("*.py"), *(ROOT / "kernels/seam_kernels").rglob("*.py")]:
         for node in ast.parse(path.read_text()).body:
-            found: list[str] = []
+            modules: list[str] = []
             if isinstance(node, ast.Import):
-                found = [alias.name for alias in node.names]
+                modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                found = [node.module or ""]
-            for module in found:
-                top = module.split(".")[0]
-                if top in sys.stdlib_module_names or top in ("seam_dist", "seam_kernels"):
+                modules = [node.module or ""]
+            for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
+                if top in ("seam_dist", "seam_kernels"):
                     continue
-                if path.name == "timm_backbone.py" and top in ("timm", "torchvision"):
-                    continue
-                package = modules.get(top, top).lower().replace("_", "-")
-                assert package in required(), f"{path.relative_to(ROOT)} imports {top}, which setup.py does not require"
+                package = packages.get(top, top).lower().replace("_", "-")
+                assert package in core, f"{path.relative_to(ROOT)} imports {top}, which setup.py does not require"
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.s*")), ids=lambda path: path.name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -189,25 +188,19 @@ def read_run_config(folder: Path) -> Config:
     return from_tree(tree)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `seam-dist status RUN ...`; return 0, or 2 when a folder is no run."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the argument parser of the command."""
     parser = argparse.ArgumentParser(
         prog="seam-dist status",
         description="Show which stages of a run are done, running, interrupted, outdated or not started.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, for example runs/voc12")
-    folders: list[Path] = parser.parse_args(argv).runs
-    try:
-        code = _print_statuses(folders)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, for example `head`, has seen enough; Python's own flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+    return parser
 
 
-def _print_statuses(folders: Sequence[Path]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `seam-dist status RUN ...`; return 0, or 2 when a folder is no run."""
+    folders: list[Path] = build_parser().parse_args(argv).runs
     code = 0
     for number, folder in enumerate(folders):
         try:

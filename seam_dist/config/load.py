@@ -1,25 +1,24 @@
-"""Configuration from its sources: defaults < preset < YAML file < `section.key=value` overrides, each with its origin.
+"""Loads the configuration: defaults < preset < YAML file < `section.key=value` overrides, each value with its origin.
 
-Whatever cannot be meant is refused before any work starts: unknown keys (with the nearest valid one), wrong types,
-keys given twice in one file, and combinations that `seam_dist.config.schema` rules out.
+Refused before any work starts: unknown keys (the message suggests the nearest valid one), wrong types, keys given twice
+in one file, and combinations that `seam_dist.config.schema` rules out.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
 from seam_dist.config.schema import Config
 
-_FREE_FORM = "deepspeed"  # DeepSpeed owns the keys below this section
+FREE_FORM = "deepspeed"  # DeepSpeed owns the keys below this section
 
 
 class ConfigError(ValueError):
@@ -32,51 +31,99 @@ class Resolved:
 
     config: Config
     origins: Mapping[str, str]
-    """Dotted key -> `file:line`, `command line` or, when missing here, the default."""
+    """Dotted key -> `file:line` or `command line`; settings that have their default are not listed."""
+
+    def origin(self, key: str) -> str:
+        """Return where the value of a dotted key, or of a section around it, was given; else `default`."""
+        return _origin(key, self.origins) or "default"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One documented key of the configuration."""
+def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset: str | Path | None = None) -> Resolved:
+    """Return the configuration of a YAML file, a preset and command-line overrides, checked as a whole.
 
-    key: str
-    type_name: str
-    default: Any
-    doc: str
-
-
-def load_config(path: Path | None, words: Sequence[str] = (), preset: str | None = None) -> Resolved:
-    """Return the configuration of a YAML file, a preset and command-line words, checked as a whole.
-
-    A preset is a YAML file of the folder `presets` beside the file at `path` (without a file: `configs/presets`);
-    `preset` overrides the file's own `preset:` key. Raises ConfigError.
+    `source` and `preset` are paths of YAML files, or names of files that are installed with the package; a name of a
+    preset means `presets/NAME.yaml` beside the file at `source` first. `preset` replaces the file's own `preset:` key,
+    whose path is relative to that file. Raises ConfigError.
     """
+    values: dict[str, Any] = {}
     file_values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    folder = Path("configs")
-    if path is not None:
+    file_origins: dict[str, str] = {}
+    folder: Path | None = None
+    if source is not None:
+        path = find_config(source)
         folder = path.parent
         file_values, file_origins = _read_yaml(path)
         named = file_values.pop("preset", None)
         file_origins.pop("preset", None)
-        preset = preset or named
-    values: dict[str, Any] = {}
+        if preset is None and named is not None:
+            preset = folder / str(named) if _is_path(named) else str(named)
     if preset is not None:
-        preset_path = folder / "presets" / f"{preset}.yaml"
-        if not preset_path.is_file():
-            known = sorted(p.stem for p in preset_path.parent.glob("*.yaml"))
-            hint = _nearest(str(preset), known)
-            raise ConfigError(f"preset={preset} is not in {preset_path.parent}{hint}: expected one of {known}")
-        values, preset_origins = _read_yaml(preset_path)
-        origins.update(preset_origins)
-    if path is not None:
-        values = _merge(values, file_values)
-        origins.update(file_origins)
-    for word in words:
-        key, value = _parse_word(word)
+        values, origins = _read_yaml(find_preset(preset, folder))
+    values = _merge(values, file_values)
+    origins.update(file_origins)
+    for override in overrides:
+        key, value = _parse_override(override)
         values = _merge(values, _nest(key, value))
         origins.update((leaf, "command line") for leaf, _ in _leaves(_nest(key, value)))
     return Resolved(config=_validate(values, origins), origins=origins)
+
+
+def find_config(source: str | Path) -> Path:
+    """Return the file of a config given by its path, or by the name of an installed one; raise ConfigError.
+
+    What contains a separator or ends in .yaml is a path.
+    """
+    names = _names(installed_configs())
+    path = Path(source) if _is_path(source) else installed_configs() / f"{source}.yaml"
+    if path.is_file():
+        return path
+    if not _is_path(source):
+        raise ConfigError(
+            f"--config={source} is not an installed config{_nearest(str(source), names)}: expected one of "
+            f"{', '.join(names)}, or the path of a file, for example ./{source}.yaml"
+        )
+    near = _nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.yaml")])
+    raise ConfigError(
+        f"config file {path} does not exist{near}: give the path of a YAML file, or the name of an installed config "
+        f"({', '.join(names)})"
+    )
+
+
+def find_preset(source: str | Path, folder: Path | None) -> Path:
+    """Return the file of a preset given by its path, or by its name in folder/presets or among the installed ones.
+
+    Raises ConfigError.
+    """
+    if _is_path(source):
+        if not Path(source).is_file():
+            raise ConfigError(
+                f"preset file {source} does not exist: give the path of a YAML file, or the name of a preset"
+            )
+        return Path(source)
+    places = [place / "presets" for place in (folder, installed_configs()) if place is not None]
+    for place in places:
+        if (place / f"{source}.yaml").is_file():
+            return place / f"{source}.yaml"
+    names = sorted({name for place in places for name in _names(place)})
+    raise ConfigError(
+        f"preset={source} is not known{_nearest(str(source), names)}: expected one of {', '.join(names)}, or the path "
+        "of a YAML file"
+    )
+
+
+def installed_configs() -> Path:
+    """Return the folder of the configs that are installed with the package; in a checkout, its folder configs/."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def _is_path(source: object) -> bool:
+    return "/" in str(source) or os.sep in str(source) or str(source).endswith((".yaml", ".yml"))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -111,60 +158,8 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
 
 
-def format_config(resolved: Resolved) -> str:
-    """Return the configuration as YAML text with each value's origin in a comment."""
-    rows: list[tuple[str, str | None]] = []  # text, origin
-    open_sections: tuple[str, ...] = ()
-    for key, value in flatten(resolved.config).items():
-        *sections, name = key.split(".")
-        for depth, section in enumerate(sections):
-            if open_sections[: depth + 1] != tuple(sections[: depth + 1]):
-                rows.append((f"{'  ' * depth}{section}:", None))
-                open_sections = tuple(sections[: depth + 1])
-        open_sections = tuple(sections)
-        origin = next((resolved.origins[p] for p in _prefixes(key) if p in resolved.origins), "default")
-        shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
-        rows.append((f"{'  ' * len(sections)}{name}: {shown}", origin if sections else None))
-    width = min(72, max(len(text) for text, _ in rows))
-    return "\n".join(text if origin is None else f"{text:<{width}}  # {origin}" for text, origin in rows) + "\n"
-
-
-def settings() -> Iterator[Setting]:
-    """Yield every key of the configuration with its type, default and one-line description."""
-    yield from _settings(Config, Config(), "")
-
-
-def _settings(kind: type[Any], defaults: Any, prefix: str) -> Iterator[Setting]:
-    hints = get_type_hints(kind)
-    fields: Mapping[str, FieldInfo] = kind.__pydantic_fields__
-    for name in fields:
-        if dataclasses.is_dataclass(hints[name]):
-            yield from _settings(hints[name], getattr(defaults, name), f"{prefix}{name}.")
-            continue
-        text = "mapping" if f"{prefix}{name}" == _FREE_FORM else str(vars(kind)["__annotations__"][name])
-        yield Setting(f"{prefix}{name}", text, getattr(defaults, name), _one_line(fields[name].description))
-
-
-def section_docs() -> dict[str, str]:
-    """Return the one-line description of each section."""
-    hints = get_type_hints(Config)
-    return {
-        section.name: _one_line(hints[section.name].__doc__)
-        for section in dataclasses.fields(Config)
-        if dataclasses.is_dataclass(hints[section.name])
-    }
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
-        raise ConfigError(f"config file {path} does not exist{near}: give the path of a YAML file") from None
+    text = path.read_text()
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -196,18 +191,18 @@ def _walk_nodes(node: yaml.Node, prefix: str, path: Path, origins: dict[str, str
             origins[key] = f"{path}:{line}"
 
 
-def _parse_word(word: str) -> tuple[str, Any]:
-    key, equals, text = word.partition("=")
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
     if not equals or not key or "." not in key:
         raise ConfigError(
-            f"argument '{word}' is not of the form section.key=value, for example train_seam.schedule.lr=0.01"
+            f"argument '{override}' is not of the form section.key=value, for example train_seam.schedule.lr=0.01"
         )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value '{text}' cannot be read ({error}): quote it as in YAML") from None
     # Scalars keep their text, so that run.name=001 stays a name; the field's type reads numbers and booleans itself.
-    if isinstance(value, (list, dict)) or value is None or key.startswith(f"{_FREE_FORM}."):
+    if isinstance(value, (list, dict)) or value is None or key.startswith(f"{FREE_FORM}."):
         return key, value
     return key, text.strip().strip("'\"")
 
@@ -236,19 +231,20 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _prefixes(key: str) -> Iterator[str]:
+def _origin(key: str, origins: Mapping[str, str]) -> str | None:
+    """Return where a key was given, itself or as part of a section that was given as a whole."""
     parts = key.split(".")
-    for end in range(len(parts), 0, -1):
-        yield ".".join(parts[:end])
+    around = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((origins[prefix] for prefix in around if prefix in origins), None)
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def _check_keys(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-    keys = [setting.key for setting in settings()]
+    keys = list(flatten(Config()))
     sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
     for section, content in values.items():
         where = next((f"{o}: " for k, o in origins.items() if k == section or k.startswith(f"{section}.")), "")
@@ -256,7 +252,7 @@ def _check_keys(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{where}unknown section {section}{_nearest(section, sections)}: expected one of {', '.join(sections)}"
             )
-        if section == _FREE_FORM:
+        if section == FREE_FORM:
             continue
         if not isinstance(content, Mapping):
             raise ConfigError(f"{where}{section}={content!r} is a section: give keys below it: {section}.key=value")
@@ -271,13 +267,13 @@ def _check_names(prefix: str, content: Mapping[str, Any], keys: Sequence[str], o
         if key in own:
             continue
         where = next((f"{o}: " for k, o in origins.items() if k == key or k.startswith(f"{key}.")), "")
-        if any(other.startswith(f"{key}.") for other in own):
+        if any(longer.startswith(f"{key}.") for longer in own):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
             _check_names(key, value, keys, origins)
             continue
-        others = [k for k in keys if k.endswith(f".{name}")]
-        hint = _nearest(key, own) or (f" (did you mean {others[0]}?)" if others else "")
+        elsewhere = [k for k in keys if k.endswith(f".{name}")]
+        hint = _nearest(key, own) or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
         raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
 
 
@@ -290,7 +286,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         if item["type"] == "value_error":
             lines.append(message)
             continue
-        origin = next((origins[p] for p in _prefixes(key) if p in origins), None)
+        origin = _origin(key, origins)
         where = f" ({origin})" if origin else ""
         lines.append(f"{key}={item['input']!r}{where}: {message[0].lower()}{message[1:]}")
     return "; ".join(dict.fromkeys(lines))

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seam_dist.config.load import ConfigError, dump_yaml, flatten, format_config, from_tree, load_config, settings
+from seam_dist.config.describe import format_config, settings
+from seam_dist.config.load import ConfigError, dump_yaml, flatten, from_tree, installed_configs, load_config
 from seam_dist.config.schema import STAGES, Config
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write(path: Path, text: str) -> Path:
@@ -44,7 +43,7 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("override", "message"),
     [
         ("trian_seam.lr=1", r"unknown section trian_seam \(did you mean train_seam\?\)"),
         ("train_seam.schedule.learning_rate=1", r"unknown key train_seam.schedule.learning_rate"),
@@ -82,12 +81,12 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
         ("model.backbone=vgg", r"model.backbone='vgg'"),
     ],
 )
-def test_wrong_words_are_refused_by_name(word: str, message: str) -> None:
+def test_wrong_overrides_are_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(None, [word])
+        load_config(None, [override])
 
 
-def test_strides_are_read_from_words() -> None:
+def test_strides_are_read_from_overrides() -> None:
     config = load_config(None, ["model.output_stride=16", "train_affinity.output_stride=8"]).config
     assert (config.model.output_stride, config.train_affinity.output_stride, config.train_seg.output_stride) == (
         16,
@@ -122,13 +121,50 @@ def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, messag
         load_config(write(tmp_path / "a.yaml", text))
 
 
+def test_a_preset_beside_the_config_file_comes_before_the_installed_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.yaml", "preset: small\n")
+    assert load_config(path).config.model.backbone == "lite0"
+    write(tmp_path / "presets" / "small.yaml", "model: {width: 0.5}\n")
+    model = load_config(path).config.model
+    assert (model.backbone, model.width) == ("resnet38d", 0.5)
+
+
+def test_a_preset_may_be_a_path_relative_to_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "shared.yaml", "model: {width: 0.5}\n")
+    path = write(tmp_path / "runs" / "mine.yaml", "preset: ../shared.yaml\n")
+    assert load_config(path).config.model.width == 0.5
+    monkeypatch.chdir(tmp_path)
+    assert load_config("demo", preset="shared.yaml").config.model.width == 0.5
+    with pytest.raises(ConfigError, match=r"preset file nope.yaml does not exist"):
+        load_config("demo", preset="nope.yaml")
+
+
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+def test_unknown_names_list_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / folder)
+    with pytest.raises(
+        ConfigError, match=r"--config=voc21 .*did you mean voc12\?.*one of demo, folder, voc12, or the path"
+    ):
+        load_config("voc21")
+    with pytest.raises(
+        ConfigError, match=r"preset=papper .*did you mean paper\?.*one of default, paper, small, or the path"
+    ):
+        load_config(None, preset="papper")
+    write(tmp_path / folder / "presets" / "own.yaml", "{}\n")
+    with pytest.raises(ConfigError, match=r"expected one of default, own, paper, small"):
+        load_config(write(tmp_path / folder / "a.yaml", "preset: papper\n"))
+
+
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path / "voc12.yaml", "{}\n")
     with pytest.raises(ConfigError, match=r"does not exist \(did you mean voc12.yaml\?\)"):
         load_config(tmp_path / "voc21.yaml")
 
 
-def test_words_read_lists_nulls_numbers_and_names() -> None:
+def test_overrides_read_lists_nulls_numbers_and_names() -> None:
     cfg = load_config(
         None, ["infer_cam.scales=[0.5, 1]", "model.pretrained=null", "train_seam.schedule.lr=1e-3", "run.name=007"]
     ).config
@@ -138,7 +174,7 @@ def test_words_read_lists_nulls_numbers_and_names() -> None:
     assert cfg.run.name == "007"
 
 
-def test_deepspeed_words_keep_their_types() -> None:
+def test_deepspeed_overrides_keep_their_types() -> None:
     cfg = load_config(None, ["deepspeed.zero_optimization.stage=2"]).config
     assert cfg.deepspeed == {"zero_optimization": {"stage": 2}}
 
@@ -158,8 +194,8 @@ def test_every_setting_has_a_description_and_a_flat_key() -> None:
 
 
 def shipped() -> list[tuple[Path, str | None]]:
-    presets = sorted(p.stem for p in (CONFIGS / "presets").glob("*.yaml"))
-    return [(path, preset) for path in sorted(CONFIGS.glob("*.yaml")) for preset in (None, *presets)]
+    presets = sorted(p.stem for p in (installed_configs() / "presets").glob("*.yaml"))
+    return [(path, preset) for path in sorted(installed_configs().glob("*.yaml")) for preset in (None, *presets)]
 
 
 @pytest.mark.parametrize(("path", "preset"), shipped(), ids=lambda v: getattr(v, "stem", str(v)))

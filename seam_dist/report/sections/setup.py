@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from seam_dist.config.load import flatten, settings
+from seam_dist.config.describe import settings
+from seam_dist.config.load import flatten
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.report.page import NONE, Note, duration, render_template
 from seam_dist.report.records import RunRecord
