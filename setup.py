@@ -28,7 +28,10 @@ setup(
     python_requires=">=3.10,<3.14",
     package_dir={"seam_kernels": "kernels/seam_kernels"},
     packages=[*find_packages(include=["seam_dist", "seam_dist.*"]), "seam_kernels"],
-    package_data={"seam_dist": ["py.typed", "report/*.html", "report/*.css"], "seam_kernels": ["py.typed"]},
+    package_data={
+        "seam_dist": ["py.typed", "report/templates/*.html", "report/style.css"],
+        "seam_kernels": ["py.typed"],
+    },
     entry_points={"console_scripts": ["seam-dist=seam_dist.cli:main"]},
     install_requires=[
         "torch>=2.6",
@@ -44,6 +47,8 @@ setup(
         "opencv-python-headless>=4.9",
         "pillow>=10.3",
         "tqdm>=4.66",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
         "tensorboard>=2.16",
         "matplotlib>=3.8",
     ],

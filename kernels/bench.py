@@ -6,18 +6,19 @@
 
 First the machine's matrix rate, float32 vector rate and copy bandwidth are measured; `fraction` is the least time
 that they allow over the median time. Times are process time on a CPU (neighbors do not count) and event time on a
-GPU; the impls of a shape take turns, so that a drift of the machine meets them alike. A row gets `--budget` seconds: a
-slow impl is repeated less often (column repeats), and its first run, else a warm-up, counts where it takes half of it.
-Peak memory counts from the inputs on: what a forward and backward run adds; on a CPU it is the growth of the resident
+GPU; the impls of a shape alternate, so that a drift of the machine affects them alike. A row gets `--budget` seconds: a
+slow impl is repeated less often (column repeats), and its first run, otherwise a warm-up, counts where it takes half of
+the budget. Peak memory is what a forward and backward run adds to the inputs; on a CPU it is the growth of the resident
 set of a process of its own.
-`--plot` draws a CSV that exists: log-log time and memory against pixels. `--ratios` prints, as a table, how many times
-faster and smaller than the published form each row of a CSV is.
+`--plot` draws an existing CSV: log-log time and memory against pixels (extra `bench`). `--ratios` prints, as a table,
+how many times faster and smaller than the published form each row of a CSV is.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -233,7 +235,7 @@ def peak_mib_here(args: argparse.Namespace, op: str, impl: str, shape: str, dire
             run()
             grown = (torch.cuda.max_memory_allocated() - before) / 2**20
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = resident_peak_mib()
             run()
             grown = resident_peak_mib() - before
@@ -242,10 +244,10 @@ def peak_mib_here(args: argparse.Namespace, op: str, impl: str, shape: str, dire
 
 def peak_mib(args: argparse.Namespace, *which: str) -> float:
     """Return the peak memory of one run, measured in a fresh process."""
-    words = [sys.executable, __file__, *sys.argv[1:], "--peak-of", *which]
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", *which]
     # glibc would keep freed blocks, such as those of making the inputs, and hand them out again unseen.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(done.stdout))
 
 
@@ -288,7 +290,7 @@ def measure(args: argparse.Namespace, op: str, shape: str, limits: dict[str, flo
 
 
 def read_rows(source: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV; of rows that were measured again, the last one."""
+    """Return the rows of a CSV; of rows that were measured several times, the last one."""
     with source.open() as file:
         rows = list(csv.DictReader(file))
     return list(
@@ -296,26 +298,33 @@ def read_rows(source: Path) -> list[dict[str, str]]:
     )
 
 
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, drawing to files; raise ValueError with the remedy when matplotlib is not installed."""
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError:
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'seam-dist[bench]'") from None
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
 def plot(source: Path, target: Path) -> None:
     """Draw time and memory against pixels from a CSV, a column for each operation, a line for each impl and setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
-
+    plt = pyplot()
     rows = read_rows(source)
     ops = list(dict.fromkeys(row["op"] for row in rows))
     impls = list(dict.fromkeys(row["impl"] for row in rows))
     figure, axes = plt.subplots(2, len(ops), figsize=(5 * len(ops), 9.5), squeeze=False)
     for column, op in enumerate(ops):
         chosen = [row for row in rows if row["op"] == op]
-        words = [row["shape"].split()[1:] for row in chosen]
+        settings_of_rows = [row["shape"].split()[1:] for row in chosen]
         for axis, key in zip(axes[:, column], ("median_ms", "peak_mib"), strict=True):
             groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-            for row, settings in zip(chosen, words, strict=True):
+            for row, settings in zip(chosen, settings_of_rows, strict=True):
                 # Of the settings (batch, classes, ...), those that differ between the rows of the operation.
-                varied = " ".join(word for i, word in enumerate(settings) if len({other[i] for other in words}) > 1)
+                varied = " ".join(
+                    value for i, value in enumerate(settings) if len({values[i] for values in settings_of_rows}) > 1
+                )
                 if row[key]:
                     group = (row["impl"], row["direction"], varied)
                     groups.setdefault(group, []).append((int(row["pixels"]), float(row[key])))
@@ -332,7 +341,7 @@ def plot(source: Path, target: Path) -> None:
             ticks = sorted({int(row["pixels"]) for row in chosen})
             axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, ha="right")
             axis.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.xaxis.set_minor_formatter(plt.NullFormatter())
             axis.set(title=op, xlabel="pixels N", ylabel="ms" if key == "median_ms" else "peak MiB")
             axis.grid(True, which="major", alpha=0.4)
         # Both plots of a column have the same lines; below them no line is hidden.
@@ -371,7 +380,7 @@ def ratios(source: Path) -> str:
 
 
 def main() -> None:
-    """Parse the words, print a row as it is measured, add the rows to the CSV."""
+    """Parse the options, print a row as it is measured, add the rows to the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     impls = ("published", "compiled", "torch", "triton", "torch-chebyshev", "triton-chebyshev", "lattice")
     parser.add_argument("--ops", nargs="+", choices=("pcm", "edges", "walk", "crf"), default=["pcm", "edges"])
@@ -392,7 +401,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--csv", type=Path, help="file that the rows are added to")
-    parser.add_argument("--plot", type=Path, help="draw the rows of --csv instead of measuring")
+    parser.add_argument("--plot", type=Path, help="draw the rows of --csv instead of measuring (extra bench)")
     parser.add_argument("--ratios", action="store_true", help="print the rows of --csv as a table instead of measuring")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()

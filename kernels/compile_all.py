@@ -71,9 +71,9 @@ def _configured(configs: list[Any], quick: bool) -> Iterator[tuple[dict[str, int
 def pcm_jobs(quick: bool, family: str) -> Iterator[Job]:
     """Yield the kernels of pcm_attention at D = 192, C = 21 and 81."""
     full = "ieee" if family == "amd" else "tf32x3"
-    kinds = [("bf16", "16", "tf32"), ("fp16", "16", "tf32"), ("fp32", "tf32", "tf32"), (FULL, "x3", full)]
+    operands = [("bf16", "16", "tf32"), ("fp16", "16", "tf32"), ("fp32", "tf32", "tf32"), (FULL, "x3", full)]
     d0, d1 = pcm_kernels.pieces(192)
-    for dtype, kind, precision in kinds[:1] if quick else kinds:
+    for dtype, operand, precision in operands[:1] if quick else operands:
         element = dtype.split()[0]
         if dtype != FULL:
             unit = dict.fromkeys(("feature_ptr", "unit_ptr"), f"*{element}") | {"norm_ptr": "*fp32", "eps": "fp32"}
@@ -85,7 +85,7 @@ def pcm_jobs(quick: bool, family: str) -> Iterator[Job]:
             forward = dict.fromkeys(("unit_ptr", "rows_ptr", "out_ptr"), f"*{element}")
             forward |= {"colsum_ptr": "*fp32", "eps": "fp32"}
             sizes = {"D0": d0, "D1": d1, "V0": v0, "V1": v1, "NORMALIZE": True, "PRECISION": precision}
-            for tile, warps, stages in _configured(pcm_kernels.FORWARD_CONFIGS[family][kind], quick):
+            for tile, warps, stages in _configured(pcm_kernels.FORWARD_CONFIGS[family][operand], quick):
                 yield Job(
                     "pcm_forward", pcm_kernels._pcm_fwd_kernel, forward, sizes, dtype, shape, warps, stages, True, tile
                 )
@@ -93,7 +93,7 @@ def pcm_jobs(quick: bool, family: str) -> Iterator[Job]:
             backward = dict.fromkeys(("unit_ptr", "left_ptr", "right_ptr", "out_ptr"), f"*{element}")
             backward |= {"norm_ptr": "*fp32", "scale_ptr": "*fp32", "eps": "fp32"}
             sizes = {"D0": d0, "D1": d1, "W0": w0, "W1": w1, "PRECISION": precision}
-            for tile, warps, stages in _configured(pcm_kernels.BACKWARD_CONFIGS[family][kind], quick):
+            for tile, warps, stages in _configured(pcm_kernels.BACKWARD_CONFIGS[family][operand], quick):
                 yield Job(
                     "pcm_backward", pcm_kernels._pcm_bwd_kernel, backward, sizes, dtype, shape, warps, stages, True,
                     tile,
@@ -177,20 +177,20 @@ def compiled(job: Job, target: GPUTarget) -> Any:
 
 
 def resources(binary: Any, target: GPUTarget) -> tuple[str, str]:
-    """Return registers and spilled bytes of a thread, as far as the binary tells."""
+    """Return registers and spilled bytes of a thread, as far as the binary says."""
     if target.backend == "hip":
         text = binary.asm["amdgcn"]
         counts = [re.search(rf"\.{name}:\s+(\d+)", text) for name in ("vgpr_count", "vgpr_spill_count")]
-        registers, spilled = (int(found.group(1)) if found else -1 for found in counts)
+        registers, spilled = (int(count.group(1)) if count else -1 for count in counts)
         return str(registers), str(4 * spilled)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        words = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-    found = re.search(r"REG:(\d+)\s+STACK:(\d+)", text)
-    return found.groups() if found else ("?", "?")  # type: ignore[return-value]
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    usage = re.search(r"REG:(\d+)\s+STACK:(\d+)", text)
+    return usage.groups() if usage else ("?", "?")  # type: ignore[return-value]
 
 
 def row(job: Job, name: str) -> dict[str, Any]:
@@ -199,18 +199,18 @@ def row(job: Job, name: str) -> dict[str, Any]:
     binary = compiled(job, target)
     registers, spilled = resources(binary, target)
     text = binary.asm["amdgcn"] if target.backend == "hip" else binary.asm["ptx"]
-    found = "+".join(sorted(set(MATRIX.findall(text))))
+    matrix = "+".join(sorted(set(MATRIX.findall(text))))
     shared = binary.metadata.shared / 1024
     # Beyond the tensor memory Triton emits a trap and refuses to launch.
     fits = shared <= limit and (getattr(binary.metadata, "tmem_size", 0) or 0) <= TENSOR_MEMORY_COLUMNS
     tile = " ".join(f"{key}{value}" for key, value in job.tile.items()) + f" warps{job.warps} stages{job.stages}"
-    values = (job.name, name, job.dtype, job.shape, tile.strip(), f"{shared:.1f}", registers, spilled, found, fits)
+    values = (job.name, name, job.dtype, job.shape, tile.strip(), f"{shared:.1f}", registers, spilled, matrix, fits)
     return dict(zip(FIELDS, values, strict=True))
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Return what is wrong with the rows; see the module."""
-    found = []
+    """Return why rows are refused; see the module."""
+    refused = []
     groups: dict[tuple[str, ...], list[bool]] = {}
     for entry in rows:
         label = tuple(str(entry[key]) for key in ("kernel", "target", "dtype", "shape"))
@@ -220,14 +220,14 @@ def problems(rows: list[dict[str, Any]]) -> list[str]:
             own = OWN_MATRIX[entry["target"]]
             wrong = not entry["matrix"] if entry["dtype"].startswith("fp32") else own not in entry["matrix"]
             if wrong:
-                found.append(f"{name}: matrix instructions {entry['matrix'] or 'none'}, expected {own}")
+                refused.append(f"{name}: matrix instructions {entry['matrix'] or 'none'}, expected {own}")
         spilled = int(entry["spilled_bytes"]) if entry["spilled_bytes"].isdigit() else 0
         if entry["fits"] and spilled > (FULL_SPILL_LIMIT if entry["dtype"] == FULL else SPILL_LIMIT):
-            found.append(f"{name}: {spilled} bytes spilled")
-    found += [
+            refused.append(f"{name}: {spilled} bytes spilled")
+    refused += [
         f"{' '.join(label)}: no configuration fits in shared memory" for label, fit in groups.items() if not any(fit)
     ]
-    return found
+    return refused
 
 
 def main() -> int:
@@ -249,10 +249,10 @@ def main() -> int:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(rows)
-    found = problems(rows)
-    for problem in found:
+    refused = problems(rows)
+    for problem in refused:
         print(problem, file=sys.stderr)
-    return 1 if found else 0
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":

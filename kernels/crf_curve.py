@@ -2,13 +2,13 @@
 
     python kernels/crf_curve.py --image FILE.jpg --mask FILE.png [--sizes 80x60 160x120] [--strides 1 2 3 4 6 8]
                                 [--csv FILE] [--plot FILE]
-    python kernels/crf_curve.py --csv FILE --plot FILE        draws a CSV that exists
+    python kernels/crf_curve.py --csv FILE --plot FILE        draws an existing CSV
 
-The photograph is made smaller, and with it the bilateral width: 80 pixels at a width of 500. The scores are soft, as
+The photograph is scaled down together with the bilateral width: 80 pixels at a width of 500. The scores are soft, as
 CAMs are: each class of the mask (palette PNG, class index) is blurred and mixed with smooth noise; the background is
 (1 - largest score)^4. All methods get the same scores and the other constants of the pipeline (10 iterations) and are
 compared with the exact sum in float64: largest and mean difference of probabilities, and the share of pixels whose
-label is another. Times are process time, one thread, median of three.
+label differs. Times are process time, one thread, median of three.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.nn.functional import avg_pool2d, interpolate, one_hot
 if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
+from bench import pyplot
 from seam_kernels import dense_crf
 
 FIELDS = ("size", "labels", "method", "time_ms", "max_error", "mean_error", "flipped_labels")
@@ -85,11 +86,7 @@ def measure(
 
 def plot(source: Path, target: Path) -> None:
     """Draw mean error and flipped labels against time, a column for each size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     with source.open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] != "no CRF"]
     sizes = list(dict.fromkeys(row["size"] for row in rows))
@@ -130,7 +127,7 @@ def main() -> None:
     parser.add_argument("--strides", nargs="+", type=int, default=[1, 2, 3, 4, 6, 8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--csv", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw the CSV (extra bench)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.image and args.mask:

@@ -122,7 +122,7 @@ def with_evaluations(stages: Sequence[str]) -> list[str]:
 
 def run_stages(cfg: Config, stages: Sequence[str]) -> None:
     """Run stages one after the other on this rank; every rank of the job must call it with the same arguments."""
-    from seam_dist.artifacts.stage import claim_stage
+    from seam_dist.artifacts.lock import stage_lock
     from seam_dist.cluster import distributed
 
     world = distributed.init_world(cfg)
@@ -130,7 +130,7 @@ def run_stages(cfg: Config, stages: Sequence[str]) -> None:
         for stage in stages:
             module: Any = importlib.import_module(f"seam_dist.stages.{stage}")
             with ExitStack() as stack:
-                distributed.on_main(partial(_claim, stack, claim_stage(cfg.run_dir, stage)), world)
+                distributed.on_main(partial(_claim, stack, stage_lock(cfg.run_dir, stage)), world)
                 module.run(cfg)
                 distributed.barrier(world)
     finally:

@@ -4,13 +4,13 @@ Model      Q = softmax(log p + sum over kernels of compat n K (n Q)), repeated; 
            n = 1 / sqrt(row sum of K + 1e-20) (symmetric normalization).
 Gaussian   exp(-|dx, dy|^2 / (2 sxy^2)) is separable: one matrix for rows and one for columns, exact.
 Bilateral  exp(-|dx, dy|^2 / (2 sxy^2) - |drgb|^2 / (2 srgb^2)): the sum over all pairs, in blocks of targets. With
-           source_stride s only every s-th pixel of every s-th row sends messages, and n is made of the same sums.
+           source_stride s only every s-th pixel of every s-th row sends messages, and n is computed from the same sums.
 Gradient   of the scores: K is symmetric, so the gradient of a sum over sources is the same sum over targets; the
            rest is autograd's. A state of Q is kept for each iteration. The image has no gradient.
 Cost       num_iters + 1 times 2 N^2 (C + 5) / s^2 flops and N^2 / s^2 exponentials: about 3.4 ns a pair of one CPU core
            with 3 labels, that is 20 minutes for a 500 x 375 image with s = 1 and 20 s with s = 8; impl "lattice" takes
            about a second.
-Lattice    impl "lattice" hands the image to pydensecrf (permutohedral lattice, an approximation), CPU only.
+Lattice    impl "lattice" passes the image to pydensecrf (permutohedral lattice, an approximation), CPU only.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _gaussian_sum.register_autograd(_autograd_backward, setup_context=_setup_context
 
 
 def _points(image: Tensor, sxy: float, srgb: float, like: Tensor) -> Tensor:
-    """Return (B, 5, H, W): x, y and colors over their standard deviations, centerd to keep squares small."""
+    """Return (B, 5, H, W): x, y and colors over their standard deviations, centered to keep squares small."""
     batch, _, height, width = image.shape
     y = torch.arange(height, dtype=like.dtype, device=like.device) - (height - 1) / 2
     x = torch.arange(width, dtype=like.dtype, device=like.device) - (width - 1) / 2
@@ -144,7 +144,7 @@ def _lattice(
 
 
 def _choose(prob: Tensor, impl: str, source_stride: int) -> str:
-    """Return the implementation for a wish, the lattice included."""
+    """Return the implementation for a request, the lattice included."""
     installed = importlib.util.find_spec(_LATTICE) is not None
     if impl == "auto" and not prob.is_cuda:
         plain = source_stride == 1 and not prob.requires_grad and prob.shape[1] > 0

@@ -22,7 +22,7 @@ from torch import Tensor
 from seam_kernels.tuning import tuned
 
 # Not yet measured on a GPU. MP (the labels, padded) beyond 128 is served in slices of 128. The small tile is for AMD,
-# where the others do not fit in shared memory at MP = 128; what does not fit is skipped by the autotuner.
+# where the larger ones do not fit in shared memory at MP = 128; what does not fit is skipped by the autotuner.
 CONFIGS = [
     triton.Config({"ROWS": 128, "COLUMNS": 128}, num_warps=8, num_stages=2),
     triton.Config({"ROWS": 128, "COLUMNS": 64}, num_warps=4, num_stages=3),

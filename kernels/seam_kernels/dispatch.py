@@ -26,7 +26,7 @@ def triton_refusal(tensor: Tensor) -> str | None:
 
 
 def choose_impl(op: str, impl: str, tensor: Tensor, *, has_triton: bool = True) -> str:
-    """Return "triton", "torch" or "reference" for a wish; "auto" takes the fastest one for `tensor` on its device.
+    """Return "triton", "torch" or "reference" for a request; "auto" takes the fastest one for `tensor` on its device.
 
     Raises ValueError for an unknown name, and for "triton" where `op` has no kernel or `tensor` cannot go to one.
     """
@@ -61,19 +61,19 @@ def check_tensor(name: str, tensor: Tensor, axes: str) -> None:
         raise ValueError(f"{name}.dtype={tensor.dtype} is not a floating type: convert {name} with .float()")
 
 
-def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor, axes: dict[int, str]) -> None:
+def check_same(name: str, tensor: Tensor, second_name: str, second: Tensor, axes: dict[int, str]) -> None:
     """Refuse two tensors that differ in dtype, device or in the size of the dimensions `axes` {index: letter}."""
-    if tensor.dtype != other.dtype:
+    if tensor.dtype != second.dtype:
         raise ValueError(
-            f"{name}.dtype={tensor.dtype} differs from {other_name}.dtype={other.dtype}: convert one of them with .to()"
+            f"{name}.dtype={tensor.dtype} differs from {second_name}.dtype={second.dtype}: convert one with .to()"
         )
-    if tensor.device != other.device:
+    if tensor.device != second.device:
         raise ValueError(
-            f"{name} is on {tensor.device} and {other_name} on {other.device}: move them to one device with .to()"
+            f"{name} is on {tensor.device} and {second_name} on {second.device}: move them to one device with .to()"
         )
     for index, letter in axes.items():
-        if tensor.shape[index] != other.shape[index]:
+        if tensor.shape[index] != second.shape[index]:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}, expected the same "
+                f"{name} has shape {tuple(tensor.shape)} and {second_name} {tuple(second.shape)}, expected the same "
                 f"{letter} (dimension {index}): give both the same {letter}"
             )

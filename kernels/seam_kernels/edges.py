@@ -20,7 +20,7 @@ from seam_kernels.reference import edge_affinity_reference
 from seam_kernels.stencil import check_border, check_radius, half_plane_offsets, pair_mask, shifts
 
 # Elements of the buffer of differences. With 2^16 to 2^17 it stays in a CPU core's second cache together with the
-# features it is made of (kernels/bench.py, 56 x 56 x 448).
+# features that it is computed from (kernels/bench.py, 56 x 56 x 448).
 _BUFFER_ELEMENTS = 1 << 17
 
 

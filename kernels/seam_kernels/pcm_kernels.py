@@ -31,7 +31,7 @@ def _config(rows: int, columns: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps, num_stages=stages)
 
 
-# By family of matrix units and by kind of operand: 16 bits, tf32, or x3, float32 in full. What does not fit in a chip's
+# By family of matrix units and by operand: 16 bits, tf32, or x3, float32 in full. What does not fit in a chip's
 # shared memory is skipped by the autotuner. Left out is what spills more than 64 bytes of registers (x3: 512) on a chip
 # of the family (kernels/results/compiled.csv): backward holds [ROWS, D] sums beside two [ROWS, COLUMNS] products, and
 # where operands live in registers too, 64 columns spill 110 to 290 bytes; on AMD so do 128 rows and 8 warps.
@@ -254,13 +254,13 @@ def _pcm_bwd_kernel(
 
 
 @lru_cache
-def _forward(family: str, kind: str):
-    return tuned(_pcm_fwd_kernel, FORWARD_CONFIGS[family][kind], ["D0", "D1", "V0", "V1"])
+def _forward(family: str, operand: str):
+    return tuned(_pcm_fwd_kernel, FORWARD_CONFIGS[family][operand], ["D0", "D1", "V0", "V1"])
 
 
 @lru_cache
-def _backward(family: str, kind: str):
-    return tuned(_pcm_bwd_kernel, BACKWARD_CONFIGS[family][kind], ["D0", "D1", "W0", "W1"])
+def _backward(family: str, operand: str):
+    return tuned(_pcm_bwd_kernel, BACKWARD_CONFIGS[family][operand], ["D0", "D1", "W0", "W1"])
 
 
 def pieces(length: int) -> tuple[int, int]:

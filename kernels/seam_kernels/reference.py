@@ -1,6 +1,6 @@
 """The operations as their equations read: dense, any floating dtype, differentiated by autograd.
 
-They are the oracles of tests and benchmarks, so they trade memory and time for being obviously right.
+They are the oracles of tests and benchmarks, so they are written for clarity, at the cost of memory and time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def edge_affinity_reference(feature: Tensor, *, radius: int = 5, border: str = "
 
 
 def edge_matrix(affinity: Tensor, radius: int) -> Tensor:
-    """Return the symmetric (B, N, N) matrix of `affinity` (B, K, H, W), zero on its diagonal and between strangers."""
+    """Return the symmetric (B, N, N) matrix of `affinity` (B, K, H, W), zero on its diagonal and beyond the radius."""
     batch, _, height, width = affinity.shape
     matrix = affinity.new_zeros(batch, height * width, height * width)
     pixel = torch.arange(height * width, device=affinity.device).view(height, width)

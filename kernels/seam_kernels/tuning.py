@@ -1,4 +1,4 @@
-"""Autotuning that also works where there is nothing to time."""
+"""Autotuning that also works without a GPU to time on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 
 
 def family(arch: int | str) -> str:
-    """Return what kind of matrix unit an architecture has, which decides which tiles fit its registers.
+    """Return the family of matrix units of an architecture, which decides which tiles fit its registers.
 
     "wgmma": operands from shared memory, products by warp groups (compute capability 9.0, and 10.x with its own memory
     for sums); "mma": everything in registers (8.x, 12.x); "amd": 64 KiB of shared memory, 512 registers.

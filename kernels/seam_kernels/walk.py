@@ -4,13 +4,13 @@ Weights    w_k(p) = affinity_k(p)^beta where the pair lies in the image; W holds
            diagonal; s = column sums of W. A step is P x = (W x) / s, for each class alone: x T = P x, T = W / s.
 Exact      out = P^num_steps cam.
 Chebyshev  out = sum over k <= degree of c_k y_k, y_0 = cam, y_1 = P cam, y_k+1 = 2 P y_k - y_k-1: the expansion of
-           x^num_steps, cut where the c_k that are left sum to at most the tolerance. P has the eigenvalues of the
+           x^num_steps, truncated where the remaining c_k sum to at most the tolerance. P has the eigenvalues of the
            symmetric W / sqrt(s s^T), all within [-1, 1], so the error is at most tolerance |cam| in the norm that
            weighs pixels with s. No tighter interval is assumed.
 Backward   P is its own adjoint up to the scale s: with v = gradient / s the gradient walks by the same P. A step
            y = P x adds x_p v_q + x_q v_p - (y_p v_p + y_q v_q) to the gradient of w_pq; that of affinity is
            beta affinity^(beta - 1) times it.
-Memory     exact: a state for every sqrt(num_steps) steps, the others are walked again. Chebyshev: the recurrence runs
+Memory     exact: a state for every sqrt(num_steps) steps, the rest are recomputed. Chebyshev: the recurrence runs
            backwards too, y_k-1 = 2 P y_k - y_k+1, so no state is kept.
 Packed     a batch is flat: image after image, class after class, row after row; sizes may differ.
 Left out   double backward.
@@ -36,7 +36,7 @@ METHODS = ("exact", "chebyshev")
 
 @lru_cache
 def chebyshev_coefficients(num_steps: int, tolerance: float = CHEBYSHEV_TOLERANCE) -> tuple[float, ...]:
-    """Return c_0 .. c_degree of x^num_steps in Chebyshev polynomials, cut where the rest sums to `tolerance` at most.
+    """Return c_0 .. c_degree of x^num_steps in Chebyshev polynomials, truncated to an error of at most `tolerance`.
 
     c_k = 2^(1 - n) binomial(n, (n - k) / 2) for k of the parity of n = num_steps, c_0 half of that; they are positive
     and sum to 1. For a tolerance of 1e-5: degree 34 for 64 steps, 70 for 256.
@@ -69,7 +69,7 @@ class _Stencil:
             self.colsum[: self.pixels - shift] += self.weight[k, : self.pixels - shift]
             self.colsum[shift:] += self.weight[k, : self.pixels - shift]
         self.inverse = self.colsum.reciprocal()
-        # A step's slices, made once: making them takes longer than the products (3 classes of 60 x 80 pixels).
+        # A step's slices, built once: building them takes longer than the products (3 classes of 60 x 80 pixels).
         self.source = self.target = affinity.new_empty(0)
         self.views: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -309,17 +309,17 @@ _walk_forward.register_autograd(_autograd_backward, setup_context=_setup_context
 
 
 def _check(cam: Tensor, affinity: Tensor, radius: int, beta: float, num_steps: int, method: str, axes: str) -> None:
-    name, other = ("cam", "affinity") if len(axes) == 4 else ("cams[i]", "affinities[i]")
+    name, second = ("cam", "affinity") if len(axes) == 4 else ("cams[i]", "affinities[i]")
     check_tensor(name, cam, axes)
-    check_tensor(other, affinity, axes.replace("C", "K"))
+    check_tensor(second, affinity, axes.replace("C", "K"))
     first = len(axes) - 3
     same = {index: axes[index] for index in range(len(axes)) if index != first}
-    check_same(name, cam, other, affinity, same)
+    check_same(name, cam, second, affinity, same)
     planes = len(half_plane_offsets(radius))
     if affinity.shape[first] != planes:
         raise ValueError(
-            f"{other} has {affinity.shape[first]} planes (dimension {first}), expected {planes} for radius={radius}: "
-            f"make it with edge_affinity(..., radius={radius})"
+            f"{second} has {affinity.shape[first]} planes (dimension {first}), expected {planes} for radius={radius}: "
+            f"compute it with edge_affinity(..., radius={radius})"
         )
     if beta <= 0:
         raise ValueError(f"beta={beta} is not above 0: it is the power of the affinities (paper: 8)")

@@ -7,7 +7,7 @@ Steps      one program owns CLASSES classes of one image and walks all their ste
            between slots in memory (they stay in the caches), with a barrier of the program between two steps. A weight
            is read once for its CLASSES classes. Many images or classes fill a GPU; one image alone does not.
            One kernel serves all recurrences: new = ALPHA P x [- the state before x] [+ base_t pull], optionally summed
-           into out with c_t. RECORD keeps every slot, else two are used in turn.
+           into out with c_t. RECORD keeps every slot, otherwise two alternate.
 Gradient   of the weights: a program owns BLOCK pixels and a group of planes and sums x_p v_q + x_q v_p over recorded
            slots and classes, segment by segment. No atomics; a fixed order.
 Tables     images are packed; (image, first class) and (image, first pixel) of each program come from int32 tables.
@@ -319,7 +319,7 @@ def _classes_of_a_program(channels: Sequence[int], device: torch.device) -> int:
 
 
 def _polynomial(batch: _Batch, start: Tensor, num_steps: int, method: str) -> Tensor:
-    """Return P^num_steps start, or its cut expansion."""
+    """Return P^num_steps start, or its truncated expansion."""
     if method == "exact":
         slots = torch.stack([start, start])
         batch.walk(slots, num_steps)
@@ -393,14 +393,14 @@ def _exact_back(batch: _Batch, start: Tensor, pull: Tensor, num_steps: int, dwei
 def _chebyshev_back(
     batch: _Batch, start: Tensor, pull: Tensor, num_steps: int, dweight: Tensor, lost: Tensor
 ) -> Tensor:
-    """Add the gradients of the cut expansion, its states walked backwards, and return the pull at the start."""
+    """Add the gradients of the truncated expansion, its states walked backwards, and return the pull at the start."""
     coefficients = chebyshev_coefficients(num_steps)
     degree = len(coefficients) - 1
     zero = torch.zeros_like(start)
     slots = torch.stack([start, start])
     batch.walk(slots, 1)
     batch.walk(slots, degree - 1, alpha=2.0, subtract=True)
-    # Slots alternate: y_degree-1 is the newest, y_degree-2 the other one (y_1 = y_-1 for degree 1).
+    # Slots alternate: y_degree-1 is the newest, y_degree-2 the one before (y_1 = y_-1 for degree 1).
     newest = degree % 2
     below, above = slots[1 - newest], None
     state = slots[newest]

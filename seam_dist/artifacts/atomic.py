@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import io
 import json
 import os
-import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,13 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV, the header first, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    atomic_write(path, text.getvalue())
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; raise ValueError with the path when it is not JSON."""
     try:
@@ -75,24 +82,3 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is not valid JSON ({error}): remove it and run the step that writes it again"
         ) from None
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def check_tar_end(path: Path, offset: int) -> None:
-    """Raise ValueError unless the end mark of a tar begins at `offset`, where its reader stopped.
-
-    tarfile ends quietly at a cut between two members and at a damaged header.
-    """
-    with open(path, "rb") as whole:
-        whole.seek(offset)
-        rest = whole.read(tarfile.RECORDSIZE)
-    if len(rest) < 2 * tarfile.BLOCKSIZE or any(rest):
-        raise ValueError(f"it has no end mark at byte {offset}, so it is cut or damaged")

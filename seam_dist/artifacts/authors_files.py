@@ -5,7 +5,7 @@ CRF dict   {0: background, class id from 0 plus 1: ...}, float32 probabilities (
            ends in it, such as crf_4.0.
 Both are dicts pickled into a .npy file. A pickle can name any function of any module for the reader to call. Here its
 opcodes are run, but the five names that such a file needs stand for plain records of this module, and every other name
-is an error: nothing of numpy or of anything else is called with what the file says. The arrays are made afterwards,
+is an error: nothing of numpy or of anything else is called with what the file says. The arrays are built afterwards,
 from bytes whose number fits their shape.
 """
 
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.atomic import atomic_file
+from seam_dist.artifacts.provenance import fingerprint
+from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import InferCamConfig
 
 Maps = dict[int, NDArray[np.float32]]
@@ -105,6 +107,15 @@ def find_dict(folder: Path, key: str, source_id: str, setting: str) -> Path:
     return path
 
 
+def files_fingerprint(folder: Path, setting: str) -> str:
+    """Return the identity of the .npy files in a folder: names, sizes and times, since they may be 100 GB."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
+    stats = [(path.name, path.stat()) for path in files]
+    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+
+
 def stack_maps(
     path: Path, maps: Mapping[int, NDArray[np.float32]], ids: Sequence[int], size: tuple[int, int]
 ) -> NDArray[np.float32]:
@@ -131,7 +142,7 @@ def _read(path: Path) -> Maps:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {_LARGEST_FILE} that maps may have")
     try:
         maps = _maps(_load(path.read_bytes()))
-    except Exception as error:  # a hostile pickle can raise any kind
+    except Exception as error:  # a hostile pickle can raise anything
         raise ValueError(
             f"{path} is not a dict of class maps that can be read safely ({error}): write it again with "
             "np.save(path, {class id: float32 array (H, W)})"
@@ -233,7 +244,7 @@ class _Array:
         self.shape, self.dtype, self.by_columns, self.content = shape, dtype, bool(by_columns), content
 
     def to_numpy(self) -> NDArray[np.float32]:
-        """Return the array in float32; ValueError when it is of another kind or its bytes do not fit its shape."""
+        """Return the array in float32; ValueError when it has another type or its bytes do not fit its shape."""
         if self.dtype.code not in _CODES:
             raise ValueError(f"an array has type {self.dtype.code!r}, expected one of {', '.join(_CODES)}")
         dtype = np.dtype(_CODES[self.dtype.code]).newbyteorder(self.dtype.order)  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
 """The stored form of CAMs and the tars of them.
 
-A stored map holds thousandths of 0..1, compressed, on a grid of ceil(H / stride) x ceil(W / stride) points, the first and
-last ones on the corner pixels. It loses what lies between its points: the scales above 1 see grids finer than the
-stride. Measured in tests/artifacts/test_cam_file.py on noisy maps of a 375 x 500 image with details of about 32 pixels,
+A stored map holds thousandths of 0..1, compressed, on a grid of ceil(H / stride) x ceil(W / stride) points, the first
+and last ones on the corner pixels. It loses what lies between its points: the scales above 1 see grids finer than the
+stride. Measured in tests/inference/test_cam.py on noisy maps of a 375 x 500 image with details of about 32 pixels,
 scales 0.5 to 2.0 at a feature stride of 8: the map read back is off by 0.007 on average and 0.12 at most at stride 8,
-0.002 and 0.06 at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels otherwise. Full-size maps are exact
-(`infer_cam.interop`).
+0.002 and 0.06 at stride 4; at threshold 0.26 it labels 1.2 % and 0.3 % of the pixels differently. Full-size maps are
+exact (`infer_cam.interop`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.atomic import atomic_file, check_tar_end
+from seam_dist.artifacts.tar_file import KEY, naming_tar, read_tar, write_tar
 
-STEPS = 1000  # of a stored value; float16 tells all of them apart
+STEPS = 1000  # of a stored value; float16 distinguishes all of them
 FORMAT = "2"  # of the stored form
 _LARGEST_MAP = 1 << 28  # bytes of one image's map
-_MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.(json|cam|plain\.cam)")
+_MEMBER = re.compile(rf"({KEY})\.(json|cam|plain\.cam)")
 
 
 def stored_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -57,8 +56,17 @@ def store_cam(cam: Tensor, stride: int) -> NDArray[np.float16]:
     if cam.shape[0] == 0:
         return np.zeros((0, *grid), np.float16)
     rows, columns = (_projection(n, side).to(cam.device) for n, side in zip(grid, cam.shape[1:], strict=True))
-    steps = ((rows @ cam.float().clamp(0, 1) @ columns.T).clamp(0, 1) * STEPS).round()
-    return (steps / STEPS).half().cpu().numpy()
+    return from_steps(to_steps((rows @ cam.float().clamp(0, 1) @ columns.T).clamp(0, 1).cpu().numpy()))
+
+
+def to_steps(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Return values in 0..1 as the nearest whole thousandths, the precision of the stored form."""
+    return np.rint(values.astype(np.float32) * STEPS).astype(np.uint16)
+
+
+def from_steps(steps: NDArray[np.uint16]) -> NDArray[np.float16]:
+    """Return thousandths as float16 in 0..1, the inverse of `to_steps`."""
+    return (steps.astype(np.float32) / STEPS).astype(np.float16)
 
 
 def upsample_cam(stored: NDArray[np.floating] | Tensor, size: tuple[int, int]) -> Tensor:
@@ -75,8 +83,8 @@ def encode_cam(cam: NDArray[np.float16]) -> bytes:
     Raises ValueError for a map that holds NaN, infinity or values outside 0..1.
     """
     if not ((cam >= 0) & (cam <= 1)).all():
-        raise ValueError("the map holds NaN or values outside 0..1: make the CAMs again from finite weights")
-    steps = np.rint(cam.astype(np.float32) * STEPS).astype(np.uint16)
+        raise ValueError("the map holds NaN or values outside 0..1: run `--stage infer_cam` again with finite weights")
+    steps = to_steps(cam)
     planes = np.stack([steps >> 8, steps & 255]).astype(np.uint8)
     file = io.BytesIO()
     np.lib.format.write_array(file, planes, allow_pickle=False)
@@ -92,16 +100,15 @@ def decode_cam(data: bytes) -> NDArray[np.float16]:
             raise ValueError("it is cut, too large or followed by something else")
         planes = np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False, max_header_size=256)
     except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
-        raise ValueError(f"the bytes are no stored map ({error}): make the CAMs again") from None
+        raise ValueError(f"the bytes are no stored map ({error}): run `--stage infer_cam` again") from None
     if planes.dtype != np.uint8 or planes.ndim != 4 or planes.shape[0] != 2:
         raise ValueError(
-            f"the array is {planes.dtype} {planes.shape}, expected uint8 (2, K, h, w): make the CAMs again"
+            f"the array is {planes.dtype} {planes.shape}, expected uint8 (2, K, h, w): run `--stage infer_cam` again"
         )
     steps = planes[0].astype(np.uint16) << 8 | planes[1]
     if steps.size and steps.max() > STEPS:
-        raise ValueError(f"the map holds {steps.max()}, expected 0 to {STEPS}: make the CAMs again")
-    cam: NDArray[np.float16] = (steps.astype(np.float32) / STEPS).astype(np.float16)
-    return cam
+        raise ValueError(f"the map holds {steps.max()}, expected 0 to {STEPS}: run `--stage infer_cam` again")
+    return from_steps(steps)
 
 
 @dataclass(frozen=True)
@@ -120,40 +127,32 @@ class StoredCam:
 
 def write_cams(path: Path, cams: Iterable[StoredCam]) -> None:
     """Write a tar of <key>.cam, <key>.plain.cam and <key>.json members, whole or not at all."""
-    with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+
+    def members() -> Iterator[tuple[str, bytes]]:
         for stored in cams:
-            members = {"cam": encode_cam(stored.cam)}
+            yield f"{stored.key}.cam", encode_cam(stored.cam)
             if stored.plain is not None:
-                members["plain.cam"] = encode_cam(stored.plain)
-            info = {"classes": list(stored.classes), "size": list(stored.size)}
-            members["json"] = json.dumps(info).encode()  # last: it completes the image
-            for extension, data in members.items():
-                member = tarfile.TarInfo(f"{stored.key}.{extension}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                yield f"{stored.key}.plain.cam", encode_cam(stored.plain)
+            # Last: it completes the image.
+            yield f"{stored.key}.json", json.dumps({"classes": stored.classes, "size": stored.size}).encode()
+
+    write_tar(path, _MEMBER, members())
 
 
 def read_cams(path: Path) -> Iterator[StoredCam]:
     """Yield the images of a tar of CAMs in stored order; ValueError, naming the file, for anything that is not one."""
     key, parts = "", dict[str, bytes]()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _MEMBER.fullmatch(member.name)
-                file = tar.extractfile(member) if match is not None and member.isreg() else None
-                if match is None or file is None or (parts and match[1] != key):
-                    raise ValueError(f"member {member.name!r} is not expected there")
-                key = match[1]
-                parts[match[2]] = file.read()
-                if match[2] == "json":
-                    yield _stored_cam(key, parts)
-                    parts = {}
-            check_tar_end(path, tar.offset)
+    with naming_tar(path, "CAMs", "remove it and run `--stage infer_cam`"):
+        for match, data in read_tar(path, _MEMBER):
+            if parts and match[1] != key:
+                raise ValueError(f"member {match[0]!r} comes before {key} is complete")
+            key = match[1]
+            parts[match[2]] = data
+            if match[2] == "json":
+                yield _stored_cam(key, parts)
+                parts = {}
         if parts:
             raise ValueError("it ends within an image")
-    except (tarfile.TarError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        remedy = "remove it and run `--stage infer_cam`"
-        raise ValueError(f"{path} is not a whole tar of CAMs ({error}): {remedy}") from None
 
 
 def _stored_cam(key: str, parts: dict[str, bytes]) -> StoredCam:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seam_dist.artifacts.atomic import atomic_file, check_tar_end
+from seam_dist.artifacts.tar_file import KEY, naming_tar, read_tar, write_tar
 
-_MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.png")
-_LARGEST_FILE = 1 << 28  # bytes of one PNG; an index image of data.max_pixels is far below it
+_MEMBER = re.compile(rf"({KEY})\.png")
 
 
 @lru_cache(maxsize=1)
@@ -56,46 +54,14 @@ def encode_labels(labels: NDArray[np.uint8]) -> bytes:
 
 def write_labels(path: Path, items: Iterable[tuple[str, NDArray[np.uint8]]]) -> None:
     """Write a tar of <key>.png members in the given order, whole or not at all; equal items give equal bytes."""
-    seen: set[str] = set()
-    with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, labels in items:
-            if not _MEMBER.fullmatch(f"{key}.png") or key in seen:
-                raise ValueError(
-                    f"key {key!r} is there twice or not of A-Z, a-z, 0-9, _ and -: give each image its own"
-                )
-            seen.add(key)
-            data = encode_labels(labels)
-            member = tarfile.TarInfo(f"{key}.png")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    write_tar(path, _MEMBER, ((f"{key}.png", encode_labels(labels)) for key, labels in items))
 
 
-def read_labels(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (key, PNG bytes) of a tar of labels in stored order.
+def read_label_shard(path: Path) -> dict[str, bytes]:
+    """Return the PNG bytes of every image of a tar of labels by key, in stored order.
 
     Raises ValueError, naming the file, for a tar that is missing, cut or damaged, and for members that `write_labels`
     does not write.
     """
-    seen: set[str] = set()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _MEMBER.fullmatch(member.name)
-                if match is None or not member.isreg() or member.issparse() or member.size > _LARGEST_FILE:
-                    raise ValueError(f"member {member.name!r} is not expected there")
-                if match[1] in seen:
-                    raise ValueError(f"member {member.name!r} is there twice")
-                seen.add(match[1])
-                file = tar.extractfile(member)
-                assert file is not None
-                yield match[1], file.read()
-            check_tar_end(path, tar.offset)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a whole tar of labels ({error}): remove it and run the stage that writes it again"
-        ) from None
-
-
-def read_label_shard(path: Path) -> dict[str, bytes]:
-    """Return the PNG bytes of every image of a tar of labels by key; raises as `read_labels` does."""
-    return dict(read_labels(path))
+    with naming_tar(path, "labels", "remove it and run the stage that writes it again"):
+        return {match[1]: data for match, data in read_tar(path, _MEMBER)}

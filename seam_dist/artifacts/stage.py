@@ -1,37 +1,28 @@
-"""What a stage leaves on disk, and when it may be skipped, resumed or must be made again.
+"""What a stage leaves on disk, and when it is skipped, resumed or rerun.
 
 `stage.json` is written when a stage starts and says which settings and inputs its outputs belong to; `manifest.json`
-is written last and lists the outputs. A stage whose manifest matches is done. One whose `stage.json` matches goes on
-where it was cut. Otherwise derived outputs are removed and made anew, while outputs that cost hours (a training) are
-never touched unless run.overwrite is set.
+is written last and lists the outputs. A stage whose manifest matches is done. One whose `stage.json` matches resumes.
+Otherwise derived outputs are removed and the stage is rerun, while outputs that cost hours (a training) are never
+touched unless run.overwrite is set.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import json
-import os
-import platform
-import re
 import shutil
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from seam_dist.artifacts.atomic import atomic_write, read_json, remove_temporaries, write_json
+from seam_dist.artifacts.provenance import fingerprint, machine, reset_peak_memory, versions
 from seam_dist.config.load import dump_yaml, flatten
 from seam_dist.config.schema import Config
 
 SCHEMA = 1
-RUNNING = ".running"
+RECORD = "stage.json"
+MANIFEST = "manifest.json"
 
 
 class StageError(ValueError):
@@ -45,7 +36,7 @@ class StageRun:
     stage: str
     dir: Path
     identity: Mapping[str, Any]
-    started: float
+    started: float = field(default_factory=time.time)
 
     @property
     def fingerprint(self) -> str:
@@ -53,21 +44,23 @@ class StageRun:
         return fingerprint(self.identity)
 
     def is_done(self) -> bool:
-        """Tell whether the manifest matches and every output that it lists is there in full size."""
-        path = self.dir / "manifest.json"
+        """Return whether the manifest matches and every output that it lists is there in full size."""
+        path = self.dir / MANIFEST
         if not path.is_file():
             return False
         manifest = read_json(path)
-        if manifest.get("fingerprint") != self.fingerprint:
-            return False
-        outputs = manifest["outputs"].items()
-        return all((self.dir / name).is_file() and (self.dir / name).stat().st_size == size for name, size in outputs)
+        return manifest.get("fingerprint") == self.fingerprint and not damaged_outputs(self.dir, manifest)
 
-    def finish(self, outputs: Iterable[Path], **facts: Any) -> None:
-        """Write the manifest: the stage is done. Call it on the main rank, after a barrier; `facts` are kept beside."""
+    def begin(self, cfg: Config) -> None:
+        """Write the settings of the run and the record of what the outputs will belong to."""
+        atomic_write(self.dir / "config.yaml", dump_yaml(cfg))  # alone, it is left of a process killed at this line
+        write_json(self.dir / RECORD, {"fingerprint": self.fingerprint, **self.identity})
+
+    def finish(self, outputs: Iterable[Path], **metadata: Any) -> None:
+        """Write the manifest with its `metadata`: the stage is done. Call it on the main rank, after a barrier."""
         sizes = {str(path.relative_to(self.dir)): path.stat().st_size for path in sorted(outputs)}
         write_json(
-            self.dir / "manifest.json",
+            self.dir / MANIFEST,
             {
                 "schema": SCHEMA,
                 "stage": self.stage,
@@ -75,9 +68,9 @@ class StageRun:
                 **self.identity,
                 "outputs": sizes,
                 "time_s": round(time.time() - self.started, 3),
-                **_machine(),
+                **machine(),
                 "versions": versions(),
-                **facts,
+                **metadata,
             },
         )
 
@@ -93,7 +86,7 @@ def open_stage(
     precious: bool = False,
     directory: Path | None = None,
 ) -> StageRun:
-    """Return the stage's place on disk, ready to go on from whatever matches what is asked for.
+    """Return the stage's place on disk, ready to resume from whatever matches what is asked for.
 
     Args:
         settings: dotted keys or sections that the outputs depend on, for example ("model", "run.seed").
@@ -107,9 +100,9 @@ def open_stage(
     """
     folder = directory or cfg.stage_dir(stage)
     identity = {"settings": select(cfg, settings, ignore), "inputs": dict(inputs or {})}
-    run = StageRun(stage=stage, dir=folder, identity=identity, started=time.time())
-    record = folder / "stage.json"
-    _reset_peak()
+    run = StageRun(stage=stage, dir=folder, identity=identity)
+    record = folder / RECORD
+    reset_peak_memory()
     if not is_main:
         return run
     remove_temporaries(folder)
@@ -124,95 +117,24 @@ def open_stage(
             )
     elif folder.is_dir() and any(path.name != "config.yaml" for path in folder.iterdir()):
         raise StageError(
-            f"{folder} holds files that stage {stage} did not make (no stage.json): give an empty or a new folder"
+            f"{folder} holds files that stage {stage} did not make (no {RECORD}): give an empty or a new folder"
         )
     if folder.is_dir():
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    atomic_write(folder / "config.yaml", dump_yaml(cfg))  # alone, it is left of a process killed at this line
-    write_json(record, {"fingerprint": run.fingerprint, **identity})
+    run.begin(cfg)
     return run
 
 
-@contextlib.contextmanager
-def claim_stage(run_dir: Path, stage: str) -> Iterator[None]:
-    """Hold a stage of a run for this process: it shows as running until the block, or the process, ends.
-
-    Raises StageError when another process holds it.
-    """
-    path = run_dir / RUNNING / stage
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = running(run_dir, stage) or {}
-            raise StageError(
-                f"stage {stage} of {run_dir} is running already (process {holder.get('pid', 'unknown')} on "
-                f"{holder.get('host', 'an unknown host')}): wait for it or end it, or give this run another run.name"
-            ) from None
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
-        file.flush()
-        yield
-        # Removed while it is held: who waits for it meets a file without a name, or none.
-        path.unlink(missing_ok=True)
-
-
-def running(run_dir: Path, stage: str) -> dict[str, Any] | None:
-    """Return process, host and start time (`pid`, `host`, `since`) of who runs the stage now; None when nobody does."""
-    try:
-        with open(run_dir / RUNNING / stage) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                with contextlib.suppress(ValueError):
-                    return dict(json.load(file))
-                return {}
-    except FileNotFoundError:
-        pass
-    return None
-
-
-def _machine() -> dict[str, Any]:
-    """Return number of ranks, device and the most memory held on host and device since the stage was opened, GiB."""
-    on_gpu = torch.cuda.is_available()
-    return {
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "host_peak_gib": _peak_gib(),
-        "device_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if on_gpu else None,
-    }
-
-
-def _peak_gib() -> float | None:
-    """Return the most memory that this process has held since `_reset_peak`, GiB; None where that is not told."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return round(int(found[1]) / 2**20, 3)
-    return None
-
-
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def files_fingerprint(folder: Path, setting: str) -> str:
-    """Return the identity of the .npy files in a folder: names, sizes and times, since they may be 100 GB."""
-    files = sorted(folder.glob("*.npy"))
-    if not files:
-        raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
-    stats = [(path.name, path.stat()) for path in files]
-    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+def damaged_outputs(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the outputs of a manifest that are missing or have another size."""
+    outputs = manifest.get("outputs", {}).items()
+    return [name for name, size in outputs if not (path := folder / name).is_file() or path.stat().st_size != size]
 
 
 def input_fingerprint(folder: Path, stage: str) -> str:
     """Return the fingerprint of a finished stage's outputs; raise StageError when it is not finished."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise StageError(f"{path} is missing, so stage {stage} is not finished there: run `--stage {stage}` first")
     manifest = read_json(path)
@@ -232,29 +154,13 @@ def select(cfg: Config, settings: Sequence[str], ignore: Sequence[str] = ()) -> 
     return {key: value for key, value in flat.items() if below(key, settings) and not below(key, ignore)}
 
 
-def fingerprint(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return `key: old -> new` for every setting and input that differs between two identities."""
-    found = []
+    changes = []
     for part in ("settings", "inputs"):
         before, after = old.get(part, {}), new.get(part, {})
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
                 a, b = (str(side.get(key, "unset"))[:40] for side in (before, after))
-                found.append(f"{key}: {a} -> {b}")
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on: Python, the libraries and this package."""
-    found = {"python": platform.python_version()}
-    for name in ("seam-dist", "torch", "triton", "deepspeed", "webdataset", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+                changes.append(f"{key}: {a} -> {b}")
+    return changes

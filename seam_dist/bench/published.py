@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from seam_dist.data.augment.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, turns
+from seam_dist.data.augment.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, operation_order
 from seam_dist.data.augment.geometry import Draw, place
 
 
@@ -31,7 +31,7 @@ def augment_exact(
 
 def jitter_exact(image: Image.Image, color: NDArray[np.float32]) -> Image.Image:
     """Apply one row of jitter parameters as torchvision's ColorJitter does to a Pillow image."""
-    for operation in turns(color):
+    for operation in operation_order(color):
         value = float(color[operation])
         if operation == BRIGHTNESS:
             image = ImageEnhance.Brightness(image).enhance(value)

@@ -36,7 +36,7 @@ from seam_dist.inference.segmentation import (
     load_network,
     predict_samples,
 )
-from seam_dist.report.overlay import overlay
+from seam_dist.report.overlay import draw_overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -225,7 +225,7 @@ def predict_images(
             target = arguments.out / f"{prediction.sample.key}.png"
             atomic_write(target, encode_labels(labels))
             if arguments.overlay:
-                picture = Image.fromarray(overlay(prediction.sample.image, labels, classes))
+                picture = Image.fromarray(draw_overlay(prediction.sample.image, labels, classes))
                 data = io.BytesIO()
                 picture.save(data, "JPEG", quality=_JPEG_QUALITY)
                 atomic_write(target.with_name(f"{target.stem}_overlay.jpg"), data.getvalue())

@@ -122,8 +122,6 @@ class AugmentConfig:
     """Factor drawn from [1 - x, 1 + x]."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
     """Shift drawn from [-x, x], turns of the color circle."""
-    color_on: Literal["device", "host"] = "device"
-    """Where color jitter runs: on the training device, or in the loader process."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:

@@ -1,9 +1,9 @@
 """Conversion of a data set to shards: deterministic, shard by shard, resumable, spread over ranks and processes.
 
 Sample i of a split goes to shard i mod num_shards: sizes differ by at most one, and a data set sorted by class still
-gives shards of mixed classes. Every image is decoded once on the way, so that a damaged one is found here, by name.
-A shard appears by rename with a small `.<shard>.json` beside it that says what it was made from; a conversion that
-was cut goes on with the shards that are missing. The manifest is written last and replaces those notes.
+gives shards of mixed classes. Every image is decoded once on the way, so that a damaged one is reported here, by name.
+A shard appears by rename with a small `.<shard>.json` beside it that identifies its records; an interrupted conversion
+resumes with the missing shards. The manifest is written last and replaces those notes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from typing import Any
 import numpy as np
 
 import seam_dist
-from seam_dist.artifacts.atomic import atomic_file, read_json, sha256_file, write_json
+from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import IGNORE_INDEX
-from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
+from seam_dist.data.images import (
+    BadImageError,
+    UnknownFormatError,
+    decode_image,
+    decode_mask,
+    encode_png,
+    read_header,
+    single_thread,
+)
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
-from seam_dist.data.processes import single_thread
 from seam_dist.data.shards import RawSample, SampleInfo, write_shard
 from seam_dist.data.sources.base import Record, SourceError
 
@@ -35,7 +43,7 @@ _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard to write: what it is made from and where it goes."""
+    """One shard to write: its records and its file."""
 
     folder: Path
     file: str
@@ -70,20 +78,20 @@ def convert(
     `classes` are the names of the foreground classes; `settings` identify the source and are kept in the manifest.
     Rank r of R writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the
     names of images that cannot be used, and ShardError when a shard cannot be written; whole shards stay and are not
-    made again.
+    written again.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         (folder / MANIFEST).unlink(missing_ok=True)  # shards that are about to change must not look finished
     plans: dict[str, list[_Task]] = {}
-    facts: dict[str, tuple[int, bool, bool]] = {}
+    metadata: dict[str, tuple[int, bool, bool]] = {}
     for split, records in splits.items():
         if not _SPLIT_NAME.fullmatch(split):
             raise SourceError(
                 f"split name {split!r} has other characters than letters, digits, _ and -: rename the split"
             )
-        facts[split] = (len(records), _all_or_none(records, "mask", split), _all_or_none(records, "classes", split))
+        metadata[split] = (len(records), _all_or_none(records, "mask", split), _all_or_none(records, "classes", split))
         count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
         plans[split] = [
             _plan(folder, f"{split}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
@@ -93,7 +101,7 @@ def convert(
     _run_all([task for task in tasks if not _is_done(task)], num_processes)
     barrier()
     if rank == 0:
-        _finish(folder, plans, facts, classes, settings)
+        _finish(folder, plans, metadata, classes, settings)
     barrier()
     return load_manifest(folder)
 
@@ -143,10 +151,8 @@ def _prepare_image(data: bytes, record: Record, max_pixels: int) -> tuple[str, b
 def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int) -> None:
     mask = decode_mask(data, max_pixels=max_pixels)
     if mask.shape != info.size:
-        turned = "; masks are expected after the image's EXIF rotation" if info.orientation >= 5 else ""
-        raise BadImageError(
-            f"it has {mask.shape} pixels (height, width), its image {info.size}{turned}: make them equal"
-        )
+        hint = "; masks are expected after the image's EXIF rotation" if info.orientation >= 5 else ""
+        raise BadImageError(f"it has {mask.shape} pixels (height, width), its image {info.size}{hint}: make them equal")
     wrong = [int(value) for value in np.unique(mask) if num_classes < value < IGNORE_INDEX]
     if wrong:
         raise BadImageError(
@@ -180,7 +186,7 @@ def _note(task: _Task) -> Path:
 
 
 def _is_done(task: _Task) -> bool:
-    """Tell whether the shard is there, whole, and made from the same records."""
+    """Return whether the shard is there, whole, and of the same records."""
     note, path = _note(task), task.folder / task.file
     if not note.is_file() or not path.is_file():
         return False
@@ -196,18 +202,18 @@ def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
         # fork: readers may hold open state, and the loaders of training fork as well.
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=single_thread) as pool:
-            problems = [problem for found in pool.map(_write, tasks) for problem in found]
+            problems = [problem for reported in pool.map(_write, tasks) for problem in reported]
     if problems:
         more = f"\n... and {len(problems) - _MAX_REPORTED} more" if len(problems) > _MAX_REPORTED else ""
         raise SourceError(
-            f"{len(problems)} images cannot be converted; correct or remove them and run again (whole shards stay):\n"
+            f"{len(problems)} images cannot be converted; correct or remove them and rerun (whole shards stay):\n"
             + "\n".join(problems[:_MAX_REPORTED])
             + more
         )
 
 
 def _write(task: _Task) -> list[str]:
-    """Write one shard and its note; return what is wrong with its images instead, if anything."""
+    """Write one shard and its note; return the errors of its images instead, if there are any."""
     path = task.folder / task.file
     for left_over in task.folder.glob(f".{task.file}.*.tmp"):  # of a process that was killed while writing
         left_over.unlink()
@@ -233,7 +239,7 @@ def _write(task: _Task) -> list[str]:
     except OSError as error:
         raise ShardError(
             f"shard {task.file} cannot be written to {task.folder} ({error.strerror or error}): make room there or "
-            "choose another data.shards, then run again; whole shards are kept"
+            "choose another data.shards, then rerun; whole shards are kept"
         ) from None
     return []
 
@@ -245,7 +251,7 @@ class _Abandoned(Exception):  # noqa: N818 - not an error: it makes the temporar
 def _finish(
     folder: Path,
     plans: Mapping[str, Sequence[_Task]],
-    facts: Mapping[str, tuple[int, bool, bool]],
+    metadata: Mapping[str, tuple[int, bool, bool]],
     classes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
@@ -255,10 +261,10 @@ def _finish(
         missing = [task.file for task in tasks if not _is_done(task)]
         if missing:
             raise ShardError(
-                f"{folder / missing[0]} was not written by its rank: all ranks must see the same folder; run again"
+                f"{folder / missing[0]} was not written by its rank: all ranks must see the same folder; rerun"
             )
         shards = tuple(Shard(**read_json(_note(task))["shard"]) for task in tasks)
-        num_samples, has_masks, has_labels = facts[name]
+        num_samples, has_masks, has_labels = metadata[name]
         splits[name] = Split(name, num_samples, has_masks, has_labels, shards)
     created_by = f"seam-dist {seam_dist.__version__}"
     write_json(folder / MANIFEST, Manifest(tuple(classes), splits, settings, created_by).to_json())

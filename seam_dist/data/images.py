@@ -12,8 +12,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -39,9 +41,15 @@ class UnknownFormatError(BadImageError):
     """A file that is none of the formats asked for."""
 
 
+def single_thread(_: int = 0) -> None:
+    """Keep this process to one thread: many decode side by side, and OpenCV's threads do not survive a fork."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says of itself: width and height in pixels as stored, and its EXIF orientation (1 to 8)."""
+    """The header of an image file: width and height in pixels as stored, and its EXIF orientation (1 to 8)."""
 
     extension: Literal["jpg", "png", "webp"]
     width: int
@@ -62,7 +70,9 @@ def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
             extension = "png" if image.format == "PNG" else "webp"
         try:
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        except Exception:  # a damaged EXIF block is no reason to lose the image; Pillow raises many kinds here
+        except (
+            Exception
+        ):  # a damaged EXIF block is no reason to lose the image; Pillow raises errors of many types here
             orientation = 1
         if not isinstance(orientation, int) or not 1 <= orientation <= 8:
             orientation = 1
@@ -108,7 +118,7 @@ def decode_mask(data: bytes, *, max_pixels: int) -> Pixels:
         return np.array(_load(image), dtype=np.uint8)
 
 
-def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> NDArray[np.uint8]:
+def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> Pixels:
     """Return the class indices (H, W) uint8 of a palette PNG.
 
     Raises ValueError for anything else than a palette PNG of at most `max_pixels` pixels, and for indices that are
@@ -119,13 +129,13 @@ def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSE
             raise BadImageError("it is no palette PNG")
         labels = decode_mask(data, max_pixels=max_pixels)
     except BadImageError as error:
-        raise ValueError(f"the label image cannot be used ({error}): make the labels again") from None
+        raise ValueError(f"the label image cannot be used ({error}): write the labels again") from None
     if num_classes < MAX_CLASSES:
         wrong = labels[(labels > num_classes) & (labels != IGNORE_INDEX)]
         if wrong.size:
             raise ValueError(
-                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORE_INDEX}: make the labels "
-                "again from the same data set"
+                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORE_INDEX}: write "
+                "the labels again from the same data set"
             )
     return labels
 
@@ -183,7 +193,9 @@ def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image
 
 def _load(image: Image.Image) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so damaged images cannot be told: unset it")
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so damaged images pass for whole ones: unset it"
+        )
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, TypeError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""The training stream: batches of augmented samples in canonical order, from any sample number on.
+"""The training stream: batches of augmented samples in canonical order, starting at any sample number.
 
 Rank r of R owns the samples n with n mod R = r; its worker w of W every W-th of them. Since R * W divides the number of
 streams, a process reads whole streams and nothing else, and the batch of a step is the same for any R and W. The state
@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.config.schema import Config
-from seam_dist.data.manifest import Manifest, Shard, ShardError, check_shards
+from seam_dist.data.augment.affinity import affinity_augmentation
+from seam_dist.data.augment.classification import ClassificationAugmentation
+from seam_dist.data.augment.segmentation import SegmentationAugmentation
+from seam_dist.data.images import single_thread
+from seam_dist.data.manifest import Manifest, ShardError, check_shards
 from seam_dist.data.order import Order
-from seam_dist.data.processes import single_thread
-from seam_dist.data.reader import ImageAugmentation, Item, StreamReader
+from seam_dist.data.reader import Augmentation, Item, LabelMapDecoder, StreamReader
 
-_GRACE_S = 10  # seconds that a worker stays alive after it was told to stop
+_GRACE_S = 10  # seconds that a worker stays alive after a stop signal
 
 
-class SampleFacts(TypedDict):
-    """What every kind of batch says of its samples.
+class SampleMetadata(TypedDict):
+    """What every batch says of its samples.
 
     valid (B, 4) int32 y0, x0, y1, x1: the box that is image, the rest is padding; color (B, 8) float32, see
     `seam_dist.data.augment.color`; key; sample_number (B,) int64.
@@ -38,8 +44,8 @@ class SampleFacts(TypedDict):
     sample_number: Tensor
 
 
-class Batch(SampleFacts):
-    """A micro-batch; images stay uint8 until `normalize_images` on the device.
+class ClassificationBatch(SampleMetadata):
+    """A micro-batch of images with image-level labels; images stay uint8 until `normalize_images` on the device.
 
     image (B, 3, S, S) uint8 in channels_last memory, zero outside `valid`; label (B, C) float32 multi-hot.
     """
@@ -48,12 +54,23 @@ class Batch(SampleFacts):
     label: Tensor
 
 
+class LabelMapBatch(SampleMetadata):
+    """A micro-batch of images with label maps.
+
+    image (B, 3, S, S) uint8 in channels_last memory, zero outside `valid`; target uint8 (B, S, S), of affinity labels
+    (B, S / s, S / s): class indices, 255 where nothing is known or no image is.
+    """
+
+    image: Tensor
+    target: Tensor
+
+
 class TrainStream(IterableDataset[tuple[int, Item]]):
     """Samples start, start + step, start + 2 step, ... for the workers of a DataLoader, each taking every W-th.
 
     The pixels go through `slots`, arrays (W, num_slots, ...) by name in memory that all processes share: a worker fills
-    its slots in turn and hands over their numbers. Nothing is overwritten too early as long as there are two slots more
-    than results that a worker may be ahead, and each result is copied before the next one is asked for.
+    its slots in a cycle and passes on their numbers. Nothing is overwritten too early as long as there are two slots
+    more than results that a worker may be ahead, and each result is copied before the next one is asked for.
     """
 
     def __init__(self, reader: StreamReader, slots: Mapping[str, Tensor], start: int, step: int) -> None:
@@ -79,14 +96,26 @@ class SampleLoader:
     """
 
     def __init__(
-        self, reader: StreamReader, *, num_workers: int, micro_batch_size: int, rank: int, world_size: int, start: int
+        self,
+        cfg: Config,
+        manifest: Manifest,
+        augmentation: Augmentation,
+        rank: int,
+        world_size: int,
+        start_sample: int,
+        micro_batch_size: int,
+        labels: Path | None = None,
     ) -> None:
-        self.next_sample = start
+        if micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size={micro_batch_size} is less than one image: give at least 1")
+        reader = _open_reader(cfg, manifest, augmentation, rank, world_size, start_sample, labels)
+        num_workers = cfg.data.num_workers
+        self.next_sample = start_sample
         self.num_replaced = 0
         self._reader, self._rank, self._world_size = reader, rank, world_size
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
         self._results: Iterator[tuple[int, Item]] | None = None
-        self._turn = 0
+        self._worker = 0
         if num_workers == 0:
             return
         ahead = max(2, -(-2 * micro_batch_size // num_workers))  # two batches
@@ -98,7 +127,7 @@ class SampleLoader:
             slots.share_memory_()  # type: ignore[no-untyped-call]
         self._results = iter(
             DataLoader(
-                TrainStream(reader, self._slots, start + rank, world_size),
+                TrainStream(reader, self._slots, start_sample + rank, world_size),
                 batch_size=None,
                 collate_fn=_as_is,
                 num_workers=num_workers,
@@ -129,8 +158,8 @@ class SampleLoader:
         # The DataLoader takes one result from each worker in turn, beginning with the first.
         slot, item = next(self._results)
         for name, array in out.items():
-            array.copy_(self._slots[name][self._turn, slot])
-        self._turn = (self._turn + 1) % self._num_workers
+            array.copy_(self._slots[name][self._worker, slot])
+        self._worker = (self._worker + 1) % self._num_workers
         return item
 
     def close(self) -> None:
@@ -138,21 +167,8 @@ class SampleLoader:
         self._results = None
 
 
-class TrainLoader(SampleLoader, Iterator[Batch]):
-    """Batches of one rank, without end."""
-
-    def __next__(self) -> Batch:
-        """Return the next micro-batch."""
-        arrays, items = self._next_samples()
-        label = torch.zeros(len(items), self._reader.num_classes)
-        for row, item in zip(label, items, strict=True):
-            row[[index - 1 for index in item.classes]] = 1
-        return Batch(image=arrays["image"].permute(0, 3, 1, 2), label=label, **sample_facts(items))
-
-
-def sample_facts(items: list[Item]) -> SampleFacts:
-    """Return what the items say of their samples, as one batch."""
-    return SampleFacts(
+def _metadata(items: list[Item]) -> SampleMetadata:
+    return SampleMetadata(
         valid=torch.tensor([item.valid for item in items], dtype=torch.int32),
         color=torch.from_numpy(np.stack([item.color for item in items])),
         key=[item.key for item in items],
@@ -160,44 +176,81 @@ def sample_facts(items: list[Item]) -> SampleFacts:
     )
 
 
-def make_loader(
+class ClassificationLoader(SampleLoader, Iterator[ClassificationBatch]):
+    """Batches of one rank, without end."""
+
+    def __next__(self) -> ClassificationBatch:
+        """Return the next micro-batch."""
+        arrays, items = self._next_samples()
+        label = torch.zeros(len(items), self._reader.num_classes)
+        for row, item in zip(label, items, strict=True):
+            row[[index - 1 for index in item.classes]] = 1
+        return ClassificationBatch(image=arrays["image"].permute(0, 3, 1, 2), label=label, **_metadata(items))
+
+
+class LabelMapLoader(SampleLoader, Iterator[LabelMapBatch]):
+    """Batches of one rank, without end."""
+
+    def __next__(self) -> LabelMapBatch:
+        """Return the next micro-batch."""
+        arrays, items = self._next_samples()
+        return LabelMapBatch(image=arrays["image"].permute(0, 3, 1, 2), target=arrays["target"], **_metadata(items))
+
+
+def make_classification_loader(
     cfg: Config, manifest: Manifest, rank: int, world_size: int, start_sample: int, micro_batch_size: int
-) -> TrainLoader:
+) -> ClassificationLoader:
     """Return the batches of `rank` from global sample `start_sample` on, after checking the shards that it will read.
 
     `start_sample` counts the samples of all ranks, so it is a multiple of `world_size`. Raises ValueError for numbers
     that do not fit together and ShardError, with its name, for a shard that is missing or damaged.
     """
-    data = cfg.data
-    split = manifest.split(data.train_split)
+    split = manifest.split(cfg.data.train_split)
     if not split.has_labels:
         raise ShardError(f"split {split.name!r} has no image-level labels, so it cannot train: set data.train_split")
-    order, _ = open_order(cfg, manifest, rank, world_size, start_sample, micro_batch_size)
-    reader = StreamReader(
-        cfg.shards_dir,
-        split,
-        order,
-        ImageAugmentation(cfg.augment, data.max_pixels),
-        num_classes=manifest.num_classes,
-        max_bad_fraction=data.max_bad_fraction,
-    )
-    return TrainLoader(
-        reader,
-        num_workers=data.num_workers,
-        micro_batch_size=micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        start=start_sample,
-    )
+    augmentation = ClassificationAugmentation(cfg.augment, cfg.data.max_pixels)
+    return ClassificationLoader(cfg, manifest, augmentation, rank, world_size, start_sample, micro_batch_size)
 
 
-def open_order(
-    cfg: Config, manifest: Manifest, rank: int, world_size: int, start_sample: int, micro_batch_size: int
-) -> tuple[Order, tuple[Shard, ...]]:
-    """Return the order of the training split and the shards that `rank` reads, which have been checked.
+def make_label_map_loader(
+    cfg: Config,
+    manifest: Manifest,
+    rank: int,
+    world_size: int,
+    start_sample: int,
+    micro_batch_size: int,
+    *,
+    labels: Path | None,
+    stage: Literal["train_affinity", "train_seg"],
+) -> LabelMapLoader:
+    """Return the batches of `rank` from global sample `start_sample` on, in the order of `make_classification_loader`.
 
-    Raises as `make_loader` does.
+    `labels` is a folder of label tars named like the shards; None takes the masks in the shards. A sample whose tar
+    has no label for it is replaced like a bad sample. Raises ValueError for numbers that do not fit together, and
+    ShardError for a shard or a label tar that is missing, by its name, and for labels of another size.
     """
+    split = manifest.split(cfg.data.train_split)
+    if labels is None and not split.has_masks:
+        raise ShardError(f"split {split.name!r} has no masks to train on: give pseudo-labels, or set data.train_split")
+    decoder = LabelMapDecoder(labels, manifest.num_classes, cfg.data.max_pixels)
+    augmentation: Augmentation
+    if stage == "train_affinity":
+        augmentation = affinity_augmentation(cfg, decoder)
+    else:
+        augmentation = SegmentationAugmentation(cfg.train_seg, decoder, cfg.data.max_pixels)
+    return LabelMapLoader(cfg, manifest, augmentation, rank, world_size, start_sample, micro_batch_size, labels=labels)
+
+
+def _open_reader(
+    cfg: Config,
+    manifest: Manifest,
+    augmentation: Augmentation,
+    rank: int,
+    world_size: int,
+    start_sample: int,
+    labels: Path | None,
+) -> StreamReader:
+    """Return the reader of the training split after checking the numbers, and the files that `rank` will read."""
     data = cfg.data
     split = manifest.split(data.train_split)
     readers = world_size * max(1, data.num_workers)
@@ -206,15 +259,29 @@ def open_order(
             f"data.streams={data.streams} is not a multiple of {world_size} ranks x {max(1, data.num_workers)} workers "
             f"= {readers}: set data.streams to a multiple, or change data.num_workers"
         )
-    if not 0 <= rank < world_size or start_sample < 0 or start_sample % world_size or micro_batch_size < 1:
+    if not 0 <= rank < world_size or start_sample < 0 or start_sample % world_size:
         raise ValueError(
-            f"rank={rank}, world_size={world_size}, start_sample={start_sample}, micro_batch_size={micro_batch_size}: "
-            "expected 0 <= rank < world_size, start_sample a multiple of world_size, and at least one image a batch"
+            f"rank={rank}, world_size={world_size}, start_sample={start_sample}: expected 0 <= rank < world_size and "
+            "start_sample a multiple of world_size"
         )
-    order = Order(tuple(s.num_samples for s in split.shards), data.streams, data.shuffle_shards, cfg.run.seed)
-    own = tuple(shard for i, shard in enumerate(split.shards) if i % data.streams % world_size == rank)
+    own = [shard for i, shard in enumerate(split.shards) if i % data.streams % world_size == rank]
     check_shards(cfg.shards_dir, own, data.verify)
-    return order, own
+    for path in [] if labels is None else [labels / shard.file for shard in own]:
+        if not path.is_file():
+            raise ShardError(f"{path} is missing: run the stage that writes these labels again")
+    return StreamReader(
+        cfg.shards_dir,
+        split,
+        Order(tuple(shard.num_samples for shard in split.shards), data.streams, data.shuffle_shards, cfg.run.seed),
+        augmentation,
+        num_classes=manifest.num_classes,
+        max_bad_fraction=data.max_bad_fraction,
+        labels=None if labels is None else partial(_read_labels, labels),
+    )
+
+
+def _read_labels(folder: Path, file: str) -> Mapping[str, bytes]:
+    return read_label_shard(folder / file)
 
 
 def _as_is(item: Any) -> Any:
@@ -222,7 +289,7 @@ def _as_is(item: Any) -> Any:
 
 
 def _start_worker(index: int) -> None:
-    """Keep the worker to one thread, and alive for a while when the job is told to stop.
+    """Keep the worker to one thread, and alive for a while after a signal to stop the job.
 
     Ctrl-C and many schedulers signal every process of a job. A worker that died at once would take the training
     process with it before its last checkpoint.

@@ -1,6 +1,6 @@
 """The manifest of a folder of shards: classes, splits, and for each shard its samples, bytes and checksum.
 
-It is what shows a lost, cut or exchanged shard: tar readers end quietly at a cut and skip what they cannot read.
+It reveals a lost, truncated or exchanged shard: tar readers end silently where a file is truncated and skip what they cannot read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from seam_dist.artifacts.atomic import read_json, sha256_file
+from seam_dist.artifacts.atomic import read_json
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import MAX_CLASSES
 
 SCHEMA = 1
@@ -37,7 +38,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of a split and what its samples have."""
+    """The shards of a split, and whether its samples have masks and labels."""
 
     name: str
     num_samples: int
@@ -48,7 +49,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds; `classes` are the foreground names in index order, the first has id 1."""
+    """The content of a folder of shards; `classes` are the foreground names in index order, the first has id 1."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
@@ -89,14 +90,14 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read and check manifest.json of a folder of shards; raise ShardError when it is missing or not right."""
+    """Read and check manifest.json of a folder of shards; raise ShardError when it is missing or invalid."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ShardError(f"{path} is missing: run `--stage shard` to the end, or set data.shards to a finished folder")
     value = read_json(path)
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        raise ShardError(f"{path} has schema {found!r}, expected {SCHEMA}: convert the data set with this version")
+        schema = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        raise ShardError(f"{path} has schema {schema!r}, expected {SCHEMA}: convert the data set with this version")
     try:
         splits = {
             str(name): Split(
@@ -139,7 +140,7 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def verify_shards(folder: Path, manifest: Manifest, split: str, mode: Literal["size", "checksum"] = "size") -> None:
-    """Check every shard of a split by its size or its checksum; raise ShardError naming the first that is not right."""
+    """Check every shard of a split by its size or its checksum; raise ShardError naming the first that differs."""
     check_shards(folder, manifest.split(split).shards, mode)
 
 
@@ -158,4 +159,6 @@ def check_size(path: Path, shard: Shard) -> None:
         raise ShardError(f"{path} is missing: {REMEDY}")
     size = path.stat().st_size
     if size != shard.num_bytes:
-        raise ShardError(f"{path} has {size} bytes, expected {shard.num_bytes}, so it is cut or damaged: {REMEDY}")
+        raise ShardError(
+            f"{path} has {size} bytes, expected {shard.num_bytes}, so it is truncated or damaged: {REMEDY}"
+        )

@@ -1,8 +1,8 @@
 """The canonical order: which stored sample is sample number n of the training stream, from (seed, n) and counts alone.
 
 The shards of a split are dealt to S streams, shard i to stream i mod S; sample n comes from stream n mod S. A stream
-repeats for ever. Each of its epochs shuffles its shards, cuts them into groups of a few shards and shuffles the samples
-of a group, so any place in it is found by arithmetic, without reading what is before.
+never ends. Each of its epochs shuffles its shards, cuts them into groups of a few shards and shuffles the samples
+of a group, so any place in it is located by arithmetic, without reading what is before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHARDS, _SAMPLES, _AUGMENT = 1, 2, 3  # what a random generator is for; keeps t
 
 @dataclass(frozen=True)
 class Group:
-    """Shards of one stream whose samples are shuffled together in one epoch; identifies what has to be in memory."""
+    """Shards of one stream whose samples are shuffled and held in memory together in one epoch."""
 
     stream: int
     epoch: int
@@ -58,8 +58,8 @@ class Order:
         stream, index = number % self.streams, number // self.streams
         epoch, index = divmod(index, self._lengths[stream])
         groups, ends = _epoch(self, stream, epoch)
-        found = bisect_right(ends, index)
-        return groups[found], index - (ends[found - 1] if found else 0)
+        group = bisect_right(ends, index)
+        return groups[group], index - (ends[group - 1] if group else 0)
 
     def permutation(self, group: Group) -> Sequence[int]:
         """Return the order of a group's samples: place -> index into its shards' samples, one shard after the other."""

@@ -16,18 +16,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.config.schema import AugmentConfig
-from seam_dist.data.augment.geometry import augment, draw
-from seam_dist.data.images import BadImageError
+from seam_dist.data.images import Pixels, decode_labels
 from seam_dist.data.manifest import ShardError, Split
 from seam_dist.data.order import Group, Order, sample_generator
-from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, image_extension, parse_info, read_raw
+from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, decode_stored_mask, parse_info, read_raw
 
 _log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
-Box = tuple[int, int, int, int]
-Labels = Callable[[str], Mapping[str, bytes]]
+Box = tuple[int, int, int, int]  # y0, x0, y1, x1
+LabelReader = Callable[[str], Mapping[str, bytes]]
 
 
 class Augmentation(Protocol):
@@ -42,48 +39,51 @@ class Augmentation(Protocol):
     ) -> tuple[Box, NDArray[np.float32]]:
         """Fill the arrays; return the image's box in them and its color jitter as in `Item`.
 
-        Raises BadSampleError or BadImageError for a sample that cannot be used.
+        Raises BadSampleError for a sample that cannot be used.
         """
 
 
 @dataclass(frozen=True)
-class ImageAugmentation:
-    """The augmentation of `seam_dist.data.augment.geometry`: fills "image" (S, S, 3)."""
+class LabelMapDecoder:
+    """Reads the label map of a sample: `folder` of label tars, or None for the masks in the shards."""
 
-    cfg: AugmentConfig
+    folder: Path | None
+    num_classes: int
     max_pixels: int
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of the image."""
-        return {"image": (self.cfg.crop_size, self.cfg.crop_size, 3)}
+    def __call__(self, raw: RawSample, size: tuple[int, int]) -> Pixels:
+        """Return the label map; raise BadSampleError when it is missing or damaged, ShardError for another size.
 
-    def __call__(
-        self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
-    ) -> tuple[Box, NDArray[np.float32]]:
-        """Write the crop; return its box and color jitter."""
-        return augment(
-            raw.members[image_extension(raw)],
-            draw(rng, self.cfg),
-            self.cfg,
-            out["image"],
-            size=info.size,
-            orientation=info.orientation,
-            max_pixels=self.max_pixels,
-        )
+        A map of another size belongs to other shards or another stride: no sample would fit, so it ends the job. A mask
+        of another size is a fault of its sample alone.
+        """
+        if self.folder is None:
+            return decode_stored_mask(raw, size, max_pixels=self.max_pixels, num_classes=self.num_classes)
+        if "png" not in raw.members:
+            raise BadSampleError(f"it has no label in {self.folder}")
+        try:
+            label = decode_labels(raw.members["png"], max_pixels=self.max_pixels, num_classes=self.num_classes)
+        except ValueError as error:
+            raise BadSampleError(str(error)) from None
+        if label.shape != size:
+            raise ShardError(
+                f"the label of {raw.key} in {self.folder} has {label.shape} cells (height, width), expected {size} for "
+                "its image: these labels belong to other shards or another output stride; write them again"
+            )
+        return label
 
 
 @dataclass(frozen=True)
 class Item:
-    """What belongs to one augmented image; `replaced` tells whether it stands in for a bad sample.
+    """What belongs to one augmented image; `replaced` is whether it stands in for a bad sample.
 
-    `valid` is y0, x0, y1, x1; `color` a row of `seam_dist.data.augment.color`; `classes` are foreground ids from 1.
+    `valid` is the box that is image, `color` a row of `seam_dist.data.augment.color`; `classes` are ids from 1.
     """
 
     number: int
     key: str
     classes: tuple[int, ...]
-    valid: tuple[int, int, int, int]
+    valid: Box
     color: NDArray[np.float32]
     replaced: bool
 
@@ -112,7 +112,7 @@ class StreamReader:
         *,
         num_classes: int,
         max_bad_fraction: float,
-        labels: Labels | None = None,
+        labels: LabelReader | None = None,
     ) -> None:
         self.num_classes, self.shapes = num_classes, augmentation.shapes
         self._folder, self._split, self._order, self._augmentation = Path(folder), split, order, augmentation
@@ -130,7 +130,7 @@ class StreamReader:
                 info = parse_info(raw.members["json"], self.num_classes)
                 rng = sample_generator(self._order.seed, number)
                 valid, color = self._augmentation(raw, info, rng, out)
-            except (BadSampleError, BadImageError) as error:
+            except BadSampleError as error:
                 self._report(group.stream, raw.key, shard, error)
                 continue
             return Item(number, raw.key, info.classes, valid, color, attempt > 0)

@@ -11,6 +11,7 @@ is left out of the mean, as the field does; the published code gives it 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,17 @@ def scores_from_confusion(confusion: Tensor) -> Scores:
     """Return the scores of a confusion matrix (..., C + 1, C + 1), true classes in rows, predicted ones in columns."""
     hits = confusion.diagonal(dim1=-2, dim2=-1)
     return scores_from_counts(hits, confusion.sum(dim=-2), confusion.sum(dim=-1))
+
+
+def class_lists(scores: Scores, *index: int) -> dict[str, list[float | None]]:
+    """Return IoU, precision and recall at `index` as JSON lists over the classes, background first; NaN is None."""
+    lists = {"iou": scores.iou, "precision": scores.precision, "recall": scores.recall}
+    return {name: [number_or_none(value) for value in values[index].tolist()] for name, values in lists.items()}
+
+
+def number_or_none(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have, and any other number as it is."""
+    return None if math.isnan(value) else value
 
 
 def threshold_grid(num_thresholds: int, *extra: float) -> list[float]:
@@ -155,4 +167,4 @@ class ThresholdHistogram:
                 f"mask holds class {values[-1]}, expected 0 .. {self.num_classes} or 255: correct the mask"
             )
         if not bool(torch.isfinite(cam).all()):
-            raise ValueError("cam holds NaN or infinity: make the CAMs again from a checkpoint with finite weights")
+            raise ValueError("cam holds NaN or infinity: run `--stage infer_cam` again with finite weights")

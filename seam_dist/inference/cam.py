@@ -19,7 +19,7 @@ from seam_dist.artifacts.authors_files import find_dict, read_cam_dict, stack_ma
 from seam_dist.artifacts.cam_file import StoredCam, store_cam
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.config.schema import Config, InferCamConfig
-from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images

@@ -29,7 +29,7 @@ from torch.nn.functional import interpolate
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import InferSegConfig
-from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, scaled_images
 from seam_dist.models import DeepLab, load_deeplab

@@ -5,7 +5,7 @@ from seam_dist.models.backbones.base import Backbone, Features
 from seam_dist.models.build import build_backbone, build_seam, parameter_groups
 from seam_dist.models.deeplab import DeepLab, build_deeplab, deeplab_facts, load_deeplab
 from seam_dist.models.seam import SEAM, SEAMOutput
-from seam_dist.models.weights.load import LoadReport, authors_state_dict, load_weights
+from seam_dist.models.weights.load import LoadReport, load_weights
 
 __all__ = [
     "SEAM",
@@ -17,7 +17,6 @@ __all__ = [
     "SEAMOutput",
     "affinity_facts",
     "affinity_stride",
-    "authors_state_dict",
     "build_affinity_net",
     "build_backbone",
     "build_deeplab",

@@ -1,4 +1,4 @@
-"""AffinityNet: features of grid cells whose L1 distance says whether two neighboring cells are of one class.
+"""AffinityNet: features of grid cells whose L1 distance says whether two neighboring cells have one class.
 
 PARITY.md section 1, row AffinityNet; Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level
 Supervision", CVPR 2018, as SEAM's code uses it: three feature maps of the backbone are reduced, joined and mixed, all
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from seam_dist.config.schema import Config
-from seam_dist.models.backbones.base import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.grid import resize
 from seam_dist.models.seam import Conv1x1
@@ -72,11 +72,7 @@ class AffinityNet(nn.Module):
 
     def forward_grid(self, image: Tensor) -> Tensor:
         """Return the features (B, sum of channels, h, w) of normalized images at the grid of conv6, float32."""
-        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
-                "normalize it with normalize_images first"
-            )
+        check_normalized(image)
         features: Features = self.backbone(image.to(self.f9.weight.dtype))
         size = (features.conv6.shape[2], features.conv6.shape[3])
         with torch.autocast(image.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Makes the network that a configuration describes, and sorts its parameters for the optimizer."""
+"""Builds the network that a configuration describes, and sorts its parameters for the optimizer."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def start_weights(
 ) -> LoadReport:
     """Bring a new network (a module with a `backbone`) to its memory format and load `source` into it; report it.
 
-    Without a source the weights stay random; the report of a network that is to train from them (`wanted`) warns of
-    frozen layers, which the settings of `section` freeze.
+    Without a source the weights stay random; where weights were `wanted`, the report then warns of frozen layers, which
+    the settings of `section` freeze.
     """
     if cfg.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ PARITY.md section 7; Chen et al., "Semantic image segmentation with deep convolu
 2015, and "Encoder-decoder with atrous separable convolution", 2018 (here with ordinary convolutions). Differences from
 the published retraining: dropout drops whole channels, so that its masks can belong to samples (the published code
 drops single elements); at output stride 16 every dilation is halved. Parameter names are this project's own: weight
-files of other DeepLab code do not load, those of a backbone or of SEAM do.
+files of DeepLab code elsewhere do not load, those of a backbone or of SEAM do.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from seam_dist.config.schema import Config, ModelConfig
-from seam_dist.models.backbones.base import Backbone
+from seam_dist.models.backbones.base import Backbone, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
+from seam_dist.models.grid import resize
 from seam_dist.models.weights.load import PACKAGE, LoadReport, read_weights
 
 SEAM_STAGE = "train_seam"
@@ -43,10 +43,6 @@ def _classifier(inputs: int, outputs: int) -> nn.Conv2d:
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return conv
-
-
-def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    return interpolate(x, (size[0], size[1]), mode="bilinear", align_corners=True)
 
 
 class LargeFOV(nn.Module):
@@ -107,7 +103,7 @@ class PyramidDecoder(nn.Module):
     def forward(self, conv4: Tensor, conv6: Tensor) -> Tensor:
         """Return logits (B, C + 1, h, w) at the grid of conv4."""
         pyramid = self.project(torch.cat([*(branch(conv6) for branch in self.branches), self.pooling(conv6)], dim=1))
-        fine = torch.cat([_upsample(pyramid, conv4.shape[2:]), self.reduce(conv4)], dim=1)
+        fine = torch.cat([resize(pyramid, (conv4.shape[2], conv4.shape[3])), self.reduce(conv4)], dim=1)
         logits: Tensor = self.classifier(self.dropout(self.decode(fine)))
         return logits
 
@@ -135,15 +131,11 @@ class DeepLab(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, C + 1, H, W), float32, at the size of the normalized image (B, 3, H, W)."""
-        return _upsample(self.forward_grid(image), image.shape[2:])
+        return resize(self.forward_grid(image), (image.shape[2], image.shape[3]))
 
     def forward_grid(self, image: Tensor) -> Tensor:
         """Return logits (B, C + 1, h, w), float32, at the grid of the head."""
-        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
-                "normalize it with normalize_images first"
-            )
+        check_normalized(image)
         features = self.backbone(image)
         logits: Tensor = self.head(features.conv4, features.conv6)
         return logits.float()
@@ -166,10 +158,10 @@ def deeplab_facts(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
 def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[DeepLab, LoadReport]:
     """Return the network of cfg.train_seg for `num_classes` foreground classes and the report of loading its backbone.
 
-    Unset in seg, the backbone, its weights and its stride are those of cfg.model; train_seg.pretrained=train_seam takes the
-    backbone of this run's SEAM. `pretrained=False` skips the weights, for a model whose checkpoint comes next. Random
-    weights come from torch's global generator: seed it first. Raises ValueError when the weights of cfg.model are for
-    another backbone than the one asked for.
+    Unset in train_seg, the backbone, its weights and its stride are those of cfg.model; train_seg.pretrained=train_seam
+    takes the backbone of this run's SEAM. `pretrained=False` skips the weights, for a model whose checkpoint comes
+    next. Random weights come from torch's global generator: seed it first. Raises ValueError when the weights of
+    cfg.model are for another backbone than the one asked for.
     """
     seg = cfg.train_seg
     model_config = _model_config(cfg)
@@ -178,13 +170,13 @@ def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> 
         source = cfg.stage_dir(SEAM_STAGE) / "final" / "model.safetensors"
     if seg.pretrained is None and source not in (None, PACKAGE) and model_config.backbone != cfg.model.backbone:
         raise ValueError(
-            f"train_seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which model.pretrained={source} "
-            "is for: set train_seg.pretrained"
+            f"train_seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which "
+            f"model.pretrained={source} is for: set train_seg.pretrained"
         )
     model = DeepLab(
         build_backbone(model_config), num_classes, network=seg.network, width=seg.width, dropout=seg.dropout
     )
-    report = start_weights(model, model_config, source if pretrained else None, wanted=pretrained, section="seg")
+    report = start_weights(model, model_config, source if pretrained else None, wanted=pretrained, section="train_seg")
     return model, report
 
 
@@ -225,7 +217,7 @@ def load_deeplab(weights: Path, facts: Mapping[str, Any]) -> DeepLab:
 
 
 def _model_config(cfg: Config) -> ModelConfig:
-    """Return cfg.model with what cfg.train_seg says of the backbone; only resnet38d has a width."""
+    """Return cfg.model with the backbone settings of cfg.train_seg; only resnet38d has a width."""
     backbone = cfg.train_seg.backbone or cfg.model.backbone
     return replace(
         cfg.model,

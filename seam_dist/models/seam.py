@@ -14,7 +14,7 @@ from seam_kernels import Impl, pcm_attention
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
-from seam_dist.models.backbones.base import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features, check_normalized
 from seam_dist.models.grid import resize
 
 EPS = 1e-5
@@ -48,8 +48,8 @@ def present_channels(label: Tensor) -> Tensor:
     """Return the CAM channels that the losses of a batch read, int64: 0, and 1 + each class of multi-hot (B, C) labels.
 
     Every loss multiplies the refined maps by the label (the background by 1) before it compares channels, and PCM
-    refines each channel alone: the other channels may as well be 0. The result lives where the label does; on a GPU
-    the processor waits for it, so it is made from labels on the CPU.
+    refines each channel alone: all remaining channels may as well be 0. The result is on the device of the label; give
+    labels on the CPU, since with a GPU the processor would wait for it.
     """
     return torch.cat([label.new_zeros(1, dtype=torch.int64), label.any(dim=0).nonzero()[:, 0] + 1])
 
@@ -134,11 +134,7 @@ class SEAM(nn.Module):
 
     def forward_grid(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
         """Return both CAMs at the grid of the backbone's conv6; with pcm_grid "conv4" the refined one at conv4's."""
-        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise ValueError(
-                f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
-                "normalize it with normalize_images first"
-            )
+        check_normalized(image)
         # DeepSpeed's bf16 mode converts parameters but not inputs.
         features: Features = self.backbone(image.to(self.fc8.weight.dtype))
         with torch.autocast(image.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no library, no script, colors from the page's style sheet.
+"""Line charts as inline SVG: no library, no script, colors from the page's stylesheet.
 
 A line's color is a class (`s0`, `s1`, ...), so that the page can give it another shade on a dark ground; lines differ
 in dash as well, for readers who do not see the colors.
@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 440, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 14, 12, 44
+
+# Color numbers: the run's result, its plain CAM, then the runs that it is compared with.
+OWN, PLAIN, _FIRST_OTHER, _NUM_STYLES = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,13 @@ class Mark:
     shape: Literal["best", "chosen", "default"]
 
 
+def other_style(index: int) -> int:
+    """Return the color number of the index-th run that a run is compared with."""
+    return _FIRST_OTHER + index % (_NUM_STYLES - _FIRST_OTHER)
+
+
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Return the centerd moving average; at the ends the window shrinks and stays centerd."""
+    """Return the centered moving average; at the ends the window shrinks and stays centered."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -59,7 +69,7 @@ def line_chart(
     y_label: str,
     marks: Sequence[Mark] = (),
     may_be_log: bool = False,
-) -> str:
+) -> Markup:
     """Return an SVG element of the lines.
 
     With `may_be_log` the y axis is logarithmic where all values are positive and span more than a factor 8.
@@ -108,24 +118,24 @@ def line_chart(
     )
     for line in lines:
         path = _path([(x, y) for x, y in zip(line.x, line.y, strict=True)], place_x, place_y)
-        kind = "raw" if line.faint else f"line d{line.dash}"
-        parts.append(f'<path class="{kind} s{line.style}" d="{path}"><title>{escape(line.label)}</title></path>')
+        form = "raw" if line.faint else f"line d{line.dash}"
+        parts.append(f'<path class="{form} s{line.style}" d="{path}"><title>{escape(line.label)}</title></path>')
     for mark in marks:
         x, y = place_x(mark.x), place_y(mark.y)
         parts.append(f'<g class="mark s{mark.style}">{_shape(mark.shape, x, y)}<title>{escape(mark.text)}</title></g>')
-    return "".join([*parts, "</svg>"])
+    return Markup("".join([*parts, "</svg>"]))
 
 
-def swatch(style: int, dash: int = 0) -> str:
+def swatch(style: int, dash: int = 0) -> Markup:
     """Return a short piece of a line for a legend."""
     path = f'<path class="line d{dash} s{style}" d="M1 5H27"/>'
-    return f'<svg class="swatch" viewBox="0 0 28 10" aria-hidden="true">{path}</svg>'
+    return Markup(f'<svg class="swatch" viewBox="0 0 28 10" aria-hidden="true">{path}</svg>')
 
 
-def mark_swatch(shape: Literal["best", "chosen", "default"]) -> str:
+def mark_swatch(shape: Literal["best", "chosen", "default"]) -> Markup:
     """Return the shape of a mark for a legend."""
     mark = f'<g class="mark">{_shape(shape, 7, 7)}</g>'
-    return f'<svg class="swatch small" viewBox="0 0 14 14" aria-hidden="true">{mark}</svg>'
+    return Markup(f'<svg class="swatch small" viewBox="0 0 14 14" aria-hidden="true">{mark}</svg>')
 
 
 def format_tick(value: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seam_dist.evaluation.text_table import aligned
 from seam_dist.report.records import MapScores, RunRecord
 
 MAP_NAMES = {"plain": "CAM", "refined": "refined CAM"}
@@ -16,7 +17,8 @@ class Row:
     """One map of one run, with its scores by split."""
 
     run: RunRecord
-    kind: str
+    map: str
+    """`plain` or `refined`."""
     scores: Mapping[str, MapScores]
     is_own: bool
     """It belongs to the run that the report is about."""
@@ -25,27 +27,31 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Method and map in words."""
-        return f"{self.run.method}, {MAP_NAMES[self.kind]}"
+        """Method and map, as shown."""
+        return f"{self.run.method}, {MAP_NAMES[self.map]}"
 
 
-def comparison(own: RunRecord, others: Sequence[RunRecord]) -> list[Row]:
+def compare_runs(own: RunRecord, others: Sequence[RunRecord]) -> list[Row]:
     """Return a row for each map of each run, the other runs first; a run without evaluation has none."""
     rows = []
     for run in (*others, own):
         per_split = {split: run.scores(split) for split in run.evaluations}
-        kinds = dict.fromkeys(kind for scores in per_split.values() for kind in scores)
+        maps = dict.fromkeys(name for scores in per_split.values() for name in scores)
         # The primary map last: it is the result, the other one is what it is made from.
-        for kind in sorted(kinds, key=lambda kind: kind == run.primary):
-            scores = {split: found[kind] for split, found in per_split.items() if kind in found}
-            rows.append(Row(run, kind, scores, run is own, kind == run.primary))
+        for name in sorted(maps, key=lambda name: name == run.primary):
+            scores = {split: of_split[name] for split, of_split in per_split.items() if name in of_split}
+            rows.append(Row(run, name, scores, run is own, name == run.primary))
     return rows
 
 
 def splits_of(rows: Sequence[Row]) -> list[str]:
-    """Return the evaluated splits: train, val, then the others by name."""
-    found = {split for row in rows for split in row.scores}
-    return sorted(found, key=lambda split: ({"train": 0, "val": 1}.get(split, 2), split))
+    """Return the evaluated splits of the rows, in order."""
+    return in_order(split for row in rows for split in row.scores)
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Return splits without repetition: train, val, then the others by name."""
+    return sorted(set(splits), key=lambda split: ({"train": 0, "val": 1}.get(split, 2), split))
 
 
 def best_miou(row: Row, split: str) -> float | None:
@@ -59,6 +65,22 @@ def chosen_miou(row: Row, split: str) -> float | None:
     if scores is None or scores.chosen is None or scores.chosen.get("from") == split:
         return None
     return number(scores.chosen, "miou")
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[str, str | None]]:
+    """Return the columns of the table: a split's best threshold (split, None), and the one of another split."""
+    table: list[tuple[str, str | None]] = []
+    for split in splits_of(rows):
+        table.append((split, None))
+        chosen = next((row.scores[split].chosen for row in rows if chosen_miou(row, split) is not None), None)
+        if chosen is not None:
+            table.append((split, str(chosen.get("from", "another split"))))
+    return table
+
+
+def column_miou(row: Row, split: str, source: str | None) -> float | None:
+    """Return a row's mIoU in a column of the table."""
+    return best_miou(row, split) if source is None else chosen_miou(row, split)
 
 
 def number(point: Mapping[str, Any] | None, key: str) -> float | None:
@@ -80,28 +102,10 @@ def console_table(rows: Sequence[Row]) -> str:
     """Return the comparison as aligned text: mIoU in percent at the best threshold, and at the chosen one."""
     if not rows:
         return "No evaluation yet, so there is nothing to compare: run `--stage evaluate` first."
-    columns: list[tuple[str, list[str]]] = [
-        ("method", [row.label for row in rows]),
-        ("run", [row.run.name for row in rows]),
-    ]
-    for split in splits_of(rows):
-        columns.append((f"{split} mIoU", [_percent(best_miou(row, split)) for row in rows]))
-        chosen = [chosen_miou(row, split) for row in rows]
-        if any(value is not None for value in chosen):
-            source = next(
-                str(row.scores[split].chosen["from"])  # type: ignore[index]
-                for row, value in zip(rows, chosen, strict=True)
-                if value is not None
-            )
-            columns.append((f"at {source}'s threshold", [_percent(value) for value in chosen]))
-    widths = [max(len(head), *(len(cell) for cell in cells)) for head, cells in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return "  ".join(padded).rstrip()
-
-    lines = [line([head for head, _ in columns]), "  ".join("-" * width for width in widths)]
-    lines += [line([cells[number] for _, cells in columns]) for number in range(len(rows))]
+    table = columns(rows)
+    titles = [f"{split} mIoU" if source is None else f"at {source}'s threshold" for split, source in table]
+    cells = [[row.label, row.run.name, *(_percent(column_miou(row, *column)) for column in table)] for row in rows]
+    lines = [aligned([["method", "run", *titles], *cells], num_left=2, rule=True)]
     for split in splits_of(rows):
         for run, gain in gains(rows, split):
             own = rows[-1].run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
 from seam_dist.artifacts.label_file import read_label_shard
+from seam_dist.artifacts.layout import LABEL_TYPES, cam_folder, label_folder
+from seam_dist.config.schema import Config
 from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import Manifest
 from seam_dist.data.shards import decode_sample, read_raw
@@ -39,7 +42,7 @@ class Example:
     prediction: Bytes
     truth: Bytes | None
     labels: Mapping[str, Bytes] = field(default_factory=dict)
-    """Kind of label images -> the image's labels, in the order of the pipeline."""
+    """Label type -> the image's labels, in the order of the pipeline."""
 
 
 def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
@@ -55,7 +58,9 @@ def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
     try:
         rows = [(line["key"], float(line["miou"])) for line in lines if line["miou"] not in ("", "nan")]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has no numbers in columns key and miou ({error!r}): evaluate again") from None
+        raise ValueError(
+            f"{path} has no numbers in columns key and miou ({error!r}): run `--stage evaluate` again"
+        ) from None
     rows.sort(key=lambda row: (-row[1], row[0]))
     count = min(num_images, -(-len(rows) // 3))
     middle = max(count, (len(rows) - count) // 2)
@@ -64,33 +69,25 @@ def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
 
 
 def load_examples(
-    cams_dir: Path,
-    shards_dir: Path,
-    manifest: Manifest,
-    split: str,
-    wanted: Sequence[tuple[str, str, float | None]],
-    *,
-    primary: str,
-    threshold: float,
-    max_pixels: int,
-    label_dirs: Mapping[str, Path] | None = None,
+    cfg: Config, manifest: Manifest, wanted: Sequence[tuple[str, str, float | None]], *, primary: str, threshold: float
 ) -> list[Example]:
-    """Return the wanted (rank, key, mIoU) images in their order; those without a stored CAM are left out.
+    """Return the wanted (rank, key, mIoU) images of cfg.report.split in their order; those without a CAM are left out.
 
-    `label_dirs` maps kinds of label images to the folders of their tars.
+    `primary` is the map whose labels at `threshold` are shown.
     """
+    max_pixels = cfg.data.max_pixels
     ranks = {key: (rank, miou) for rank, key, miou in wanted}
-    found: dict[str, Example] = {}
-    for shard in manifest.split(split).shards:
-        cams = _stored_cams(cams_dir / shard.file, ranks.keys())
+    examples: dict[str, Example] = {}
+    for shard in manifest.split(cfg.report.split).shards:
+        cams = _stored_cams(cam_folder(cfg) / shard.file, ranks.keys())
         if not cams:
             continue
         labels = {
-            kind: read_label_shard(folder / shard.file)
-            for kind, folder in (label_dirs or {}).items()
-            if (folder / shard.file).is_file()
+            name: read_label_shard(path)
+            for name, label_type in LABEL_TYPES.items()
+            if (path := label_folder(cfg, label_type) / shard.file).is_file()
         }
-        for raw in read_raw(shards_dir / shard.file, shard):
+        for raw in read_raw(cfg.shards_dir / shard.file, shard):
             stored = cams.get(raw.key)
             if stored is None:
                 continue
@@ -99,33 +96,29 @@ def load_examples(
             if stored.plain is not None:
                 maps["plain"] = upsample_cam(stored.plain, stored.size)
             rank, miou = ranks[raw.key]
-            found[raw.key] = Example(
+            examples[raw.key] = Example(
                 key=raw.key,
                 rank=rank,
                 miou=miou,
                 classes=stored.classes,
                 image=sample.image,
-                cams={kind: _largest(values) for kind, values in maps.items()},
+                cams={name: _largest(values) for name, values in maps.items()},
                 prediction=predict_labels(maps[primary], stored.classes, threshold),
                 truth=sample.mask,
                 labels={
-                    kind: decode_labels(found_labels[raw.key], max_pixels=max_pixels)
-                    for kind, found_labels in labels.items()
-                    if raw.key in found_labels
+                    name: decode_labels(of_shard[raw.key], max_pixels=max_pixels)
+                    for name, of_shard in labels.items()
+                    if raw.key in of_shard
                 },
             )
-    return [found[key] for _, key, _ in wanted if key in found]
+    return [examples[key] for _, key, _ in wanted if key in examples]
 
 
-def first_keys(cams_dir: Path, manifest: Manifest, split: str, num_images: int) -> list[str]:
-    """Return the keys of the first images of a split that have a CAM."""
-    keys: list[str] = []
-    for shard in manifest.split(split).shards:
-        if len(keys) >= num_images:
-            break
-        if (cams_dir / shard.file).is_file():
-            keys += [stored.key for stored in read_cams(cams_dir / shard.file)]
-    return keys[:num_images]
+def first_keys(cfg: Config, manifest: Manifest, num_images: int) -> list[str]:
+    """Return the keys of the first images of cfg.report.split that have a CAM."""
+    paths = (cam_folder(cfg) / shard.file for shard in manifest.split(cfg.report.split).shards)
+    keys = (stored.key for path in paths if path.is_file() for stored in read_cams(path))
+    return list(islice(keys, num_images))
 
 
 def _largest(cam: Tensor) -> Float:

@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from seam_dist.report.pictures import Image as Pixels
-from seam_dist.report.pictures import class_colors
+from seam_dist.report.pictures import class_colors, with_rims
 
 _IGNORED = 255
 _OPACITY = 0.55
 _MARGIN = 4  # pixels around a legend's entries
 
 
-def overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
+def draw_overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
     """Return RGB (H + legend, W, 3): `labels` (H, W) over `image` (H, W, 3), and the names of the classes in it.
 
     `classes` are the foreground names, the first has id 1. Without a class in the labels there is no legend.
@@ -28,11 +28,7 @@ def overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
 def _painted(image: Pixels, labels: Pixels) -> Pixels:
     """Return the image with the classes in their colors, a white rim around each; the background as it is."""
     mixed = cv2.addWeighted(class_colors()[labels], _OPACITY, image, 1 - _OPACITY, 0)
-    painted = np.where((labels > 0)[..., None], mixed, image)
-    # The palette's first colors are dark: without the rim they would sink into a dark image.
-    rim = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    painted[rim & (labels > 0)] = 255
-    return np.asarray(painted, np.uint8)
+    return with_rims(np.where((labels > 0)[..., None], mixed, image).astype(np.uint8), labels)
 
 
 def _legend(ids: Sequence[int], classes: Sequence[str], width: int) -> Pixels:

@@ -28,10 +28,14 @@ def label_map(image: Image, mask: Image) -> Image:
     """Return a class index map (H, W) over the image as gray: class colors with a white rim, background darkened."""
     colored = class_colors()[mask]
     painted = np.where((mask == 0)[..., None], _blend(image, np.zeros_like(image), 0.55), _blend(image, colored, 0.75))
+    return with_rims(np.asarray(painted, np.uint8), mask)
+
+
+def with_rims(painted: Image, mask: Image) -> Image:
+    """Return the picture (H, W, 3) with a white rim inside each class of the mask (H, W)."""
     # The palette's first colors are dark: without the rim they would sink into a dark image.
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    painted[edge & (mask > 0)] = 255
-    return np.asarray(painted, np.uint8)
+    return np.where((edge & (mask > 0))[..., None], np.uint8(255), painted)
 
 
 def shrink(image: Image, longest: int = 320) -> Image:

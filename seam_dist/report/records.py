@@ -1,6 +1,6 @@
 """What a run left on disk, read for the report: settings, metrics, evaluations and the manifests of its stages.
 
-Nothing has to be there: a report of half a run shows that half and says how the rest is made.
+Nothing has to be there: a report of half a run shows that half and gives the commands for the rest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from seam_dist.artifacts.atomic import read_json
-from seam_dist.artifacts.stage import StageError
+from seam_dist.artifacts.layout import CAM, LABEL_TYPES, scores_folder
+from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError
 from seam_dist.config.schema import STAGES
-from seam_dist.evaluation.label_scores import LABEL_KINDS
 
 METHODS = {"cam": "CAM only", "er": "CAM + ER", "pcm": "CAM + ER + PCM", "ecr": "CAM + PCM + ECR", "full": "SEAM"}
 WITHOUT_PCM = ("cam", "er")
@@ -25,7 +25,7 @@ WITHOUT_PCM = ("cam", "er")
 
 @dataclass(frozen=True)
 class MapScores:
-    """The scores of one kind of map on one split: a curve over background thresholds and points on it."""
+    """The scores of one map on one split: a curve over background thresholds and points on it."""
 
     thresholds: Sequence[float]
     miou: Sequence[float | None]
@@ -44,11 +44,11 @@ class RunRecord:
     metrics: Sequence[Mapping[str, Any]]
     """Lines of the training's metrics.jsonl, by step."""
     evaluations: Mapping[str, Mapping[str, Any]]
-    """Split -> its evaluation."""
+    """Split -> the scores of its CAMs (`seam_dist.evaluation.cam_scores`)."""
     manifests: Mapping[str, Mapping[str, Any]]
     """Stage -> the manifest of a finished stage."""
     labels: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Kind of label images (`seam_dist.evaluation.label_scores`) -> split -> its scores, in the order of the pipeline."""
+    """Label type -> split -> its scores (`seam_dist.evaluation.label_scores`), in the order of the pipeline."""
     damaged: Sequence[str] = field(default_factory=tuple)
     """Files that could not be read, with the reason."""
 
@@ -64,15 +64,15 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """What was trained, in words."""
+        """What was trained, as shown."""
         return METHODS.get(self.ablation, self.ablation)
 
     @property
     def primary(self) -> str:
         """`refined` or `plain`: the map that the run's CAMs and scores are first of all."""
-        told = [evaluation.get("map") for evaluation in self.evaluations.values()]
-        told.append(self.manifests.get("infer_cam", {}).get("cam"))
-        if known := [str(kind) for kind in told if kind in ("refined", "plain")]:
+        recorded = [evaluation.get("map") for evaluation in self.evaluations.values()]
+        recorded.append(self.manifests.get("infer_cam", {}).get("cam"))
+        if known := [str(name) for name in recorded if name in ("refined", "plain")]:
             return known[0]
         plain = self.ablation in WITHOUT_PCM or self.setting("infer_cam.cam") == "plain"
         return "plain" if plain else "refined"
@@ -91,18 +91,12 @@ class RunRecord:
         evaluation = self.evaluations.get(split)
         if evaluation is None:
             return {}
-        found = {self.primary: evaluation}
+        parts = {self.primary: evaluation}
         if isinstance(evaluation.get("plain"), Mapping) and self.primary != "plain":
-            found["plain"] = evaluation["plain"]
+            parts["plain"] = evaluation["plain"]
         return {
-            kind: MapScores(
-                thresholds=part.get("thresholds") or evaluation["thresholds"],
-                miou=part["miou"],
-                best=part["best"],
-                chosen=part.get("chosen"),
-                default=part.get("default"),
-            )
-            for kind, part in found.items()
+            name: MapScores(part["thresholds"], part["miou"], part["best"], part.get("chosen"), part.get("default"))
+            for name, part in parts.items()
         }
 
     def missing(self, stages: Sequence[str] = STAGES[:-1]) -> list[str]:
@@ -125,7 +119,7 @@ def read_run(folder: Path) -> RunRecord:
 
     manifests: dict[str, Mapping[str, Any]] = {}
     for stage in STAGES:
-        path = folder / stage / "manifest.json"
+        path = folder / stage / MANIFEST
         if path.is_file() and isinstance(manifest := tolerant(path), dict):
             manifests[stage] = manifest
     settings: Mapping[str, Any] = {}
@@ -140,30 +134,29 @@ def read_run(folder: Path) -> RunRecord:
             if isinstance(loaded, dict):
                 settings = loaded
                 break
-    evaluations = {}
-    for path in sorted((folder / "evaluate").glob("*.json")):
-        if path.name in ("manifest.json", "stage.json"):
-            continue
-        evaluation = tolerant(path)
-        if isinstance(evaluation, dict):
-            lacking = [key for key in ("thresholds", "miou", "best") if key not in evaluation]
-            if lacking:
-                damaged.append(f"{path} has no {', '.join(lacking)}: run `--stage evaluate` again")
-            else:
-                evaluations[path.stem] = evaluation
-    labels: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for kind in LABEL_KINDS:
-        if not (folder / "evaluate" / kind.name / "manifest.json").is_file():
-            continue
-        for path in sorted((folder / "evaluate" / kind.name).glob("*.json")):
-            if path.name not in ("manifest.json", "stage.json") and isinstance(record := tolerant(path), dict):
-                labels.setdefault(kind.name, {})[path.stem] = record
+
+    def scores(name: str) -> dict[str, Mapping[str, Any]]:
+        """Return split -> its record of one scored thing; empty when its evaluation is not finished."""
+        place = scores_folder(folder, name)
+        if not (place / MANIFEST).is_file():
+            return {}
+        paths = [path for path in sorted(place.glob("*.json")) if path.name not in (MANIFEST, RECORD)]
+        return {path.stem: record for path in paths if isinstance(record := tolerant(path), dict)}
+
+    evaluations = scores(CAM)
+    for split, evaluation in list(evaluations.items()):
+        lacking = [key for key in ("thresholds", "miou", "best") if key not in evaluation]
+        if lacking:
+            path = scores_folder(folder, CAM) / f"{split}.json"
+            damaged.append(f"{path} has no {', '.join(lacking)}: run `--stage evaluate` again")
+            del evaluations[split]
+    labels = {name: of_split for name in LABEL_TYPES if (of_split := scores(name))}
     metrics = _read_metrics(folder / "train_seam" / "metrics.jsonl", damaged)
     return RunRecord(folder, settings, metrics, evaluations, manifests, labels, damaged)
 
 
 def _read_metrics(path: Path, damaged: list[str]) -> list[Mapping[str, Any]]:
-    """Return the lines by step; of a step that a resumed training wrote twice the last one counts."""
+    """Return the lines by step; the last one counts where a resumed training wrote a step twice."""
     by_step: dict[int, Mapping[str, Any]] = {}
     if not path.is_file():
         return []
@@ -173,7 +166,7 @@ def _read_metrics(path: Path, damaged: list[str]) -> list[Mapping[str, Any]]:
             values = json.loads(line)
             by_step[int(values["step"])] = values
         except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # the last line may have been cut by a kill
+            if number < len(lines):  # the last one may be incomplete after a kill
                 damaged.append(f"{path}:{number} is not a line of metrics and was left out")
     return [by_step[step] for step in sorted(by_step)]
 

@@ -1,6 +1,6 @@
 """Mean and spread of mIoU over seeds, by ablation: `python -m seam_dist.report.seeds RUN ...`.
 
-Runs are grouped by loss.ablation; a row is a map or a kind of label images of an ablation. mIoU is in percent, that of
+Runs are grouped by loss.ablation; a row is a map or a type of label images of an ablation. mIoU is in percent, that of
 maps at the best background threshold of each run and split, as the published CAM figures are; the spread is the sample
 standard deviation over seeds, the figure in brackets the gain over the first row.
 """
@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from seam_dist.evaluation.label_scores import LABEL_KINDS
-from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, comparison, number, splits_of
+from seam_dist.artifacts.layout import LABEL_TYPES
+from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, compare_runs, number, splits_of
 from seam_dist.report.records import METHODS, RunRecord, read_run
 
 
@@ -24,10 +24,10 @@ def seeds_table(folders: Sequence[Path]) -> str:
     runs: list[RunRecord] = []
     for folder in folders:
         run = read_run(folder)
-        found = comparison(run, [])
-        if not found:
+        maps = compare_runs(run, [])
+        if not maps:
             raise ValueError(f"{folder} has no evaluation: run `--stage evaluate` for it, or leave it out")
-        rows += found
+        rows += maps
         runs.append(run)
     splits = splits_of(rows)
     lines = ["| method and labels | seeds | " + " | ".join(f"{split} mIoU" for split in splits) + " |"]
@@ -49,17 +49,20 @@ def seeds_table(folders: Sequence[Path]) -> str:
         lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
 
     for ablation in METHODS:
-        for kind in MAP_NAMES:
-            group = [row for row in rows if row.run.ablation == ablation and row.kind == kind]
+        for name, title in MAP_NAMES.items():
+            group = [row for row in rows if row.run.ablation == ablation and row.map == name]
             if group:
                 scores = {split: _known(best_miou(row, split) for row in group) for split in splits}
-                add(f"{METHODS[ablation]}, {MAP_NAMES[kind]}", len(group), scores)
-        for label_kind in LABEL_KINDS:
-            with_labels = [run for run in runs if run.ablation == ablation and label_kind.name in run.labels]
-            if with_labels:
-                records = [run.labels[label_kind.name] for run in with_labels]
+                add(f"{METHODS[ablation]}, {title}", len(group), scores)
+        for label_type in LABEL_TYPES.values():
+            records = [
+                run.labels[label_type.name]
+                for run in runs
+                if run.ablation == ablation and label_type.name in run.labels
+            ]
+            if records:
                 scores = {split: _known(number(record.get(split), "miou") for record in records) for split in splits}
-                add(f"{METHODS[ablation]}, {label_kind.words}", len(with_labels), scores)
+                add(f"{METHODS[ablation]}, {label_type.title}", len(records), scores)
     return "\n".join(lines)
 
 

@@ -29,18 +29,19 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from seam_dist.artifacts.atomic import sha256_file
-from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folder, crf_folders, find_dict, write_cam_dict
+from seam_dist.artifacts.authors_files import (
+    CAM_FILES,
+    CRF_FILES,
+    crf_folder,
+    crf_folders,
+    files_fingerprint,
+    find_dict,
+    write_cam_dict,
+)
 from seam_dist.artifacts.cam_file import FORMAT, StoredCam, write_cams
 from seam_dist.artifacts.label_file import write_labels
-from seam_dist.artifacts.stage import (
-    StageError,
-    StageRun,
-    files_fingerprint,
-    fingerprint,
-    input_fingerprint,
-    open_stage,
-)
+from seam_dist.artifacts.provenance import fingerprint, sha256_file
+from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import barrier, init_world, on_main
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seam_dist.artifacts.atomic import atomic_file, read_json, sha256_file, write_json
+from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
 from seam_dist.artifacts.label_file import read_label_shard, write_labels
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import barrier, init_world, on_main
 from seam_dist.config.schema import Config

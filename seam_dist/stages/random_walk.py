@@ -37,7 +37,7 @@ from seam_dist.artifacts.label_file import encode_labels, write_labels
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import all_gather_object, barrier, init_world, on_main
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.manifest import Manifest, Shard, load_manifest, verify_shards
 from seam_dist.data.shards import BadSampleError, Sample, read_shard
 from seam_dist.inference.batching import PIXELS_AT_ONCE, by_size, one_ahead, wait_for

@@ -1,7 +1,7 @@
 """Stage shard: convert the configured data set to webdataset shards and a manifest, once.
 
 Shards whose manifest was made from the same source settings are taken as they are, also where the data set itself is no
-longer at hand. Its folder need not be: a changed list or label file shows only where it is.
+longer available. A changed list or label file is noticed only where the data set is there.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def source_settings(cfg: Config) -> dict[str, Any]:
 
 
 def matches(manifest: Manifest, settings: Mapping[str, Any], streams: int) -> bool:
-    """Tell whether shards were made from these settings and feed that many streams.
+    """Return whether shards were made from these settings and feed that many streams.
 
     The folder of the data set may have moved, and may be gone: then its lists cannot be compared.
     """

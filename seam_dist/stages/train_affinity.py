@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.joint import make_joint_loader
+from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import load_manifest
 from seam_dist.models import affinity_facts, build_affinity_net
 from seam_dist.training.affinity_task import AffinityModule
@@ -74,7 +74,7 @@ def run(cfg: Config) -> None:
         num_samples=split.num_samples,
         build=lambda: build_affinity_net(cfg),
         wrap=AffinityModule,
-        loader=lambda cfg, start, micro: make_joint_loader(
-            cfg, manifest, world.rank, world.size, start, micro, labels=labels, kind="affinity"
+        loader=lambda cfg, start, micro: make_label_map_loader(
+            cfg, manifest, world.rank, world.size, start, micro, labels=labels, stage="train_affinity"
         ),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.loader import make_loader
+from seam_dist.data.loader import make_classification_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import build_seam
 from seam_dist.training.run import IGNORED_SCHEDULE, run_training
@@ -28,7 +28,6 @@ _SETTINGS = (
     "data.shuffle_shards",
 )
 _IGNORED = (
-    "augment.color_on",
     "train_seam.pictures_every",
     "model.activation_checkpointing",
     "model.channels_last",
@@ -58,7 +57,9 @@ def run(cfg: Config) -> None:
         num_samples=split.num_samples,
         build=lambda: build_seam(cfg, manifest.num_classes),
         wrap=TrainModule,
-        loader=lambda cfg, start, micro: make_loader(cfg, manifest, world.rank, world.size, start, micro),
+        loader=lambda cfg, start, micro: make_classification_loader(
+            cfg, manifest, world.rank, world.size, start, micro
+        ),
     )
 
 

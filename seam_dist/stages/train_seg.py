@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from seam_dist.artifacts.layout import LABEL_TYPES, label_folder
 from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.joint import make_joint_loader
+from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
 from seam_dist.models.deeplab import SEAM_STAGE
@@ -24,12 +25,6 @@ _SETTINGS = (
     *("train_seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride", "model.align_grid"),
     *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
 )
-# train_seg.labels: (stage, folder in it, what makes it write them).
-_LABELS = {
-    "walk": ("random_walk", "labels", "random_walk.splits"),
-    "walk_crf": ("random_walk", "labels_crf", "random_walk.crf=true and random_walk.splits"),
-    "cam_crf": ("infer_cam", "crf", "infer_cam.crf=true and infer_cam.splits"),
-}
 
 
 def run(cfg: Config) -> None:
@@ -40,7 +35,7 @@ def run(cfg: Config) -> None:
     """
     world = init_world(cfg)
     manifest = load_manifest(cfg.shards_dir)
-    labels = label_folder(cfg)
+    labels = folder_of_labels(cfg)
 
     settings = list(_SETTINGS)
     if cfg.model.activation_checkpointing and not cfg.train_seg.freeze_batchnorm:
@@ -63,18 +58,17 @@ def run(cfg: Config) -> None:
         num_samples=manifest.split(cfg.data.train_split).num_samples,
         build=lambda: build_deeplab(cfg, manifest.num_classes),
         wrap=wrap,
-        loader=lambda cfg, start, micro: make_joint_loader(
-            cfg, manifest, world.rank, world.size, start, micro, labels=labels, kind="seg"
+        loader=lambda cfg, start, micro: make_label_map_loader(
+            cfg, manifest, world.rank, world.size, start, micro, labels=labels, stage="train_seg"
         ),
     )
 
 
-def label_folder(cfg: Config) -> Path | None:
+def folder_of_labels(cfg: Config) -> Path | None:
     """Return the folder of label tars that cfg.train_seg.labels names, None for the masks in the shards."""
     if cfg.train_seg.labels == "masks":
         return None
-    stage, folder, _ = _LABELS[cfg.train_seg.labels]
-    return cfg.stage_dir(stage) / folder
+    return label_folder(cfg, LABEL_TYPES[cfg.train_seg.labels])
 
 
 def _inputs(cfg: Config, manifest: Manifest) -> dict[str, str]:
@@ -82,16 +76,17 @@ def _inputs(cfg: Config, manifest: Manifest) -> dict[str, str]:
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
     if cfg.train_seg.pretrained == SEAM_STAGE:
         inputs[SEAM_STAGE] = input_fingerprint(cfg.stage_dir(SEAM_STAGE), SEAM_STAGE)
-    folder = label_folder(cfg)
+    folder = folder_of_labels(cfg)
     if folder is None:
         return inputs
-    stage, _, maker = _LABELS[cfg.train_seg.labels]
+    label_type = LABEL_TYPES[cfg.train_seg.labels]
+    stage = label_type.stage
     inputs[stage] = input_fingerprint(cfg.stage_dir(stage), stage)
     split = manifest.split(cfg.data.train_split)
     missing = [shard.file for shard in split.shards if not (folder / shard.file).is_file()]
     if missing:
         raise StageError(
-            f"train_seg.labels={cfg.train_seg.labels} needs {folder / missing[0]}, which stage {stage} did not write: run it again "
-            f"with {maker} that include {split.name!r}, or change train_seg.labels"
+            f"train_seg.labels={cfg.train_seg.labels} needs {folder / missing[0]}, which stage {stage} did not write: "
+            f"run it again with {label_type.remedy} that include {split.name!r}, or change train_seg.labels"
         )
     return inputs

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models.affinity_net import AffinityNet
 from seam_dist.models.dropout import DropoutKeys, key_dropout

@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seam_dist.artifacts.atomic import atomic_write, fsync_dir, read_json, sha256_file, write_json
-from seam_dist.artifacts.stage import versions
+from seam_dist.artifacts.atomic import atomic_write, fsync_dir, read_json, write_json
+from seam_dist.artifacts.provenance import sha256_file, versions
 from seam_dist.cluster.distributed import World, on_main
 
 SCHEMA = 1

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.losses.seam import seam_losses
 from seam_dist.models.dropout import DropoutKeys, key_dropout
 from seam_dist.models.grid import scaled_size

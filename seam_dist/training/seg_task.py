@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import IGNORE_INDEX, Config
-from seam_dist.data.augment.geometry import normalize_images
+from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.models.deeplab import DeepLab
 from seam_dist.models.dropout import DropoutKeys, key_dropout
 

@@ -45,9 +45,9 @@ def test_written_dicts_are_what_the_published_code_loads(tmp_path):
 
 def test_own_files_are_read_back(tmp_path):
     write_cam_dict(tmp_path / "c.npy", (3, 20), maps(2))
-    found = read_cam_dict(tmp_path / "c.npy")
-    assert list(found) == [2, 19]
-    np.testing.assert_array_equal(np.stack(list(found.values())), maps(2))
+    cam = read_cam_dict(tmp_path / "c.npy")
+    assert list(cam) == [2, 19]
+    np.testing.assert_array_equal(np.stack(list(cam.values())), maps(2))
     write_crf_dict(tmp_path / "r.npy", (3, 20), maps(3))
     assert list(read_crf_dict(tmp_path / "r.npy")) == [0, 3, 20]
     write_cam_dict(tmp_path / "none.npy", (), maps(0))
@@ -61,9 +61,9 @@ def test_own_files_are_read_back(tmp_path):
     ids=["float32", "float64", "big endian", "by columns", "transposed"],
 )
 def test_files_of_any_numpy_are_read(tmp_path, array, protocol):
-    found = read_cam_dict(save(tmp_path / "s.npy", {14: array}, protocol))
-    assert found[14].dtype == np.float32
-    np.testing.assert_array_equal(found[14], array.astype(np.float32))
+    cam = read_cam_dict(save(tmp_path / "s.npy", {14: array}, protocol))
+    assert cam[14].dtype == np.float32
+    np.testing.assert_array_equal(cam[14], array.astype(np.float32))
 
 
 class Calls:

@@ -238,9 +238,10 @@ INFO = b'{"classes": [1], "size": [20, 30]}'
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.cam", CAM), ("b.json", INFO)], "member 'b.json' is not expected there"),
-        ([("../a.cam", CAM), ("../a.json", INFO)], "member '../a.cam' is not expected there"),
-        ([("a.pkl", b"")], "member 'a.pkl' is not expected there"),
+        ([("a.cam", CAM), ("b.json", INFO)], "member 'b.json' comes before a is complete"),
+        ([("../a.cam", CAM), ("../a.json", INFO)], "member '../a.cam' .* is not allowed"),
+        ([("a.pkl", b"")], "member 'a.pkl' .* is not allowed"),
+        ([("a.cam", CAM), ("a.json", INFO)] * 2, "member 'a.cam' is there twice"),
         ([("a.cam", CAM)], "it ends within an image"),
         ([("a.json", INFO)], "'cam'"),
         ([("a.cam", CAM), ("a.json", b'{"classes": [1, 2], "size": [20, 30]}')], r"maps \(1, 3, 4\) for 2 classes"),

@@ -1,4 +1,4 @@
-"""When a stage is skipped, resumed, made again, or refused."""
+"""When a stage is skipped, resumed, rerun, or refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_changed_input_removes_derived_outputs(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_cut_stage_keeps_what_it_made(tmp_path: Path) -> None:
+def test_interrupted_stage_keeps_its_outputs(tmp_path: Path) -> None:
     run = start(config(tmp_path))
     (run.dir / "part").write_text("half of the work")
     again = start(config(tmp_path))

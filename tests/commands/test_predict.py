@@ -21,7 +21,7 @@ from seam_dist.data.images import decode_labels
 from seam_dist.inference import export
 from seam_dist.inference import segmentation as seg_inference
 from seam_dist.models import DeepLab, build_deeplab, deeplab_facts
-from seam_dist.report.overlay import overlay
+from seam_dist.report.overlay import draw_overlay
 
 CLASSES = ("cat", "dog", "hen")
 
@@ -221,11 +221,11 @@ def test_masks_give_the_scores(weights: Path, tmp_path: Path, capsys: pytest.Cap
 def test_legend_names_the_classes_that_are_there() -> None:
     image = np.full((30, 200, 3), 128, np.uint8)
     labels = np.zeros((30, 200), np.uint8)
-    assert overlay(image, labels, CLASSES).shape == (30, 200, 3)
+    assert draw_overlay(image, labels, CLASSES).shape == (30, 200, 3)
     labels[:5] = 2
-    one = overlay(image, labels, CLASSES)
+    one = draw_overlay(image, labels, CLASSES)
     labels[5:9] = 3
-    two = overlay(image, labels, CLASSES)
+    two = draw_overlay(image, labels, CLASSES)
     assert one.shape[0] == two.shape[0] > 30
     assert (one[10:30] == image[10:30]).all()
     assert (one[2, 100] != image[2, 100]).any()
@@ -233,7 +233,7 @@ def test_legend_names_the_classes_that_are_there() -> None:
     assert (one[30:] == green).all(axis=-1).sum() > 50  # the square of class 2 in its color
     assert not np.array_equal(one[30:], two[30:])
     # A narrow image has a line for each.
-    assert overlay(image[:, :40], labels[:, :40], CLASSES).shape[0] > two.shape[0]
+    assert draw_overlay(image[:, :40], labels[:, :40], CLASSES).shape[0] > two.shape[0]
 
 
 @pytest.mark.slow

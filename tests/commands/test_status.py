@@ -6,32 +6,36 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from kit import run_config
 
 from seam_dist import cli
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.cam_file import FORMAT
-from seam_dist.artifacts.stage import StageError, claim_stage, input_fingerprint, open_stage, running
+from seam_dist.artifacts.layout import stage_folder
+from seam_dist.artifacts.lock import stage_lock
+from seam_dist.artifacts.stage import input_fingerprint, open_stage
 from seam_dist.commands import status
-from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
-
-
-def make_config(root: Path, **sections: dict[str, object]) -> Config:
-    return from_tree({"run": {"name": "run", "dir": str(root / "runs")}, **sections})
+from seam_dist.evaluation.score_folders import finish_evaluation, open_scores
 
 
 def finish(cfg: Config, stage: str, settings: tuple[str, ...], *inputs: str) -> None:
-    found = {name: input_fingerprint(cfg.stage_dir(name), name) for name in inputs}
-    if "shard" in found:
-        found["shards"] = found.pop("shard")
-    opened = open_stage(cfg, stage, settings=settings, inputs=found)
+    fingerprints = {
+        "shards" if name == "shard" else name: input_fingerprint(stage_folder(cfg, name), name) for name in inputs
+    }
+    opened = open_stage(cfg, stage, settings=settings, inputs=fingerprints, directory=stage_folder(cfg, stage))
     output = opened.dir / "output.tar"
     output.write_text("whole")
     opened.finish([output])
+
+
+def finish_scores(cfg: Config, name: str) -> None:
+    opened = open_scores(cfg, name)
+    (opened.dir / "val.json").write_text("{}")
+    opened.finish([opened.dir / "val.json"])
 
 
 def states(cfg: Config) -> dict[str, str]:
@@ -40,7 +44,7 @@ def states(cfg: Config) -> dict[str, str]:
 
 @pytest.fixture
 def cfg(tmp_path: Path) -> Config:
-    cfg = make_config(tmp_path)
+    cfg = run_config(tmp_path)
     finish(cfg, "shard", ("source",))
     finish(cfg, "train_seam", ("train_seam", "loss"), "shard")
     finish(cfg, "infer_cam", ("infer_cam.scales", "infer_cam.crf"), "shard")
@@ -48,45 +52,45 @@ def cfg(tmp_path: Path) -> Config:
     return cfg
 
 
-def test_finished_stages_are_done_and_the_others_not_begun(cfg: Config) -> None:
-    found = states(cfg)
-    assert [found[stage] for stage in ("shard", "train_seam", "infer_cam", "train_affinity")] == ["done"] * 4
-    assert found["random_walk"] == "not begun"
+def test_finished_stages_are_done_and_the_others_not_started(cfg: Config) -> None:
+    state = states(cfg)
+    assert [state[stage] for stage in ("shard", "train_seam", "infer_cam", "train_affinity")] == ["done"] * 4
+    assert state["random_walk"] == "not started"
 
 
-def test_a_changed_setting_makes_its_stage_and_all_that_follow_from_it_stale(cfg: Config, tmp_path: Path) -> None:
-    changed = make_config(tmp_path, infer_cam={"scales": [1.0]})
-    found = {entry.stage: entry for entry in status.run_status(changed)}
-    assert found["train_seam"].state == "done"
-    assert found["infer_cam"].state == "stale"
-    assert "infer_cam.scales" in found["infer_cam"].detail
-    assert found["train_affinity"].state == "stale"
-    assert "infer_cam is made again" in found["train_affinity"].detail
+def test_a_changed_setting_makes_its_stage_and_all_that_follow_from_it_outdated(cfg: Config, tmp_path: Path) -> None:
+    changed = run_config(tmp_path, infer_cam={"scales": [1.0]})
+    by_stage = {entry.stage: entry for entry in status.run_status(changed)}
+    assert by_stage["train_seam"].state == "done"
+    assert by_stage["infer_cam"].state == "outdated"
+    assert "infer_cam.scales" in by_stage["infer_cam"].detail
+    assert by_stage["train_affinity"].state == "outdated"
+    assert "infer_cam is rerun" in by_stage["train_affinity"].detail
 
 
-def test_an_input_that_was_made_again_makes_a_stage_stale(cfg: Config, tmp_path: Path) -> None:
-    changed = make_config(tmp_path, infer_cam={"scales": [1.0]})
+def test_an_input_that_was_rerun_makes_a_stage_outdated(cfg: Config, tmp_path: Path) -> None:
+    changed = run_config(tmp_path, infer_cam={"scales": [1.0]})
     finish(changed, "infer_cam", ("infer_cam.scales", "infer_cam.crf"), "shard")
-    found = {entry.stage: entry for entry in status.run_status(changed)}
-    assert found["infer_cam"].state == "done"
-    assert (found["train_affinity"].state, found["train_affinity"].detail) == ("stale", "infer_cam changed")
+    by_stage = {entry.stage: entry for entry in status.run_status(changed)}
+    assert by_stage["infer_cam"].state == "done"
+    assert (by_stage["train_affinity"].state, by_stage["train_affinity"].detail) == ("outdated", "infer_cam changed")
 
 
-def test_maps_of_another_form_are_stale(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_another_form_are_outdated(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_stage(cfg, "infer_cam", settings=("infer_cam.scales", "infer_cam.crf"), inputs={"format": FORMAT})
     opened.finish([])
     assert status.stage_status(cfg, "infer_cam").state == "done"
     monkeypatch.setattr(status, "FORMAT", "another")
-    found = status.stage_status(cfg, "infer_cam")
-    assert (found.state, found.detail) == ("stale", "this version stores its maps in another form")
+    current = status.stage_status(cfg, "infer_cam")
+    assert (current.state, current.detail) == ("outdated", "this version stores its maps in another form")
 
 
-def test_a_stage_without_manifest_was_cut_short_and_one_with_lost_outputs_is_damaged(cfg: Config) -> None:
+def test_a_stage_without_manifest_was_interrupted_and_one_with_lost_outputs_is_damaged(cfg: Config) -> None:
     (cfg.stage_dir("train_seam") / "manifest.json").unlink()
     (cfg.stage_dir("train_seam") / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
     (cfg.stage_dir("train_affinity") / "output.tar").write_text("ha")
-    found = {entry.stage: entry for entry in status.run_status(cfg)}
-    assert (found["train_seam"].state, found["train_seam"].detail) == ("cut short", "step 20")
+    by_stage = {entry.stage: entry for entry in status.run_status(cfg)}
+    assert (by_stage["train_seam"].state, by_stage["train_seam"].detail) == ("interrupted", "step 20")
     assert status.stage_status(cfg, "train_affinity").state == "damaged"
     assert "output.tar" in status.stage_status(cfg, "train_affinity").detail
 
@@ -95,44 +99,23 @@ def test_a_setting_that_is_recorded_only_when_on_counts_as_off_before(cfg: Confi
     record = json.loads((cfg.stage_dir("infer_cam") / "stage.json").read_text())
     del record["settings"]["infer_cam.crf"]
     write_json(cfg.stage_dir("infer_cam") / "stage.json", record)
-    assert status.stage_status(cfg, "infer_cam").state == "stale"
-    assert status.stage_status(make_config(tmp_path, infer_cam={"crf": False}), "infer_cam").state == "done"
+    assert status.stage_status(cfg, "infer_cam").state == "outdated"
+    assert status.stage_status(run_config(tmp_path, infer_cam={"crf": False}), "infer_cam").state == "done"
 
 
-def test_a_claimed_stage_is_running_until_its_process_is_killed(cfg: Config) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from seam_dist.artifacts.stage import claim_stage\n"
-        "with claim_stage(Path(sys.argv[1]), 'random_walk'):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(cfg.run_dir)], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        found = status.stage_status(cfg, "random_walk")
-        assert found.state == "running"
-        assert f"process {holder.pid} on" in found.detail
-        with (
-            pytest.raises(StageError, match=f"running already \\(process {holder.pid}"),
-            claim_stage(cfg.run_dir, "random_walk"),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-    assert status.stage_status(cfg, "random_walk").state == "not begun"
-    with claim_stage(cfg.run_dir, "random_walk"):
-        held = running(cfg.run_dir, "random_walk")
-        assert held is not None
-        assert held["pid"] == os.getpid()
-        assert held["since"] <= time.time()
-    assert running(cfg.run_dir, "random_walk") is None
+def test_a_locked_stage_is_running(cfg: Config) -> None:
+    with stage_lock(cfg.run_dir, "random_walk"):
+        current = status.stage_status(cfg, "random_walk")
+        assert current.state == "running"
+        assert f"process {os.getpid()} on" in current.detail
+    assert status.stage_status(cfg, "random_walk").state == "not started"
 
 
 def test_status_of_a_folder_reads_its_newest_settings(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(cfg.run_dir)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["train_seam", "done"]
-    assert lines[4] == "random_walk     not begun"
+    assert lines[4] == "random_walk     not started"
 
 
 def test_status_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +127,7 @@ def test_dry_run_says_what_each_stage_would_do_and_does_nothing(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(path.name for path in cfg.run_dir.rglob("*"))
-    words = [
+    overrides = [
         f"run.dir={tmp_path / 'runs'}",
         "run.name=run",
         "infer_cam.scales=[1.0]",
@@ -152,7 +135,58 @@ def test_dry_run_says_what_each_stage_would_do_and_does_nothing(
         "--until",
         "random_walk",
     ]
-    assert cli.main(words) == 0
+    assert cli.main(overrides) == 0
     lines = [line.split("  ")[0:2] for line in capsys.readouterr().out.splitlines()]
     assert [line[0].strip() for line in lines] == ["shard", "train_seam", "infer_cam", "train_affinity", "random_walk"]
     assert sorted(path.name for path in cfg.run_dir.rglob("*")) == before
+
+
+def test_evaluate_is_done_when_all_that_was_made_has_scores(cfg: Config, tmp_path: Path) -> None:
+    assert status.stage_status(cfg, "evaluate").state == "not started"
+    finish(cfg, "random_walk", ("random_walk",))
+    labels = cfg.stage_dir("random_walk") / "labels" / "val-00000.tar"
+    labels.parent.mkdir()
+    labels.write_text("labels")
+    finish_scores(cfg, "cam")
+    half = status.stage_status(cfg, "evaluate")
+    assert (half.state, half.detail, half.action) == ("interrupted", "no scores yet: random walk", "resume")
+    finish_scores(cfg, "walk")
+    assert status.stage_status(cfg, "evaluate").state == "interrupted"
+    finish_evaluation(cfg, ["cam", "walk"])
+    assert status.stage_status(cfg, "evaluate").state == "done"
+    # Thresholds matter to CAMs, a rerun random walk to its own labels.
+    assert status.stage_status(run_config(tmp_path, evaluate={"num_thresholds": 7}), "evaluate").state == "outdated"
+    changed = run_config(tmp_path, random_walk={"beta": 3.0})
+    finish(changed, "random_walk", ("random_walk",))
+    labels.parent.mkdir()
+    labels.write_text("labels")
+    rerun = status.stage_status(changed, "evaluate")
+    assert (rerun.state, rerun.detail, rerun.action) == ("outdated", "random_walk changed", "rerun")
+
+
+def test_scores_of_a_stage_that_will_be_rerun_are_outdated(cfg: Config) -> None:
+    finish_scores(cfg, "cam")
+    finish_evaluation(cfg, ["cam"])
+    (cfg.stage_dir("infer_cam") / "manifest.json").unlink()
+    by_stage = {entry.stage: entry for entry in status.run_status(cfg)}
+    assert by_stage["infer_cam"].state == "interrupted"
+    assert (by_stage["evaluate"].state, by_stage["evaluate"].detail) == ("outdated", "infer_cam is rerun")
+
+
+def test_lost_scores_are_damage(cfg: Config) -> None:
+    finish_scores(cfg, "cam")
+    finish_evaluation(cfg, ["cam"])
+    (cfg.stage_dir("evaluate") / "cam" / "val.json").unlink()
+    damaged = status.stage_status(cfg, "evaluate")
+    assert (damaged.state, damaged.action) == ("damaged", "resume")
+    assert damaged.detail.startswith("cam/val.json is missing")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(cfg: Config) -> None:
+    code = "import sys; from seam_dist import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "status", str(cfg.run_dir)]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import kit
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,7 +43,7 @@ def test_number_of_shards_is_a_multiple_of_streams_where_possible(
     assert count_shards(samples, samples_per_shard=per_shard, streams=streams) == expected
 
 
-def test_shard_and_stream_sizes_differ_by_at_most_one(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_shard_and_stream_sizes_differ_by_at_most_one(tmp_path: Path) -> None:
     manifest = run(kit.MemorySource(train=kit.records(30, masks=False)), tmp_path)
     counts = [shard.num_samples for shard in manifest.split("train").shards]
     assert len(counts) == 12
@@ -52,7 +52,7 @@ def test_shard_and_stream_sizes_differ_by_at_most_one(tmp_path: Path, kit: Simpl
     assert max(streams) - min(streams) <= 1
 
 
-def test_same_input_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_same_input_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Path) -> None:
     source = kit.MemorySource(train=kit.records(13), val=kit.records(5, first=50))
     run(source, tmp_path / "a", "train", "val")
     run(source, tmp_path / "b", "train", "val", num_processes=2)
@@ -64,13 +64,13 @@ def test_same_input_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Pa
     }
 
 
-def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path) -> None:
     barrier = threading.Barrier(2, timeout=60)
     sources = [kit.MemorySource(train=kit.records(13)) for _ in range(2)]
-    found: dict[int, Manifest] = {}
+    manifests: dict[int, Manifest] = {}
 
     def rank(index: int) -> None:
-        found[index] = run(
+        manifests[index] = run(
             sources[index], tmp_path / "ranks", rank=index, world_size=2, barrier=lambda: barrier.wait() and None
         )
 
@@ -79,7 +79,7 @@ def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path, kit: Sim
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] == found[1]
+    assert manifests[0] == manifests[1]
     calls = [[record.image.calls for record in source.splits["train"]] for source in sources]
     assert [a + b for a, b in zip(*calls, strict=True)] == [1] * 13
     assert all(sum(part) >= 6 for part in calls)
@@ -87,7 +87,7 @@ def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path, kit: Sim
     assert contents(tmp_path / "one") == contents(tmp_path / "ranks")
 
 
-def test_conversion_that_was_cut_goes_on_with_the_missing_shards(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_conversion_that_was_cut_goes_on_with_the_missing_shards(tmp_path: Path) -> None:
     def killed() -> bytes:
         raise KeyboardInterrupt
 
@@ -106,7 +106,7 @@ def test_conversion_that_was_cut_goes_on_with_the_missing_shards(tmp_path: Path,
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_shard_of_other_records_is_not_taken_over(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_shard_of_other_records_is_not_taken_over(tmp_path: Path) -> None:
     records = kit.records(12)
     with pytest.raises(SourceError):
         run(kit.MemorySource(train=[*records[:11], replace(records[11], image=lambda: b"")]), tmp_path / "a")
@@ -118,7 +118,7 @@ def test_shard_of_other_records_is_not_taken_over(tmp_path: Path, kit: SimpleNam
             assert parse_info(raw.members["json"]).classes == (3,)
 
 
-def test_shards_of_an_earlier_plan_are_removed(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_shards_of_an_earlier_plan_are_removed(tmp_path: Path) -> None:
     run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=1)
     assert len(list(tmp_path.glob("*.tar"))) == 12
     manifest = run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=3)
@@ -137,9 +137,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_full_disk_is_reported_with_the_folder_and_leaves_nothing_half_written(
-    tmp_path: Path, kit: SimpleNamespace
-) -> None:
+def test_full_disk_is_reported_with_the_folder_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     source = kit.MemorySource(train=kit.records(12))
     folder = tmp_path / "shards"
     with largest_file(4096), pytest.raises(ShardError, match=rf"train-00000\.tar cannot be written to {folder}.*room"):
@@ -148,37 +146,37 @@ def test_full_disk_is_reported_with_the_folder_and_leaves_nothing_half_written(
     verify_shards(folder, run(source, folder), "train", "checksum")
 
 
-def record(kit: SimpleNamespace, image: bytes, mask: bytes | None = None) -> Record:
+def record(image: bytes, mask: bytes | None = None) -> Record:
     return Record("k", "my image.jpg", (1,), kit.Bytes(image), kit.Bytes(mask) if mask is not None else None)
 
 
-def converted(kit: SimpleNamespace, image: bytes, mask: bytes | None = None) -> RawSample:
-    return convert_record(record(kit, image, mask), num_classes=3, max_pixels=MAX)
+def converted(image: bytes, mask: bytes | None = None) -> RawSample:
+    return convert_record(record(image, mask), num_classes=3, max_pixels=MAX)
 
 
-def turned(image: np.ndarray, orientation: int, kit: SimpleNamespace) -> bytes:
+def turned(image: np.ndarray, orientation: int) -> bytes:
     tags = Image.Exif()
     tags[0x0112] = orientation
     return bytes(kit.encode(image, exif=tags))
 
 
-def test_jpeg_png_and_webp_keep_their_bytes_under_their_own_extension(kit: SimpleNamespace) -> None:
+def test_jpeg_png_and_webp_keep_their_bytes_under_their_own_extension() -> None:
     for format, extension in (("JPEG", "jpg"), ("PNG", "image.png"), ("WEBP", "webp")):
         data = kit.encode(kit.pixels(0), format)
-        assert converted(kit, data).members[extension] == data
+        assert converted(data).members[extension] == data
 
 
-def test_gif_is_stored_as_png_of_its_first_frame(kit: SimpleNamespace) -> None:
+def test_gif_is_stored_as_png_of_its_first_frame() -> None:
     frames = [Image.fromarray(kit.pixels(seed)).quantize(64) for seed in range(2)]
-    raw = converted(kit, kit.encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    raw = converted(kit.encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert set(raw.members) == {"image.png", "json"}
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_mask_is_in_display_order_and_so_is_the_sample(tmp_path: Path, kit: SimpleNamespace, orientation: int) -> None:
+def test_mask_is_in_display_order_and_so_is_the_sample(tmp_path: Path, orientation: int) -> None:
     height, width = (40, 30) if orientation >= 5 else (30, 40)
     mask = kit.index_mask(0, height, width)
-    source = kit.MemorySource(train=[record(kit, turned(kit.pixels(0), orientation, kit), mask)])
+    source = kit.MemorySource(train=[record(turned(kit.pixels(0), orientation), mask)])
     manifest = run(source, tmp_path)
     (sample,) = read_shard(tmp_path / manifest.split("train").shards[0].file, masks=True, max_pixels=MAX)
     assert sample.image.shape[:2] == (height, width)
@@ -186,31 +184,31 @@ def test_mask_is_in_display_order_and_so_is_the_sample(tmp_path: Path, kit: Simp
     assert sample.mask.shape == (height, width)
 
 
-def test_mask_of_a_turned_image_in_stored_order_is_refused(kit: SimpleNamespace) -> None:
+def test_mask_of_a_turned_image_in_stored_order_is_refused() -> None:
     with pytest.raises(SourceError, match=r"mask of image my image\.jpg: .*after the image's EXIF rotation"):
-        converted(kit, turned(kit.pixels(0), 6, kit), kit.index_mask(0))
+        converted(turned(kit.pixels(0), 6), kit.index_mask(0))
 
 
-def test_mask_of_the_wrong_size_is_refused(kit: SimpleNamespace) -> None:
+def test_mask_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(SourceError, match=r"it has \(29, 40\) pixels .*its image \(30, 40\): make them equal"):
-        converted(kit, kit.encode(kit.pixels(0)), kit.index_mask(0, 29, 40))
+        converted(kit.encode(kit.pixels(0)), kit.index_mask(0, 29, 40))
 
 
-def test_mask_with_an_unknown_index_is_refused(kit: SimpleNamespace) -> None:
+def test_mask_with_an_unknown_index_is_refused() -> None:
     mask = np.zeros((30, 40), np.uint8)
     mask[3, 3] = 4
     with pytest.raises(SourceError, match=r"holds the value 4, expected 0 \(background\), 1 to 3 \(classes\) or 255"):
-        converted(kit, kit.encode(kit.pixels(0)), kit.encode(mask, "PNG"))
+        converted(kit.encode(kit.pixels(0)), kit.encode(mask, "PNG"))
 
 
-def test_gray_cmyk_and_one_pixel_images_are_accepted(kit: SimpleNamespace) -> None:
+def test_gray_cmyk_and_one_pixel_images_are_accepted() -> None:
     image = Image.fromarray(kit.pixels(0))
-    assert "jpg" in converted(kit, kit.encode(image.convert("L"))).members
-    assert "jpg" in converted(kit, kit.encode(image.convert("CMYK"))).members
-    assert parse_info(converted(kit, kit.encode(kit.pixels(0, 1, 1))).members["json"]).size == (1, 1)
+    assert "jpg" in converted(kit.encode(image.convert("L"))).members
+    assert "jpg" in converted(kit.encode(image.convert("CMYK"))).members
+    assert parse_info(converted(kit.encode(kit.pixels(0, 1, 1))).members["json"]).size == (1, 1)
 
 
-def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path) -> None:
     records = kit.records(12)
     jpeg = records[0].image()
     records[0] = replace(records[0], image=kit.Bytes(jpeg[:-100]))
@@ -227,29 +225,27 @@ def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path, kit:
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_image_that_is_gone_is_named(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_image_that_is_gone_is_named(tmp_path: Path) -> None:
     gone = replace(kit.records(1)[0], image=(tmp_path / "gone.jpg").read_bytes)
     with pytest.raises(SourceError, match=r"image image 0 cannot be read: .*gone\.jpg"):
         run(kit.MemorySource(train=[gone]), tmp_path)
 
 
 @pytest.mark.parametrize("field", ["mask", "classes"])
-def test_split_where_only_some_have_masks_or_labels_is_refused(
-    tmp_path: Path, kit: SimpleNamespace, field: str
-) -> None:
+def test_split_where_only_some_have_masks_or_labels_is_refused(tmp_path: Path, field: str) -> None:
     records = kit.records(4)
     records[2] = replace(records[2], **{field: None})
     with pytest.raises(SourceError, match=rf"split 'train': image image 2 has no {field} \(1 of 4 images\)"):
         run(kit.MemorySource(train=records), tmp_path)
 
 
-def test_split_without_labels_says_so(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_split_without_labels_says_so(tmp_path: Path) -> None:
     records = [replace(record, classes=None, mask=None) for record in kit.records(4)]
     split = run(kit.MemorySource(test=records), tmp_path, "test").split("test")
     assert (split.has_labels, split.has_masks) == (False, False)
 
 
-def test_pair_is_stored_as_two_images_and_must_match_in_size(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_pair_is_stored_as_two_images_and_must_match_in_size(tmp_path: Path) -> None:
     pair = replace(kit.records(1)[0], image_b=kit.Bytes(kit.encode(kit.pixels(9), "PNG")))
     run(kit.MemorySource(train=[pair]), tmp_path)
     (raw,) = read_raw(tmp_path / "train-00000.tar")
@@ -259,7 +255,7 @@ def test_pair_is_stored_as_two_images_and_must_match_in_size(tmp_path: Path, kit
         convert_record(odd, num_classes=3, max_pixels=MAX)
 
 
-def test_split_name_that_is_no_file_name_is_refused(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_split_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"split name '\.\./up' has other characters"):
         convert(
             ["cat"],

@@ -1,12 +1,12 @@
-"""Images of every kind become RGB in display order, or are refused before they cost memory."""
+"""Images of every format become RGB in display order, or are refused before they cost memory."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from types import SimpleNamespace
 
+import kit
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -28,49 +28,49 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_as_pillow_does(kit: SimpleNamespace, format: str, orientation: int) -> None:
+def test_exif_rotation_is_applied_as_pillow_does(format: str, orientation: int) -> None:
     tags = Image.Exif()
     tags[0x0112] = orientation
     data = kit.encode(kit.pixels(0), format, exif=tags)
     header = read_header(data, max_pixels=MAX)
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    found = decode_image(data, max_pixels=MAX, orientation=header.orientation)
-    assert header.size == found.shape[:2] == expected.shape[:2]
-    assert np.abs(found.astype(int) - expected).max() <= 3  # two JPEG decoders
+    decoded = decode_image(data, max_pixels=MAX, orientation=header.orientation)
+    assert header.size == decoded.shape[:2] == expected.shape[:2]
+    assert np.abs(decoded.astype(int) - expected).max() <= 3  # two JPEG decoders
 
 
-def test_gray_jpeg_is_repeated_to_rgb(kit: SimpleNamespace) -> None:
+def test_gray_jpeg_is_repeated_to_rgb() -> None:
     image = decode_image(kit.encode(Image.fromarray(kit.pixels(0)).convert("L")), max_pixels=MAX)
     assert image.shape == (30, 40, 3)
     assert (image[..., 0] == image[..., 1]).all()
     assert (image[..., 0] == image[..., 2]).all()
 
 
-def test_cmyk_jpeg_is_converted_as_pillow_does(kit: SimpleNamespace) -> None:
+def test_cmyk_jpeg_is_converted_as_pillow_does() -> None:
     data = kit.encode(Image.fromarray(kit.pixels(0)).convert("CMYK"))
     expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(decode_image(data, max_pixels=MAX), expected)
 
 
-def test_16_bit_gray_png_keeps_its_range(kit: SimpleNamespace) -> None:
+def test_16_bit_gray_png_keeps_its_range() -> None:
     ramp = np.linspace(0, 65_535, 1200).reshape(30, 40).astype(np.uint16)
     image = decode_image(kit.encode(Image.fromarray(ramp), "PNG"), max_pixels=MAX)
     assert image.shape == (30, 40, 3)
     assert np.abs(image[..., 0].astype(int) - ramp / 257).max() <= 1
 
 
-def test_alpha_is_dropped_and_palette_resolved(kit: SimpleNamespace) -> None:
+def test_alpha_is_dropped_and_palette_resolved() -> None:
     rgb = Image.fromarray(kit.pixels(0))
     with_alpha = rgb.copy()
     with_alpha.putalpha(7)
     assert np.array_equal(decode_image(kit.encode(with_alpha, "PNG"), max_pixels=MAX), np.array(rgb))
     palette = rgb.quantize(32)
-    found = decode_image(kit.encode(palette, "PNG"), max_pixels=MAX)
-    assert np.array_equal(found, np.array(palette.convert("RGB")))
+    decoded = decode_image(kit.encode(palette, "PNG"), max_pixels=MAX)
+    assert np.array_equal(decoded, np.array(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_first_frame_of_an_animation_is_taken(kit: SimpleNamespace, format: str) -> None:
+def test_first_frame_of_an_animation_is_taken(format: str) -> None:
     frames = [Image.fromarray(kit.pixels(seed)) for seed in range(3)]
     options = {"lossless": True} if format == "WEBP" else {}
     data = kit.encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
@@ -79,31 +79,31 @@ def test_first_frame_of_an_animation_is_taken(kit: SimpleNamespace, format: str)
 
 
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "PPM"])
-def test_other_formats_are_stored_as_png_of_the_first_frame(kit: SimpleNamespace, format: str) -> None:
+def test_other_formats_are_stored_as_png_of_the_first_frame(format: str) -> None:
     frames = [Image.fromarray(kit.pixels(seed)).quantize(64) for seed in range(2)]
     first = frames[0] if format == "GIF" else frames[0].convert("RGB")
     options = {"save_all": True, "append_images": frames[1:]} if format == "GIF" else {}
     data = kit.encode(first, format, **options)
     with pytest.raises(UnknownFormatError, match="not an image of format JPEG or PNG or WEBP"):
         read_header(data, max_pixels=MAX)
-    found = decode_image(encode_png(data, max_pixels=MAX), max_pixels=MAX)
-    assert np.array_equal(found, np.array(first.convert("RGB")))
+    decoded = decode_image(encode_png(data, max_pixels=MAX), max_pixels=MAX)
+    assert np.array_equal(decoded, np.array(first.convert("RGB")))
 
 
-def test_one_pixel_image_is_an_image(kit: SimpleNamespace) -> None:
+def test_one_pixel_image_is_an_image() -> None:
     for format in ("JPEG", "PNG"):
         assert decode_image(kit.encode(kit.pixels(0, 1, 1), format), max_pixels=MAX).shape == (1, 1, 3)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.95])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_truncated_image_is_refused(kit: SimpleNamespace, format: str, keep: float) -> None:
+def test_truncated_image_is_refused(format: str, keep: float) -> None:
     data = kit.encode(kit.pixels(0, 100, 120), format)
     with pytest.raises(BadImageError, match="damaged"):
         decode_image(data[: int(len(data) * keep)], max_pixels=MAX)
 
 
-def test_bomb_is_refused_from_its_header(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(*_: object) -> None:
         raise AssertionError("the pixels of a bomb were decoded")
 
@@ -127,7 +127,7 @@ def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
         read_header(data, max_pixels=MAX)
 
 
-def test_reduced_decoding_keeps_at_least_the_size_asked_for(kit: SimpleNamespace) -> None:
+def test_reduced_decoding_keeps_at_least_the_size_asked_for() -> None:
     tags = Image.Exif()
     tags[0x0112] = 6
     data = kit.encode(kit.pixels(0, 400, 600), exif=tags)
@@ -135,7 +135,7 @@ def test_reduced_decoding_keeps_at_least_the_size_asked_for(kit: SimpleNamespace
     assert decode_image(data, max_pixels=MAX, orientation=6, min_size=(301, 200)).shape == (600, 400, 3)
 
 
-def test_mask_is_read_as_indices_of_gray_and_palette_images(kit: SimpleNamespace) -> None:
+def test_mask_is_read_as_indices_of_gray_and_palette_images() -> None:
     values = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
     palette = Image.fromarray(values, "L").copy()
     palette = Image.frombytes("P", palette.size, values.tobytes())
@@ -144,7 +144,7 @@ def test_mask_is_read_as_indices_of_gray_and_palette_images(kit: SimpleNamespace
         assert np.array_equal(decode_mask(kit.encode(image, "PNG"), max_pixels=MAX), values)
 
 
-def test_mask_of_colors_is_refused(kit: SimpleNamespace) -> None:
+def test_mask_of_colors_is_refused() -> None:
     with pytest.raises(BadImageError, match="found mode RGB"):
         decode_mask(kit.encode(kit.pixels(0), "PNG"), max_pixels=MAX)
     with pytest.raises(BadImageError, match="not an image of format PNG"):

@@ -29,16 +29,16 @@ def stored(order: Order, number: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("group_shards", [1, 2, 3, 100])
 def test_each_epoch_of_a_stream_holds_each_of_its_samples_once(group_shards: int) -> None:
-    found = order(group_shards=group_shards)
+    canonical = order(group_shards=group_shards)
     for stream in range(4):
-        length = found.length(stream)
+        length = canonical.length(stream)
         shards = range(stream, len(COUNTS), 4)
         everything = {(shard, index) for shard in shards for index in range(COUNTS[shard])}
         assert length == len(everything)
         for epoch in range(3):
             numbers = [(epoch * length + i) * 4 + stream for i in range(length)]
-            assert Counter(stored(found, n) for n in numbers) == Counter(everything)
-            assert all(found.locate(n)[0].epoch == epoch for n in numbers)
+            assert Counter(stored(canonical, n) for n in numbers) == Counter(everything)
+            assert all(canonical.locate(n)[0].epoch == epoch for n in numbers)
 
 
 def test_sample_number_decides_the_stream() -> None:
@@ -53,9 +53,9 @@ def test_epochs_streams_and_seeds_are_shuffled_differently() -> None:
     places = [[stored(equal, (e * 20 + i) * 4 + s) for i in range(20)] for e in range(4) for s in range(4)]
     relative = [tuple((shard // 4, index) for shard, index in run) for run in places]
     assert len(set(relative)) == 16
-    other = [stored(order(seed=1, counts=(10,) * 8), n) for n in range(80)]
-    assert other != [stored(equal, n) for n in range(80)]
-    assert other == [stored(order(seed=1, counts=(10,) * 8), n) for n in range(80)]
+    of_second_seed = [stored(order(seed=1, counts=(10,) * 8), n) for n in range(80)]
+    assert of_second_seed != [stored(equal, n) for n in range(80)]
+    assert of_second_seed == [stored(order(seed=1, counts=(10,) * 8), n) for n in range(80)]
 
 
 def test_samples_of_a_group_are_mixed_over_its_shards() -> None:
@@ -74,9 +74,9 @@ def test_first_sample_of_a_stream_is_uniform_over_seeds() -> None:
 
 
 def test_far_numbers_cost_nothing_and_large_seeds_are_taken() -> None:
-    found = order(seed=2**63)
-    group, place = found.locate(10**12 + 1)
-    assert group.epoch == (10**12 + 1) // 4 // found.length(1)
+    canonical = order(seed=2**63)
+    group, place = canonical.locate(10**12 + 1)
+    assert group.epoch == (10**12 + 1) // 4 // canonical.length(1)
     assert 0 <= place < sum(COUNTS[shard] for shard in group.shards)
 
 

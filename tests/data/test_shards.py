@@ -10,21 +10,23 @@ import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
+import kit
 import numpy as np
 import pytest
 import webdataset
 import webdataset.utils
 
 from seam_dist.artifacts.atomic import read_json, write_json
-from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
+from seam_dist.data.manifest import Manifest, Shard, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import (
     BadSampleError,
     RawSample,
     SampleInfo,
     decode_sample,
+    index_shard,
     parse_info,
+    read_indexed,
     read_raw,
     read_shard,
     write_shard,
@@ -37,7 +39,7 @@ def first_shard(folder: Path) -> Path:
     return folder / "train-00000.tar"
 
 
-def test_read_shard_returns_what_was_converted(shards: Path, kit: SimpleNamespace) -> None:
+def test_read_shard_returns_what_was_converted(shards: Path) -> None:
     manifest = load_manifest(shards)
     assert manifest.classes == ("cat", "dog", "horse")
     split = manifest.split("train")
@@ -60,7 +62,7 @@ def test_read_shard_returns_what_was_converted(shards: Path, kit: SimpleNamespac
     assert sorted(seen) == sorted(expected)
 
 
-def test_image_and_mask_bytes_are_stored_as_they_came(shards: Path, kit: SimpleNamespace) -> None:
+def test_image_and_mask_bytes_are_stored_as_they_came(shards: Path) -> None:
     expected = {record.key: record for record in kit.records(24)}
     for raw in read_raw(first_shard(shards)):
         assert raw.members["jpg"] == expected[raw.key].image()
@@ -140,11 +142,11 @@ def test_member_of_another_name_is_refused_and_not_run(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, tarfile.CHRTYPE]
+    "member_type", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE, tarfile.CHRTYPE]
 )
-def test_links_and_sparse_files_are_refused(tmp_path: Path, kind: bytes) -> None:
+def test_links_and_sparse_files_are_refused(tmp_path: Path, member_type: bytes) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        add(tar, "a.jpg", b"", type=kind, linkname="/etc/passwd")
+        add(tar, "a.jpg", b"", type=member_type, linkname="/etc/passwd")
     with pytest.raises(ShardError, match="is not allowed"):
         list(read_raw(tmp_path / "x.tar"))
 
@@ -190,11 +192,22 @@ def test_key_that_occurs_twice_is_refused(tmp_path: Path, members: list[tuple[st
         list(read_raw(write_tar(tmp_path / "x.tar", *members)))
 
 
-@pytest.mark.parametrize("members", [["a.jpg"], ["a.json"], ["a.json", "a.png"]])
-def test_incomplete_sample_is_refused(tmp_path: Path, members: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (["a.jpg"], r"sample a lacks its image or its \.json"),
+        (["a.json"], r"sample a lacks its image or its \.json"),
+        (["a.json", "a.png"], r"sample a lacks its image or its \.json"),
+        (["a.jpg", "a.json", "a.jpg"], "twice"),
+    ],
+)
+def test_incomplete_sample_is_refused_by_both_readers(tmp_path: Path, members: list[str], message: str) -> None:
     path = write_tar(tmp_path / "x.tar", *((name, b"{}") for name in members))
-    with pytest.raises(ShardError, match=r"sample a lacks its image or its \.json"):
+    with pytest.raises(ShardError, match=message):
         list(read_raw(path))
+    (indexed,) = index_shard(path, Shard(path.name, 1, path.stat().st_size, ""))
+    with pytest.raises(ShardError, match=message):
+        read_indexed(path, indexed)
 
 
 def test_missing_changed_or_cut_shard_is_named_by_verify(shards: Path) -> None:
@@ -223,8 +236,9 @@ def test_shard_with_fewer_samples_than_listed_is_refused(shards: Path) -> None:
     with open(shards / shard.file, "wb") as file:
         write_shard(file, samples)
     size = (shards / shard.file).stat().st_size
-    with pytest.raises(ShardError, match="holds 2 samples, expected 3"):
-        list(read_raw(shards / shard.file, type(shard)(shard.file, 3, size, shard.sha256)))
+    for read in (read_raw, index_shard):
+        with pytest.raises(ShardError, match="holds 2 samples, expected 3"):
+            list(read(shards / shard.file, Shard(shard.file, 3, size, shard.sha256)))
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
@@ -284,7 +298,7 @@ def test_malformed_description_makes_a_bad_sample(data: bytes) -> None:
         parse_info(data, num_classes=3)
 
 
-def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path) -> None:
     info = SampleInfo((1,), (30, 40), 1, "x").to_bytes()
     good = {"jpg": kit.encode(kit.pixels(0)), "png": kit.index_mask(0), "json": info}
     samples = [
@@ -305,7 +319,7 @@ def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path, kit:
     assert [sample.key for sample in read] == ["good", "last"]
     assert list(bad) == ["truncated", "small-mask", "no-mask", "pair", "other-size"]
     assert "damaged" in bad["truncated"]
-    assert "its mask has (29, 40) pixels, its image (30, 40)" in bad["small-mask"]
+    assert "its mask has (29, 40) pixels (height, width), its image (30, 40)" in bad["small-mask"]
     assert "no mask" in bad["no-mask"]
     assert "0 images" in bad["pair"]
     assert "its .json says (40, 30)" in bad["other-size"]
@@ -315,7 +329,7 @@ def test_bad_sample_is_handed_over_or_raised_with_its_names(tmp_path: Path, kit:
         list(read_shard(tmp_path / "x.tar", masks=False, max_pixels=30 * 40 - 1))
 
 
-def test_labels_and_mask_values_above_the_number_of_classes_are_bad(tmp_path: Path, kit: SimpleNamespace) -> None:
+def test_labels_and_mask_values_above_the_number_of_classes_are_bad(tmp_path: Path) -> None:
     def members(index: int, value: int) -> dict[str, bytes]:
         info = SampleInfo((index,), (30, 40), 1, "x").to_bytes()
         return {

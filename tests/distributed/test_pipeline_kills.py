@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from seam_dist.artifacts.atomic import read_json, sha256_file
+from seam_dist.artifacts.atomic import read_json
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import STAGES
 
 pytestmark = pytest.mark.slow

@@ -37,9 +37,9 @@ def random_image(rng, thresholds, num_classes, size=(9, 11)):
     )
     shape = (len(classes), *size)
     exact = rng.choice(np.asarray(thresholds, np.float32), shape)
-    kind = rng.integers(0, 5, shape)
+    choice = rng.integers(0, 5, shape)
     choices = [exact, np.nextafter(exact, np.float32(2)), np.nextafter(exact, np.float32(-1))]
-    cam = np.choose(kind, [*choices, rng.normal(size=shape).astype(np.float32), rng.random(shape, np.float32)])
+    cam = np.choose(choice, [*choices, rng.normal(size=shape).astype(np.float32), rng.random(shape, np.float32)])
     mask = rng.choice(np.array([0, 0, *classes, num_classes, 255], np.uint8), size)
     return torch.from_numpy(np.ascontiguousarray(cam, dtype=np.float32)), classes, mask
 

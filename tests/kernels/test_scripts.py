@@ -1,4 +1,4 @@
-"""The scripts beside the kernels: what the compile check refuses, what the benchmark's table says, soft scores."""
+"""The scripts beside the kernels: what the compile check refuses, the benchmark's table, plots, soft scores."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def test_compile_check_refuses(change, message, monkeypatch):
     pytest.importorskip("triton")
     problems = script("compile_all", monkeypatch).problems
     assert problems([ROW]) == []
-    found = problems([ROW | change])
-    assert len(found) == 1
-    assert message in found[0]
+    (refused,) = problems([ROW | change])
+    assert message in refused
 
 
 def test_compile_check_lets_misfits_pass_beside_one_that_fits(monkeypatch):
@@ -62,9 +61,9 @@ def test_every_target_has_tiles_for_every_operand():
     ]
     for configs in (pcm_kernels.FORWARD_CONFIGS, pcm_kernels.BACKWARD_CONFIGS):
         assert set(configs) == {"wgmma", "mma", "amd"}
-        for kinds in configs.values():
-            assert set(kinds) == {"16", "tf32", "x3"}
-            for config in [config for entries in kinds.values() for config in entries]:
+        for operands in configs.values():
+            assert set(operands) == {"16", "tf32", "x3"}
+            for config in [config for entries in operands.values() for config in entries]:
                 assert pcm_kernels._PAD % config.kwargs["ROWS"] == pcm_kernels._PAD % config.kwargs["COLUMNS"] == 0
 
 
@@ -79,7 +78,7 @@ def test_ratios_compare_with_the_published_rows_of_the_same_shape(tmp_path, monk
         lines.append(f"pcm,{impl},{direction},float32,tiny B1,256,{ms},1,1,3,{mib},0.5,cpu,2,3,abc")
     table.write_text("\n".join(lines))
     text = bench.ratios(table).splitlines()
-    assert "| pcm | tiny B1 | forward | torch | 10 | 10 | 5 | 10 | 0.5 |" in text  # measured again: the last counts
+    assert "| pcm | tiny B1 | forward | torch | 10 | 10 | 5 | 10 | 0.5 |" in text  # measured twice: the last counts
     assert "| pcm | tiny B1 | both | torch | 40 | 10 | 8 | 10 |  |" in text
 
 
@@ -92,3 +91,20 @@ def test_soft_scores_find_the_classes_of_the_mask(monkeypatch):
     assert prob.min() >= 0
     assert prob.max() <= 1
     assert (prob.argmax(dim=1)[0] == (mask[::2, ::2] > 0)).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["bench", "crf_curve"])
+def test_plot_without_matplotlib_names_the_extra(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"--plot needs matplotlib.*pip install 'seam-dist\[bench\]'"):
+        script(name, monkeypatch).plot(tmp_path / "rows.csv", tmp_path / "rows.png")
+
+
+def test_bench_plots_its_rows(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    bench = script("bench", monkeypatch)
+    table = tmp_path / "rows.csv"
+    row = "pcm,torch,forward,float32,tiny B1,256,10,1,1,3,5,0.5,cpu,2,3,abc"
+    table.write_text("\n".join([",".join(bench.FIELDS), row]))
+    bench.plot(table, tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")

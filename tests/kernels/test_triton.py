@@ -16,17 +16,17 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = Path(__file__).parent / "interpreted"
 
 
-def run(words, **environment):
+def run(command, **environment):
     """Run a process of its own, as Triton decides at import whether it interprets; return its output."""
     paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
 
 
-def interpret(*words):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", *words]
+def interpret(*arguments):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", *arguments]
     return run(command, TRITON_INTERPRET="1")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import changed
+from kit import authors_state_dict, changed
 from seam_kernels import edge_affinity
 from torch.nn.functional import conv2d, elu, interpolate
 
@@ -16,7 +16,6 @@ from seam_dist.models import (
     AffinityNet,
     Backbone,
     affinity_facts,
-    authors_state_dict,
     build_affinity_net,
     load_weights,
     parameter_groups,
@@ -38,10 +37,10 @@ def test_features_equal_the_published_formula(net: AffinityNet) -> None:
     features = net.eval().backbone(image)
     branches = [elu(conv2d(x, layer.weight)) for x, layer in zip(features, (net.f8_3, net.f8_4, net.f8_5), strict=True)]
     expected = elu(conv2d(torch.cat(branches, dim=1), net.f9.weight))
-    found = net.forward_grid(image)
-    assert found.shape == (2, sum(CHANNELS), 9, 12)
-    torch.testing.assert_close(found, expected)
-    assert found.min() < 0  # a ReLU would have none
+    feature = net.forward_grid(image)
+    assert feature.shape == (2, sum(CHANNELS), 9, 12)
+    torch.testing.assert_close(feature, expected)
+    assert feature.min() < 0  # a ReLU would have none
 
 
 @pytest.mark.parametrize("border", ["paper", "full"])
@@ -103,11 +102,11 @@ def test_authors_checkpoint_loads_whole(net: AffinityNet, tmp_path: Path) -> Non
     state = authors_state_dict(net)
     assert HEADS | {"conv1a.weight", "bn7.running_var"} <= set(state)
     torch.save(state, tmp_path / "resnet38_aff.pth")
-    other = AffinityNet(ResNet38d(width=1 / 8), channels=CHANNELS)
-    report = load_weights(other, tmp_path / "resnet38_aff.pth", require_heads=True)
+    loaded = AffinityNet(ResNet38d(width=1 / 8), channels=CHANNELS)
+    report = load_weights(loaded, tmp_path / "resnet38_aff.pth", require_heads=True)
     assert report.new == report.unexpected == ()
     for name, value in net.state_dict().items():
-        assert torch.equal(other.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_weights_without_its_heads_are_no_trained_network(net: AffinityNet, seam: SEAM, tmp_path: Path) -> None:

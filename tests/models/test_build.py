@@ -71,9 +71,9 @@ def test_same_seed_gives_the_same_weights() -> None:
 def _groups(model: SEAM) -> dict[str, tuple[set[str], float, float]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, ScheduleConfig(lr=0.1, lr_multipliers=(1, 2, 10, 20), weight_decay=0.3))
-    found = [id(p) for group in groups for p in group["params"]]
-    assert len(found) == len(set(found))
-    assert set(found) == {id(p) for p in model.parameters() if p.requires_grad}
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
     return {g["name"]: ({names[id(p)] for p in g["params"]}, g["lr"], g["weight_decay"]) for g in groups}
 
 

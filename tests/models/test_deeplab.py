@@ -48,6 +48,11 @@ def test_logits_have_the_image_size_and_everything_gets_gradient(network: str, s
     assert grid == (64 // expected, 80 // expected)
 
 
+def test_random_weights_with_frozen_layers_name_the_settings() -> None:
+    report = build_deeplab(settings(freeze_batchnorm=True, freeze_stem=True), len(CLASSES))[1]
+    assert "set train_seg.freeze_batchnorm=false and train_seg.freeze_stem=false" in str(report)
+
+
 def test_large_fov_is_the_published_head() -> None:
     model = build(settings(stride=8, width=24)).eval()
     head: Any = model.head

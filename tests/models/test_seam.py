@@ -305,7 +305,7 @@ def test_pcm_on_the_grid_of_conv4_spreads_the_resized_cam() -> None:
     assert torch.equal(cam, coarse.forward_grid(image).cam)
     assert refined is not None
     assert refined.shape == (2, 4, 5, 7)  # conv4's grid, twice as fine as the CAM's 3 x 4
-    # With features that tell no two pixels apart, PCM gives every pixel the mean of the map that it spreads.
+    # With features that are equal everywhere, PCM gives every pixel the mean of the map that it spreads.
     with torch.no_grad():
         fine.f9.weight.zero_()
         fine.f9.weight[:, 3] = 1.0

@@ -18,8 +18,8 @@ def _points(path: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", path)]
 
 
-def _paths(svg: ElementTree.Element, kind: str) -> list[str]:
-    return [e.attrib["d"] for e in svg.iter("path") if e.attrib.get("class", "").startswith(kind)]
+def _paths(svg: ElementTree.Element, style: str) -> list[str]:
+    return [e.attrib["d"] for e in svg.iter("path") if e.attrib.get("class", "").startswith(style)]
 
 
 def _tick_texts(svg: ElementTree.Element) -> list[str]:

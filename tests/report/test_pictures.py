@@ -45,8 +45,8 @@ def test_label_map_paints_classes_and_darkens_the_background() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 999), (700, 3), (240, 320)])
 def test_pictures_are_embedded_small(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    kind, _, data = data_uri(image).partition(",")
-    assert kind == "data:image/jpeg;base64"
+    prefix, _, data = data_uri(image).partition(",")
+    assert prefix == "data:image/jpeg;base64"
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
     assert decoded.shape == shrink(image).shape
     assert max(decoded.shape) <= 320

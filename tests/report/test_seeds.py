@@ -17,7 +17,8 @@ def make_run(folder: Path, ablation: str, miou: float, plain: float | None = Non
     evaluation = {"map": "plain" if plain is None else "refined", **scores(miou)}
     if plain is not None:
         evaluation["plain"] = scores(plain)
-    write_json(folder / "evaluate" / "val.json", evaluation)
+    write_json(folder / "evaluate" / "cam" / "val.json", evaluation)
+    write_json(folder / "evaluate" / "cam" / "manifest.json", {})
     atomic_write(folder / "evaluate" / "config.yaml", f"loss: {{ablation: {ablation}}}\n")
     return folder
 

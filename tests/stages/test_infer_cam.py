@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from kit import authors_state_dict
 from safetensors.torch import save_file
 
 from seam_dist.artifacts.atomic import read_json, write_json
@@ -31,7 +32,7 @@ from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write
 from seam_dist.inference.batching import by_size
 from seam_dist.inference.cam import find_checkpoint, infer_samples, load_model
 from seam_dist.inference.crf_pool import affinity_labels
-from seam_dist.models import authors_state_dict, build_seam
+from seam_dist.models import build_seam
 from seam_dist.stages import infer_cam, shard
 from seam_dist.stages.train_seam import architecture
 
@@ -603,7 +604,7 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
         (cfg, None, "the authors' files (not asked for now) changed"),
     ):
         status = stage_status(replace(made, infer_cam=replace(made.infer_cam, crf_from_interop=asked)), "infer_cam")
-        assert status.state == "stale"
+        assert status.state == "outdated"
         assert words in status.detail
     # Other numbers are other folders.
     other = replace(cfg, infer_cam=replace(cfg.infer_cam, crf_alphas=(4.0, 16.0)))
@@ -612,7 +613,7 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
     path = next((tmp_path / "out_crf_24.0").glob("*.npy"))
     path.write_bytes(path.read_bytes() + b" ")
     status = stage_status(cfg, "infer_cam")
-    assert (status.state, status.detail) == ("stale", f"the authors' files ({tmp_path / 'out_crf_24.0'}) changed")
+    assert (status.state, status.detail) == ("outdated", f"the authors' files ({tmp_path / 'out_crf_24.0'}) changed")
 
 
 @pytest.mark.parametrize("fault", ["missing", "class", "size", "background"])

@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.atomic import read_json, sha256_file, write_json
+from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.label_file import read_label_shard, voc_palette
+from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.config.load import from_tree

@@ -94,7 +94,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     train_affinity.run(whole)
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert set(curve(whole)[0]) == {"step", "lr", "loss/total", "loss/bg", "loss/fg", "loss/neg"}
-    original = train_affinity.make_joint_loader
+    original = train_affinity.make_label_map_loader
 
     def signalling(*arguments: Any, **options: Any) -> Any:
         loader = original(*arguments, **options)
@@ -112,7 +112,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
         return loader
 
     parted = make("parted")
-    monkeypatch.setattr(train_affinity, "make_joint_loader", signalling)
+    monkeypatch.setattr(train_affinity, "make_label_map_loader", signalling)
     with pytest.raises(SystemExit) as stop:
         train_affinity.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM
@@ -161,7 +161,7 @@ def test_finished_stage_is_skipped_unless_what_it_depends_on_changes(
     for same in (
         replace(cfg, train_affinity=changed(cfg.train_affinity, log_every=7, micro_batch_size=2, checkpoint_every=3)),
         replace(cfg, train_seam=changed(cfg.train_seam, lr=7.0), loss=replace(cfg.loss, er_weight=3)),
-        replace(cfg, augment=AugmentConfig(resize_long=(100, 200), color_on="host")),
+        replace(cfg, augment=AugmentConfig(resize_long=(100, 200))),
     ):
         train_affinity.run(same)
         assert "train_affinity: done already" in capsys.readouterr().out

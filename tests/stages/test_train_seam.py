@@ -73,7 +73,7 @@ def final(cfg: Config) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def signal_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], None]]:
     """Yield arm(number, batch): the process gets a signal while the loader makes that batch."""
-    original = train_seam.make_loader
+    original = train_seam.make_classification_loader
 
     def arm(number: int, batch: int) -> None:
         def loader(*arguments: Any) -> Any:
@@ -96,10 +96,10 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], 
 
             return Signalling()
 
-        monkeypatch.setattr(train_seam, "make_loader", loader)
+        monkeypatch.setattr(train_seam, "make_classification_loader", loader)
 
     yield arm
-    monkeypatch.setattr(train_seam, "make_loader", original)
+    monkeypatch.setattr(train_seam, "make_classification_loader", original)
 
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
@@ -130,7 +130,7 @@ def test_run_cut_after_its_checkpoint_repeats_the_lost_steps(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = make(checkpoint_every=2, max_steps=4)
-    original = train_seam.make_loader
+    original = train_seam.make_classification_loader
 
     def failing(*arguments: Any) -> Any:
         inner = original(*arguments)
@@ -154,12 +154,12 @@ def test_run_cut_after_its_checkpoint_repeats_the_lost_steps(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(train_seam, "make_loader", failing)
+    monkeypatch.setattr(train_seam, "make_classification_loader", failing)
     with pytest.raises(OSError, match="went away"):
         train_seam.run(cfg)
     before = curve(cfg)
     assert [line["step"] for line in before] == [1, 2, 3]
-    monkeypatch.setattr(train_seam, "make_loader", original)
+    monkeypatch.setattr(train_seam, "make_classification_loader", original)
     train_seam.run(cfg)
     assert curve(cfg)[:3] == before
     assert [line["step"] for line in curve(cfg)] == [1, 2, 3, 4]

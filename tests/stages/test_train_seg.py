@@ -87,7 +87,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert {"loss/total", "loss/accuracy"} <= curve(whole)[0].keys()
     parted = make("parted", checkpoint_every=2)
-    original = train_seg.make_joint_loader
+    original = train_seg.make_label_map_loader
 
     class Signalling:
         def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -103,7 +103,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
             self.inner.close()
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_seg, "make_joint_loader", Signalling)
+        patch.setattr(train_seg, "make_label_map_loader", Signalling)
         with pytest.raises(SystemExit) as stop:
             train_seg.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM

@@ -1,1 +1,1 @@
-"""Training augmentation: geometry, color, and one module for each kind of training."""
+"""Training augmentation: geometry, color, normalization, and one module for each type of training."""

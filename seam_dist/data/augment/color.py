@@ -1,17 +1,17 @@
-"""Color jitter of the published augmentation (PARITY.md section 2), in uint8 on the host and in float on the device.
+"""Color jitter of the published augmentation (PARITY.md section 2): parameters on the host, pixels on the device.
 
 Brightness, contrast and saturation blend the image with black, with the mean gray of the whole image and with its own
-gray; hue turns the color circle of HSV. Their order is random. Each step ends in whole numbers of 0..255, cut off
-below the point as in Pillow, whose behavior this follows (torchvision's ColorJitter on Pillow images).
+gray; hue turns the color circle of HSV. Their order is random. Each step ends in whole numbers of 0..255, truncated
+as in Pillow, whose behavior this follows (torchvision's ColorJitter on Pillow images).
 
 An image's jitter is one row of eight float32 numbers:
 
-    0 brightness factor    1 contrast factor    2 saturation factor    3 hue shift in turns, -0.5 to 0.5
-    4 mean gray (0..255) of the whole image when contrast takes its turn
-    5, 6, 7 the turns of brightness, contrast and saturation: 0 to 3; hue has the one that is left
+    0 brightness factor    1 contrast factor    2 saturation factor    3 hue shift in revolutions, -0.5 to 0.5
+    4 mean gray (0..255) of the whole image just before contrast
+    5, 6, 7 the positions of brightness, contrast and saturation in the order: 0 to 3; hue has the one that is left
 
 IDENTITY changes nothing. The mean gray travels with the image because a crop does not know it; it is taken from every
-n-th pixel of the decoded image, put through the steps that come before contrast.
+n-th pixel of the decoded image after the steps that come before contrast.
 """
 
 from __future__ import annotations
@@ -24,23 +24,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Pixels = NDArray[np.uint8]
+from seam_dist.config.schema import AugmentConfig
+from seam_dist.data.images import Pixels
+
 Floats = NDArray[np.float32]
 
-NUM_PARAMETERS: Final = 8
 IDENTITY: Final = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 2.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 _GRAY = (0.299, 0.587, 0.114)
 _SUBSAMPLED_SIDE = 64  # of the longer side, pixels, that the mean gray is taken from
-_EPS = 2.0**-10  # keeps a sum that is a whole number from being cut to the one below by float rounding
+_EPS = 2.0**-10  # keeps a sum that is a whole number from being truncated to the one below by float rounding
 
 
-def turns(color: Floats) -> list[int]:
-    """Return the operations of one row of parameters in the order of their turns."""
-    places = [int(place) for place in color[5:8]]
-    places.append(6 - sum(places))
-    return [places.index(turn) for turn in range(4)]
+def operation_order(color: Floats) -> list[int]:
+    """Return the operations of one row of parameters, first to last."""
+    positions = [int(position) for position in color[5:8]]
+    positions.append(6 - sum(positions))
+    return [positions.index(position) for position in range(4)]
+
+
+def complete_jitter(color: Floats, image: Pixels, cfg: AugmentConfig) -> Floats:
+    """Return the jitter of a crop of `image` (the whole one, uint8 RGB) from drawn factors; IDENTITY when it is off."""
+    if not any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):
+        return np.array(IDENTITY, np.float32)
+    return with_gray_mean(color, image)
 
 
 def with_gray_mean(color: Floats, image: Pixels) -> Floats:
@@ -48,63 +56,48 @@ def with_gray_mean(color: Floats, image: Pixels) -> Floats:
     scale = min(1.0, _SUBSAMPLED_SIDE / max(image.shape[:2]))
     sides = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     few = np.asarray(cv2.resize(image, sides, interpolation=cv2.INTER_NEAREST), np.uint8)
-    order = turns(color)
-    few = _apply(few, color, order[: order.index(CONTRAST)])
+    order = operation_order(color)
+    for operation in order[: order.index(CONTRAST)]:
+        few = _apply(few, operation, float(color[operation]))
     color = color.copy()
     color[4] = np.floor(np.dot(cv2.mean(few)[:3], _GRAY) + 0.5)
     return color
 
 
-def jitter_host(image: Pixels, color: Floats) -> Pixels:
-    """Apply one row of parameters to a uint8 RGB image of any size."""
-    return _apply(image, color, turns(color))
-
-
-def _apply(image: Pixels, color: Floats, operations: list[int]) -> Pixels:
-    for operation in operations:
-        factor = float(color[operation])
-        if operation == HUE:
-            image = _turn_hue(image, factor)
-        elif factor != 1:
-            image = _blend(image, operation, factor, float(color[4]))
-    return image
-
-
-def _blend(image: Pixels, operation: int, factor: float, gray_mean: float) -> Pixels:
+def _apply(image: Pixels, operation: int, factor: float) -> Pixels:
+    """Return uint8 RGB pixels after brightness, saturation or hue."""
+    if operation == HUE:
+        steps = round(factor * 256) % 256
+        if steps == 0:
+            return image
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+        hsv[..., 0] += np.uint8(steps)  # wraps around, as the circle does
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
+    if factor == 1:
+        return image
     matrix = np.zeros((3, 4), np.float32)
     matrix[:, :3] = np.eye(3) * factor
-    # OpenCV rounds to the nearest whole number; half a step less cuts instead.
+    # OpenCV rounds to the nearest whole number; half a step less truncates instead.
     matrix[:, 3] = _EPS - 0.5
-    if operation == CONTRAST:
-        matrix[:, 3] += (1 - factor) * gray_mean
-    elif operation == SATURATION:
+    if operation == SATURATION:
         matrix[:, :3] += (1 - factor) * np.array(_GRAY, np.float32)
     return np.asarray(cv2.transform(image, matrix), np.uint8)
 
 
-def _turn_hue(image: Pixels, shift: float) -> Pixels:
-    steps = round(shift * 256) % 256
-    if steps == 0:
-        return image
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(steps)  # wraps around, as the circle does
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
-
-
-def jitter_device(image: Tensor, color: Tensor) -> Tensor:
+def jitter(image: Tensor, color: Tensor) -> Tensor:
     """Apply (B, 8) parameters to (B, 3, H, W) float images of whole numbers 0..255; return the same.
 
     Free of branches on data, so that it compiles and does not wait for the device: three blends, each of them skipped
     by factors of 1 where hue came first, then hue, then the blends after it.
     """
     color = color.to(image.device, torch.float32)
-    places = torch.cat([color[:, 5:8], 6 - color[:, 5:8].sum(1, keepdim=True)], dim=1)
-    hue_place = places[:, HUE]
-    for turn in (0, 1, 2):
-        image = _blend_turn(image, color, places == turn, active=hue_place > turn)
-    image = torch.where(_spread(color[:, HUE] == 0), image, _turn_hue_device(image, color[:, HUE]))
-    for turn in (1, 2, 3):
-        image = _blend_turn(image, color, places == turn, active=hue_place < turn)
+    positions = torch.cat([color[:, 5:8], 6 - color[:, 5:8].sum(1, keepdim=True)], dim=1)
+    hue_position = positions[:, HUE]
+    for position in (0, 1, 2):
+        image = _blend(image, color, positions == position, active=hue_position > position)
+    image = torch.where(_spread(color[:, HUE] == 0), image, _rotate_hue(image, color[:, HUE]))
+    for position in (1, 2, 3):
+        image = _blend(image, color, positions == position, active=hue_position < position)
     return image
 
 
@@ -112,8 +105,8 @@ def _spread(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _blend_turn(image: Tensor, color: Tensor, chosen: Tensor, active: Tensor) -> Tensor:
-    """Blend each image by the operation that has its turn (`chosen`, (B, 4)), or leave it where not `active`."""
+def _blend(image: Tensor, color: Tensor, chosen: Tensor, active: Tensor) -> Tensor:
+    """Blend each image by its operation of this position (`chosen`, (B, 4)), or leave it where not `active`."""
     one, zero = torch.ones_like(color[:, 0]), torch.zeros_like(color[:, 0])
     chosen = chosen & active[:, None]
     factor = torch.where(chosen[:, :3], color[:, :3], one[:, None]).prod(1)
@@ -129,7 +122,7 @@ def _gray(image: Tensor) -> Tensor:
     return torch.floor(red * _GRAY[0] + green * _GRAY[1] + blue * _GRAY[2] + 0.5)[:, None]
 
 
-def _turn_hue_device(image: Tensor, shift: Tensor) -> Tensor:
+def _rotate_hue(image: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = image.unbind(1)
     value = image.amax(1)
     chroma = value - image.amin(1)

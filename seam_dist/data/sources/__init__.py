@@ -1,4 +1,4 @@
-"""Readers of data sets, one file each; `open_source` picks the one that a configuration names."""
+"""Readers of data sets, one file each; `open_source` returns the one that a configuration names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Record", "Source", "SourceError", "listing_fingerprint", "open_sourc
 
 
 def open_source(cfg: SourceConfig, splits: Sequence[str]) -> Source:
-    """Return the reader of the configured data set, of which `splits` will be read; raise SourceError when it needs a folder and has none."""
+    """Return the reader of `splits` of the configured data set; raise SourceError when its folder is not set."""
     if cfg.kind == "synthetic":
         return SyntheticSource(splits, cfg.num_images, cfg.num_classes, cfg.image_size, cfg.seed)
     if cfg.root is None:
@@ -24,9 +24,9 @@ def open_source(cfg: SourceConfig, splits: Sequence[str]) -> Source:
 
 
 def listing_fingerprint(cfg: SourceConfig, splits: Sequence[str]) -> str | None:
-    """Return the SHA-256 of the lists and labels of a data set on disk, None when it is not there (or is synthetic).
+    """Return the SHA-256 of the lists and labels of a data set on disk, None when it is absent or synthetic.
 
-    A changed list shows without opening an image; a changed image does not.
+    Detects a changed list without opening an image; does not detect a changed image.
     """
     if cfg.kind == "synthetic" or cfg.root is None or not cfg.root.is_dir():
         return None

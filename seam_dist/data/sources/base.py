@@ -1,7 +1,7 @@
 """What every data set reader offers: class names and, for each split, an ordered sequence of records.
 
 A reader (`Source`) lists a data set without opening its images; a `Record` is one image that can be loaded by any
-process, so both must pickle. Another data set is another file beside this one that makes records: the conversion to
+process, so both must pickle. To add a data set, add a file beside this one that returns records: the conversion to
 shards needs nothing else. Image-level labels are class ids from 1, in the order of the class names.
 """
 
@@ -45,7 +45,7 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set as it lies on disk, or as it is drawn."""
+    """A data set on disk, or drawn on demand."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,8 +60,8 @@ class Source(Protocol):
 def make_key(name: str) -> str:
     """Return the sample key of an image name: letters, digits, `_` and `-`, at most MAX_KEY characters.
 
-    A name that has other characters or is longer gets them replaced and a short hash of the name added, so that
-    different names never meet. A dot would end the key in a webdataset shard, therefore it is replaced as well.
+    In a longer name or one with other characters, these are replaced and a short hash of the name is added, so that
+    different names never collide. A dot would end the key in a webdataset shard, so it is replaced as well.
     """
     key = _NOT_ALLOWED.sub("_", name)
     if key == name and 0 < len(key) <= MAX_KEY and not key.startswith("__"):
@@ -78,14 +78,14 @@ def file_bytes(path: Path) -> Callable[[], bytes]:
 def class_ids(names: Iterable[str], classes: Sequence[str], *, where: str) -> tuple[int, ...]:
     """Return the ascending ids of class names, each once; raise SourceError with the nearest name if one is unknown."""
     ids = {name: index for index, name in enumerate(classes, start=1)}
-    found = set()
+    chosen = set()
     for name in names:
         if name not in ids:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]!r}?" if near else "the data set has no classes"
             raise SourceError(f"{where}: class {name!r} is not one of the {len(classes)} classes: {hint}")
-        found.add(ids[name])
-    return tuple(sorted(found))
+        chosen.add(ids[name])
+    return tuple(sorted(chosen))
 
 
 def require_folder(path: Path, *, what: str, remedy: str) -> Path:
@@ -110,7 +110,7 @@ def require_split(split: str, records: Sequence[Record], *, where: str) -> Seque
         if record.key in seen:
             raise SourceError(
                 f"split {split!r}: {seen[record.key]} and {record.source_id} have the same key {record.key!r} "
-                "(a file extension does not tell images apart): rename or remove one of them"
+                "(a file extension does not make keys differ): rename or remove one of them"
             )
         seen[record.key] = record.source_id
     return records

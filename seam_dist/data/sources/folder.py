@@ -51,7 +51,7 @@ class FolderSource:
     @cached_property
     def _labels(self) -> dict[tuple[str, str], tuple[int, ...]]:
         """(split, image name) -> class ids."""
-        classes = self.classes  # first: it says when the folder itself is missing
+        classes = self.classes  # first: its error names the folder when that is missing
         path = self.root / "labels.csv"
         reader = csv.DictReader(_text(path).splitlines())
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
@@ -68,8 +68,8 @@ class FolderSource:
                 raise SourceError(f"{where} has fewer than {len(_COLUMNS)} fields: write image,split,classes")
             if (split, image) in labels:
                 raise SourceError(f"{where}: image {image!r} of split {split!r} is listed twice: merge the two lines")
-            found = [name.strip() for name in names.split(";") if name.strip()]
-            labels[split, image] = class_ids(found, classes, where=where)
+            present = [name.strip() for name in names.split(";") if name.strip()]
+            labels[split, image] = class_ids(present, classes, where=where)
         return labels
 
     def records(self, split: str) -> Sequence[Record]:

@@ -1,11 +1,11 @@
 """Seeded synthetic scenes with exact masks: any number of images and classes, no data set on disk.
 
-Drawn for the case that SEAM exists for. An object is one coherent body (color, texture and outline are random, so
-they say nothing of the class) with a small head that carries the pattern of the class. A classifier needs the head
-only, so a plain CAM lights up there; the body can be reached through its common color and texture alone. Backgrounds
-hold bodies without a head, so that a body is no evidence either.
+Designed for the case that SEAM addresses. An object is one coherent body (color, texture and outline are random and
+independent of the class) with a small head that carries the pattern of the class. A classifier needs the head only, so
+a plain CAM is high there; only common color and texture connect the body to it. Backgrounds hold bodies without a head,
+so that a body is no evidence either.
 
-Image i of a split depends on (seed, split, i) and on nothing else: images can be made in any order and by any number
+Image i of a split depends on (seed, split, i) and on nothing else: images can be drawn in any order and by any number
 of processes, and a larger split begins with the images of a smaller one.
 """
 
@@ -96,7 +96,7 @@ class SyntheticSource:
 
 @dataclass(frozen=True)
 class _Records(Sequence[Record]):
-    """The records of a split, made one by one, so that a large split costs no memory."""
+    """The records of a split, built one by one, so that a large split costs no memory."""
 
     split: str
     num_images: int
@@ -134,7 +134,7 @@ def _plan(index: int, split: str, seed: int, num_classes: int) -> list[int]:
     """Return the class of each object of an image, back to front, without drawing it."""
     stream = zlib.crc32(split.encode())
     rng = random.Random(f"{seed}/{split}/{index}")
-    # The first class goes round, so that even a small split holds all of them.
+    # The first class cycles, so that even a small split holds all of them.
     classes = [(index + stream + seed) % num_classes + 1]
     for _ in range(rng.choices((0, 1, 2), (0.5, 0.35, 0.15))[0]):
         classes.append(classes[0] if rng.random() < 0.25 else rng.randrange(num_classes) + 1)
@@ -147,7 +147,7 @@ def draw_scene(
 ) -> Scene:
     """Draw image `index` of a split: 1-3 objects, some of them partly hidden, on a cluttered background.
 
-    `image_size` is the median width and height in pixels; a quarter of the images are turned by a right angle.
+    `image_size` is the median width and height in pixels; a quarter of the images are rotated by a right angle.
     """
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     height, width = _draw_size(rng, image_size)
@@ -168,9 +168,9 @@ def draw_scene(
             place = _find_place(rng, layer, objects, (height, width))
             size = max(0.8 * size, 0.15 * short_side)
         visible, head = _paste(image, layer, *place)
-        for other in objects:
-            other.visible &= ~visible
-            other.head &= ~visible
+        for earlier in objects:
+            earlier.visible &= ~visible
+            earlier.head &= ~visible
         objects.append(_Object(visible, head, _count(visible), _count(head)))
         mask[visible] = class_id
     picture = develop(rng, image)
@@ -195,7 +195,7 @@ def _count(mask: NDArray[np.bool_]) -> int:
 
 @dataclass
 class _Object:
-    """What is left to see of an object, its head included, and the sizes it began with, in pixels."""
+    """The visible pixels of an object and of its head, and their areas before anything covered them, in pixels."""
 
     visible: NDArray[np.bool_]
     head: NDArray[np.bool_]
@@ -206,16 +206,16 @@ class _Object:
 def _find_place(
     rng: np.random.Generator, layer: Layer, objects: Sequence[_Object], size: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Return a top left corner for the layer that leaves enough of every earlier object to see, or None."""
+    """Return a top left corner for the layer that leaves enough of every earlier object visible, or None."""
     height, width = layer.alpha.shape
     solid = layer.alpha >= 0.5
     for _ in range(8):
         y, x = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
         window = (slice(y, y + height), slice(x, x + width))
         if all(
-            _count(other.visible) - _count(other.visible[window] & solid) >= _MIN_VISIBLE * other.area
-            and _count(other.head) - _count(other.head[window] & solid) >= _MIN_VISIBLE * other.head_area
-            for other in objects
+            _count(earlier.visible) - _count(earlier.visible[window] & solid) >= _MIN_VISIBLE * earlier.area
+            and _count(earlier.head) - _count(earlier.head[window] & solid) >= _MIN_VISIBLE * earlier.head_area
+            for earlier in objects
         ):
             return y, x
     return None

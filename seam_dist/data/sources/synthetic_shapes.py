@@ -1,6 +1,6 @@
 """The parts of a synthetic scene: textured grounds with clutter, and objects with a body and a patterned head.
 
-Colors are RGB in 0..1, float32. Everything is drawn from the generator it is given, and from nothing else.
+Colors are RGB in 0..1, float32. All randomness comes from the generator that a function is given.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def repeat_rgb(values: Float) -> Float:
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Float:
-    """Return RGB in 0..1 of a hue in turns, a saturation and a value in 0..1."""
+    """Return RGB in 0..1 of a hue in revolutions, a saturation and a value in 0..1."""
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
 
 
@@ -96,16 +96,16 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
         strength = rng.uniform(0.2, 0.7)
         color = [float(c) for c in first + strength * (random_color(rng) - first)]
         center = rng.random(2) * (width, height)
-        kind = rng.integers(4)
-        if kind == 0:
+        shape = rng.integers(4)
+        if shape == 0:
             ends = center + rng.normal(0, side * 0.35, (2, 2))
             start, stop = (tuple(int(v) for v in end) for end in ends)
             cv2.line(canvas, start, stop, color, int(rng.integers(1, 2 + side // 60)), cv2.LINE_AA)
-        elif kind == 1:
+        elif shape == 1:
             reach = side * rng.uniform(0.04, 0.22)
             polygon = (center + rng.uniform(-1, 1, (int(rng.integers(3, 6)), 2)) * reach).astype(np.int32)
             cv2.fillConvexPoly(canvas, cv2.convexHull(polygon), color, cv2.LINE_AA)
-        elif kind == 2:
+        elif shape == 2:
             axes = [max(1, int(v)) for v in side * rng.uniform(0.02, 0.14, 2)]
             thickness = -1 if rng.random() < 0.5 else int(rng.integers(1, 2 + side // 60))
             origin = tuple(int(v) for v in center)
@@ -122,7 +122,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
 
 
 def develop(rng: np.random.Generator, image: Float) -> Bytes:
-    """Return the picture as a camera would give it: uneven light, a slight blur, grain, 8 bits."""
+    """Return the picture as from a camera: uneven light, a slight blur, grain, 8 bits."""
     height, width = image.shape[:2]
     light = rng.uniform(0.85, 1.15) * (1 + 0.5 * _noise(rng, height, width, 1.5, octaves=2))
     picture = np.asarray(cv2.GaussianBlur(image * repeat_rgb(light), (0, 0), rng.uniform(0.3, 0.7)), np.float32)
@@ -142,16 +142,16 @@ class Layer:
 def _outline(rng: np.random.Generator) -> list[Float]:
     """Return the polygons of a random body in local units: length 2 along x, the head's end at x = 1."""
     ratio = rng.uniform(0.4, 0.75)
-    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    kind = rng.integers(4)
-    if kind == 0:  # a blob
-        radius = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * turn + rng.uniform(0, 6.3)) for k in (2, 3, 4, 5))
-        body = np.stack([radius * np.cos(turn), ratio * radius * np.sin(turn)], 1)
+    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    body_type = rng.integers(4)
+    if body_type == 0:  # a blob
+        radius = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 4, 5))
+        body = np.stack([radius * np.cos(angle), ratio * radius * np.sin(angle)], 1)
         body[:, 0] = 2 * (body[:, 0] - body[:, 0].min()) / np.ptp(body[:, 0]) - 1
         return [body.astype(np.float32)]
-    if kind == 1:  # a rounded box
+    if body_type == 1:  # a rounded box
         power = rng.uniform(0.25, 0.7)
-        cos, sin = np.cos(turn), np.sin(turn)
+        cos, sin = np.cos(angle), np.sin(angle)
         body = np.stack([np.sign(cos) * np.abs(cos) ** power, ratio * np.sign(sin) * np.abs(sin) ** power], 1)
         return [body.astype(np.float32)]
     along = np.linspace(-1, 1, 24)
@@ -161,7 +161,7 @@ def _outline(rng: np.random.Generator) -> list[Float]:
     spine = bend * (along**2 - 0.5)
     body = np.stack([np.r_[along, along[::-1]], np.r_[spine + half, (spine - half)[::-1]]], 1)
     parts = [body.astype(np.float32)]
-    if kind == 2:  # a fish or a bird: a tail and fins
+    if body_type == 2:  # a fish or a bird: a tail and fins
         spread = rng.uniform(0.3, 0.6)
         tail = [(-0.75, spine[2]), (-1.3, spine[0] + spread), (-1.1, spine[0]), (-1.3, spine[0] - spread)]
         parts.append(np.array(tail, np.float32))
@@ -178,22 +178,22 @@ def _outline(rng: np.random.Generator) -> list[Float]:
     return parts
 
 
-def _pattern(kind: int, p: Float, q: Float) -> Float:
+def _pattern(pattern: int, p: Float, q: Float) -> Float:
     """Return the ink in 0..1 of a class's pattern at head coordinates (p, q), whose unit is the head's radius."""
     radius = np.hypot(p, q)
-    if kind == 0:
+    if pattern == 0:
         wave = np.cos(radius * 2 * np.pi * 1.5)
-    elif kind == 1:
+    elif pattern == 1:
         wave = np.sin(q * np.pi * 2.2)
-    elif kind == 2:
+    elif pattern == 2:
         wave = 1.6 * np.sin(p * np.pi * 1.8) * np.sin(q * np.pi * 1.8)
-    elif kind == 3:
+    elif pattern == 3:
         wave = np.cos(np.arctan2(q, p) * 5)
-    elif kind == 4:
+    elif pattern == 4:
         wave = 1.1 * np.cos(p * np.pi * 2.4) + 1.1 * np.cos(q * np.pi * 2.4) - 0.7
-    elif kind == 5:
+    elif pattern == 5:
         wave = (0.26 - np.minimum(np.abs(p), np.abs(q))) * 6
-    elif kind == 6:
+    elif pattern == 6:
         wave = np.sin((q + 0.3 * np.sin(p * 6)) * np.pi * 2.2)
     else:
         wave = p * 5
@@ -223,15 +223,15 @@ def _relief(inside: Bytes, light: float) -> tuple[Float, Float]:
 def _texture(rng: np.random.Generator, u: Float, v: Float) -> Float:
     """Return a body's own texture, about -1..1, from local coordinates: mottled, banded, spotted or nearly plain."""
     height, width = u.shape
-    kind = rng.integers(4)
+    texture = rng.integers(4)
     mottle = _noise(rng, height, width, rng.uniform(3, 8))
-    if kind == 0:
+    if texture == 0:
         return np.asarray(1.2 * mottle, np.float32)
-    if kind == 1:
-        turn = rng.uniform(0, np.pi)
-        bands = np.sin((u * math.cos(turn) + v * math.sin(turn)) * rng.uniform(6, 16) + 3 * mottle)
+    if texture == 1:
+        angle = rng.uniform(0, np.pi)
+        bands = np.sin((u * math.cos(angle) + v * math.sin(angle)) * rng.uniform(6, 16) + 3 * mottle)
         return (0.4 * bands + 0.3 * mottle).astype(np.float32)
-    if kind == 2:
+    if texture == 2:
         waves = rng.uniform(6, 12)
         spots = np.clip(3 * np.cos(u * waves) * np.cos(v * waves) - 1.5, 0, 0.8)
         return np.asarray(spots + 0.3 * mottle, np.float32)
@@ -243,16 +243,16 @@ def _material(rng: np.random.Generator, u: Float, v: Float, period: float) -> Fl
 
     u and v count pixels. Head and body of an object share it, so that low-level features connect them.
     """
-    kind, turn, strength = rng.integers(4), rng.uniform(0, np.pi), rng.uniform(0.2, 0.4)
-    if kind == 3:
+    relief, angle, strength = rng.integers(4), rng.uniform(0, np.pi), rng.uniform(0.2, 0.4)
+    if relief == 3:
         grain = _noise(rng, u.shape[0], u.shape[1], max(u.shape) / period, octaves=1)
         return np.asarray(1 + 2 * strength * grain, np.float32)
     scale = 2 * np.pi / period
-    first = np.sin((u * math.cos(turn) + v * math.sin(turn)) * scale)
-    if kind == 0:
+    first = np.sin((u * math.cos(angle) + v * math.sin(angle)) * scale)
+    if relief == 0:
         return np.asarray(1 + strength * first, np.float32)
-    second = np.sin((v * math.cos(turn) - u * math.sin(turn)) * scale)
-    wave = np.maximum(first, second) if kind == 1 else first * second
+    second = np.sin((v * math.cos(angle) - u * math.sin(angle)) * scale)
+    wave = np.maximum(first, second) if relief == 1 else first * second
     return np.asarray(1 + strength * wave, np.float32)
 
 
@@ -261,12 +261,12 @@ def draw_object(
 ) -> Layer:
     """Draw one object of `size` squared pixels in area, or less to stay within `limit` (H, W); class_id 0: no head."""
     parts = _outline(rng)
-    turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     share = rng.uniform(0.13, 0.2)
     area = sum(cv2.contourArea(part) for part in parts)
     radius = float(np.sqrt(share / (1 - share) * area / np.pi))
     center = np.array([0.95 + 0.25 * radius, parts[0][np.argmax(parts[0][:, 0]), 1]])
-    head = (center + radius * np.stack([np.cos(turn), np.sin(turn)], 1)).astype(np.float32)
+    head = (center + radius * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
 
     tilt = rng.normal(0, 0.6)
     rotation = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])

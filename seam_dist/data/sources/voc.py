@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 as it lies on disk: `root` is the folder with JPEGImages, Annotations and ImageSets (VOC2012).
+"""PASCAL VOC 2012 on disk: `root` is the folder with JPEGImages, Annotations and ImageSets (VOC2012).
 
 Split S is the list ImageSets/Segmentation/S.txt or, where there is none, ImageSets/Main/S.txt. A line is an image id,
 or the paths of an image and of its mask below `root`, as in the lists of the augmented set (trainaug). Image-level
@@ -51,13 +51,13 @@ class VOCSource:
     def list_file(self, split: str) -> Path:
         """Return the list of a split; raise SourceError with the lists there are."""
         sets = self._folder / "ImageSets"
-        for kind in ("Segmentation", "Main"):
-            if (sets / kind / f"{split}.txt").is_file():
-                return sets / kind / f"{split}.txt"
-        found = sorted(path.stem for path in (sets / "Segmentation").glob("*.txt"))
+        for folder in ("Segmentation", "Main"):
+            if (sets / folder / f"{split}.txt").is_file():
+                return sets / folder / f"{split}.txt"
+        lists = sorted(path.stem for path in (sets / "Segmentation").glob("*.txt"))
         hint = " (the list of the 10,582 images of the augmented set comes with SegmentationClassAug)"
         raise SourceError(
-            f"{sets / 'Segmentation' / f'{split}.txt'} is missing, found {', '.join(found) or 'no lists'}: "
+            f"{sets / 'Segmentation' / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}: "
             f"add the list{hint if split == 'trainaug' else ''} or change source.splits"
         )
 
@@ -65,7 +65,7 @@ class VOCSource:
         """Return the images of a list, in its order."""
         path = self.list_file(split)
         lines = [(number, line.split()) for number, line in enumerate(path.read_text().splitlines(), start=1)]
-        entries = [_parse(words, f"{path}, line {number}") for number, words in lines if words]
+        entries = [_parse(fields, f"{path}, line {number}") for number, fields in lines if fields]
         default = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
         masks = [mask or f"{default}/{name}.png" for name, mask in entries]
         has_masks = self._has_masks(masks, all_or_none=path.parent.name == "Segmentation")
@@ -101,10 +101,10 @@ class VOCSource:
             raise SourceError(f"{path} is not readable as XML ({error}): unpack it again") from None
         if not objects:
             raise SourceError(f"image {name} has no labels: {path} lists no object, add one or take it off the list")
-        return class_ids((found.findtext("name", "").strip() for found in objects), CLASSES, where=str(path))
+        return class_ids((entry.findtext("name", "").strip() for entry in objects), CLASSES, where=str(path))
 
     def _has_masks(self, masks: Sequence[str], *, all_or_none: bool) -> bool:
-        """Tell whether the split has masks; lists of Segmentation have all of them or none, those of Main have some."""
+        """Return whether the split has masks; lists of Segmentation have all or none, those of Main have some."""
         missing = [mask for mask in masks if not (self._folder / mask).is_file()]
         if missing and len(missing) < len(masks) and all_or_none:
             raise SourceError(
@@ -114,10 +114,10 @@ class VOCSource:
         return not missing
 
 
-def _parse(words: Sequence[str], where: str) -> tuple[str, str | None]:
+def _parse(fields: Sequence[str], where: str) -> tuple[str, str | None]:
     """Return image id and mask path of one line of a list."""
-    image = Path(words[0])
-    mask = words[1].lstrip("/") if len(words) == 2 else None
-    if len(words) > 2 or (mask is not None and not mask.endswith(".png")) or (mask and ".." in Path(mask).parts):
-        raise SourceError(f"{where}: {' '.join(words)!r} is not an image id, nor the paths of an image and its mask")
+    image = Path(fields[0])
+    mask = fields[1].lstrip("/") if len(fields) == 2 else None
+    if len(fields) > 2 or (mask is not None and not mask.endswith(".png")) or (mask and ".." in Path(mask).parts):
+        raise SourceError(f"{where}: {' '.join(fields)!r} is not an image id, nor the paths of an image and its mask")
     return image.stem if image.suffix == ".jpg" else image.name, mask

@@ -22,11 +22,20 @@ class Features(NamedTuple):
     conv6: Tensor
 
 
+def check_normalized(image: Tensor) -> None:
+    """Raise ValueError unless `image` can be a batch of normalized images."""
+    if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
+        raise ValueError(
+            f"image is {image.dtype} of shape {list(image.shape)}, expected floating point (B, 3, H, W): "
+            "normalize it with normalize_images first"
+        )
+
+
 class Backbone(nn.Module):
     """A network from normalized images (B, 3, H, W) to `Features`, conv6 at 1 / output_stride of their size.
 
     Sizes are rounded up (some networks of timm round down). Subclasses set `name`, `channels` of conv4, conv5, conv6
-    and, where they differ from ImageNet's, `mean` and `std` (of pixel values in 0..1), and say what the stem is.
+    and, where they differ from ImageNet's, `mean` and `std` (of pixel values in 0..1), and define the stem.
     """
 
     name: str

@@ -39,7 +39,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class DilatedDepthwiseConv2d(nn.Conv2d):
-    """A dilated depthwise convolution of stride 1 whose backward pass is quick on CPUs too.
+    """A dilated depthwise convolution of stride 1 whose backward pass is fast on CPUs too.
 
     The pixels of one phase (y mod dilation, x mod dilation) meet pixels of their own phase only, so every phase is an
     image of its own under the undilated kernel. The result is the same to the bit. torch's CPU backward of dilated
@@ -61,9 +61,9 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    kind = DilatedDepthwiseConv2d if dilation > 1 and groups > 1 else nn.Conv2d
+    conv_type = DilatedDepthwiseConv2d if dilation > 1 and groups > 1 else nn.Conv2d
     padding = kernel // 2 * dilation
-    return kind(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+    return conv_type(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
 
 
 class InvertedBottleneck(nn.Module):

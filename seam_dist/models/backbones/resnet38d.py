@@ -14,7 +14,7 @@ from seam_dist.models.backbones.base import Backbone, Features
 
 # Channels are rounded to this, so that a bottleneck's quarter and half are whole at every width factor.
 _CHANNEL_STEP = 8
-_NARROW = 16  # input channels below which torch cannot be trusted with a strided 1x1 convolution
+_NARROW = 16  # input channels below which a strided 1x1 convolution of torch may corrupt memory: see SubsampledConv1x1
 # Scale of each branch's last convolution at random initialization: with BatchNorm frozen at identity the variance
 # would otherwise double in every block.
 _BRANCH_INIT = 0.1
@@ -42,8 +42,8 @@ class SubsampledConv1x1(nn.Conv2d):
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     narrow = kernel == 1 and stride > 1 and inputs < _NARROW
-    form = SubsampledConv1x1 if narrow else nn.Conv2d
-    return form(inputs, outputs, kernel, stride, kernel // 2 * dilation, dilation, bias=False)
+    conv_type = SubsampledConv1x1 if narrow else nn.Conv2d
+    return conv_type(inputs, outputs, kernel, stride, kernel // 2 * dilation, dilation, bias=False)
 
 
 class WideBlock(nn.Module):
@@ -95,7 +95,7 @@ class ResNet38d(Backbone):
     """ResNet38d at output stride 8 (published) or 16, every channel count scaled by `width`.
 
     At output stride 16 b5 keeps the stride of the classification network and later dilations are halved; conv4 is
-    then at stride 8 still.
+    then still at stride 8.
     """
 
     def __init__(self, *, width: float = 1.0, output_stride: int = 8, activation_checkpointing: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Any features_only network of timm (extra `timm`) as a backbone.
 
-conv6, conv5 and conv4 are its three deepest feature maps. timm is imported when a network is made, never before.
+conv6, conv5 and conv4 are its three deepest feature maps. timm is imported when a network is built, never before.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TimmBackbone(Backbone):
             )
         except (TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"model.backbone=timm:{self._model} cannot be made as a features_only network of output stride "
+                f"model.backbone=timm:{self._model} cannot be built as a features_only network of output stride "
                 f"{self.output_stride} ({error}): choose another network, for example timm:resnet50"
             ) from None
 

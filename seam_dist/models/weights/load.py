@@ -1,9 +1,9 @@
-"""Loads weights into a network from the files people have, and says what fitted.
+"""Loads weights into a network from the files people have, and reports what fitted.
 
 Read: state dicts of torch (`.pth`, `.pt`; tensors only, nothing in the file is run), MXNet's `.params` of ResNet38d,
 `.safetensors`, and `package`, the ImageNet weights that the backbone's Python package ships. Names may be the authors'
-(conv1a.weight, fc8.weight: one flat network) or ours (backbone.conv1a.weight); `module.` of data-parallel wrappers is
-dropped.
+(conv1a.weight, fc8.weight: one flat network) or those of this project (backbone.conv1a.weight); `module.` of
+data-parallel wrappers is dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seam_dist.models.weights.mxnet_params import read_mxnet_params, resnet38d_n
 PACKAGE = "package"
 _HEAD_NAMES = (*HEAD_NAMES, "f8_5")  # f8_5: AffinityNet's
 _SHOWN = 6
-# A name that tells the network of a state dict, for error messages.
+# A parameter name that identifies the network of a state dict, for error messages.
 _SIGNATURES = {
     "conv1a.weight": "resnet38d",
     "_conv_stem.weight": "lite0",
@@ -73,8 +73,8 @@ class LoadReport:
         lines = [f"weights from {self.source}: {len(self.matched)} tensors matched, {len(self.new)} new"]
         if self.missing:
             lines.append(f"  new, not in the file: {_listed(self.missing)}")
-        for name, ours, theirs in self.mismatched:
-            lines.append(f"  new, other shape: {name} is {list(ours)} here, {list(theirs)} in the file")
+        for name, shape, shape_in_file in self.mismatched:
+            lines.append(f"  new, other shape: {name} is {list(shape)} here, {list(shape_in_file)} in the file")
         if self.unexpected:
             lines.append(f"  in the file, not used: {_listed(self.unexpected)}")
         lines.extend(f"  {note}" for note in self.notes)
@@ -130,16 +130,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def model_name(name: str) -> str:
-    """Return our name for a parameter name of a file: heads as they are, all others under `backbone.`."""
+    """Return the name in this project for a parameter of a file: heads unchanged, the rest under `backbone.`."""
     name = name.removeprefix("module.")
     if name.split(".")[0] in _HEAD_NAMES or name.startswith("backbone."):
         return name
     return f"backbone.{name}"
-
-
-def authors_state_dict(model: Network) -> dict[str, Tensor]:
-    """Return the state dict under the authors' flat names, as their code loads it (ResNet38d of width 1)."""
-    return {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
 
 
 def _is_counter(name: str) -> bool:
@@ -152,7 +147,7 @@ def _refuse_other_network(model: Network, source: str, report: LoadReport, names
     if not wrong and not absent:
         return
     matched = sum(name.startswith("backbone.") for name in report.matched)
-    told = [what for key, what in _SIGNATURES.items() if any(name.endswith(f".{key}") for name in names)]
+    likely = [what for key, what in _SIGNATURES.items() if any(name.endswith(f".{key}") for name in names)]
     shapes = next(
         (f"; {n} is {list(a)} here, {list(b)} in the file" for n, a, b in report.mismatched if n in wrong), ""
     )
@@ -160,7 +155,7 @@ def _refuse_other_network(model: Network, source: str, report: LoadReport, names
         f"{source} does not fit backbone {model.backbone.name}: {matched} of {matched + len(wrong) + len(absent)} "
         f"backbone tensors match{shapes}"
         + (f"; missing: {_listed(tuple(absent))}" if absent else "")
-        + (f"; the file looks like {told[0]}" if told else "")
+        + (f"; the file looks like {likely[0]}" if likely else "")
         + ": change model.backbone (and model.width), or give weights of this network"
     )
 
@@ -187,15 +182,15 @@ def load_weights(model: Network, source: str | Path, *, require_heads: bool = Fa
     with the backbone's parameters. Raises ValueError when the backbone's tensors are not all there with equal shapes
     (another architecture), or when a tensor is not finite.
     """
-    found = model.backbone.package_weights() if str(source) == PACKAGE else read_weights(Path(source))
-    given = {model_name(name): tensor for name, tensor in found.items() if not _is_counter(name)}
+    tensors = model.backbone.package_weights() if str(source) == PACKAGE else read_weights(Path(source))
+    given = {model_name(name): tensor for name, tensor in tensors.items() if not _is_counter(name)}
     own = {name: tensor for name, tensor in model.state_dict().items() if not _is_counter(name)}
     common = [name for name in own if name in given]
     report = LoadReport(
         source=str(source),
         matched=tuple(name for name in common if own[name].shape == given[name].shape),
         missing=tuple(name for name in own if name not in given),
-        unexpected=tuple(name for name in found if not _is_counter(name) and model_name(name) not in own),
+        unexpected=tuple(name for name in tensors if not _is_counter(name) and model_name(name) not in own),
         mismatched=tuple(
             (name, tuple(own[name].shape), tuple(given[name].shape))
             for name in common

@@ -1,12 +1,12 @@
-"""Reads the weight files of MXNet (`.params`) without MXNet, and names ResNet38d's weights in them as ours.
+"""Reads the weight files of MXNet (`.params`) without MXNet, and translates the names of ResNet38d's weights.
 
 A file is a little-endian NDArray list: u64 0x112, u64 0, u64 count, the arrays, u64 count of names, then each name as
-u64 length and bytes. An array starts with a u32 that tells its version:
+u64 length and bytes. An array starts with a u32 that gives its version:
   0xF993FAC8 (v1)  u32 ndim, i64 sizes
   0xF993FAC9 (v2)  i32 storage type (0: dense), then as v1
   0xF993FACA (v3)  i32 storage type, i32 ndim, i64 sizes
   anything else    it is ndim itself, followed by u32 sizes (files of MXNet before 0.11)
-and goes on with i32 device type, i32 device number, i32 dtype flag and the values. A dense array without dimensions is
+followed by i32 device type, i32 device number, i32 dtype flag and the values. A dense array without dimensions is
 empty in v1, v2 and the oldest form: nothing follows its shape. Sparse arrays are refused.
 """
 
@@ -60,7 +60,7 @@ class _Reader:
         self.left -= num_bytes
         data = bytearray(num_bytes)
         if self.file.readinto(data) != num_bytes:
-            raise self.error(f"{what} is cut short")
+            raise self.error(f"{what} is truncated")
         return data
 
     def number(self, code: str, what: str) -> int:
@@ -104,7 +104,7 @@ def _read_array(reader: _Reader) -> Tensor:
 def read_mxnet_params(path: Path) -> dict[str, Tensor]:
     """Return the named arrays of a `.params` file, names as they stand in it (`arg:...`, `aux:...`).
 
-    Raises ValueError for a file that is cut short, is not an NDArray list, has no names or holds sparse arrays.
+    Raises ValueError for a file that is truncated, is not an NDArray list, has no names or holds sparse arrays.
     """
     with open(path, "rb") as file:
         reader = _Reader(file, path)
@@ -127,7 +127,7 @@ def read_mxnet_params(path: Path) -> dict[str, Tensor]:
     return dict(zip(names, arrays, strict=True))
 
 
-_KINDS = {
+_PARAMETERS = {
     "weight": "weight",
     "gamma": "weight",
     "beta": "bias",
@@ -149,9 +149,9 @@ def resnet38d_name(name: str) -> str:
     if bare == "conv1a_weight":
         return "conv1a.weight"
     if match := _BN7_NAME.fullmatch(bare):
-        return f"bn7.{_KINDS[match[1]]}"
+        return f"bn7.{_PARAMETERS[match[1]]}"
     if match := _BLOCK_NAME.fullmatch(bare):
-        kind, stage, index, branch, last = match.groups()
+        layer, stage, index, branch, last = match.groups()
         block = f"b{stage}_{index}" if index else f"b{stage}"
-        return f"{block}.{'conv' if kind == 'res' else 'bn'}_{branch}.{_KINDS[last]}"
+        return f"{block}.{'conv' if layer == 'res' else 'bn'}_{branch}.{_PARAMETERS[last]}"
     return bare

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
+import kit
 import pytest
 
 from seam_dist.config.schema import SourceConfig
@@ -16,7 +16,7 @@ from seam_dist.data.sources.folder import FolderSource
 Make = Callable[..., FolderSource]
 
 
-def test_records_come_by_name_with_labels_masks_and_original_bytes(folder_set: Make, kit: SimpleNamespace) -> None:
+def test_records_come_by_name_with_labels_masks_and_original_bytes(folder_set: Make) -> None:
     source = folder_set([["b.jpg", "train", "horse; cat;horse"], ["a.jpg", "train", "dog"]])
     assert isinstance(source, Source)
     assert source.classes == ("cat", "dog", "horse")
@@ -78,7 +78,7 @@ def test_missing_mask_is_refused(folder_set: Make) -> None:
         source.records("train")
 
 
-def test_images_that_differ_by_extension_only_are_refused(folder_set: Make, kit: SimpleNamespace) -> None:
+def test_images_that_differ_by_extension_only_are_refused(folder_set: Make) -> None:
     image = kit.pixels(0)
     source = folder_set(images={"a.jpg": kit.encode(image), "a.png": kit.encode(image, "PNG")})
     with pytest.raises(SourceError, match=r"a\.jpg and a\.png have the same key 'a'"):

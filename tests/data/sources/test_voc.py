@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
+import kit
 import pytest
 
 from seam_dist.data.sources.base import Source, SourceError
@@ -20,7 +20,7 @@ def annotate(root: Path, name: str, *classes: str) -> None:
 
 
 @pytest.fixture
-def voc(tmp_path: Path, kit: SimpleNamespace) -> Path:
+def voc(tmp_path: Path) -> Path:
     """Three images: train has 1 and 2, val 3; trainaug lists paths of 1 and 3."""
     root = tmp_path / "VOC2012"
     folders = "JPEGImages Annotations SegmentationClass SegmentationClassAug ImageSets/Segmentation ImageSets/Main"
@@ -45,7 +45,7 @@ def voc(tmp_path: Path, kit: SimpleNamespace) -> Path:
     return root
 
 
-def test_labels_are_all_objects_of_the_annotation(voc: Path, kit: SimpleNamespace) -> None:
+def test_labels_are_all_objects_of_the_annotation(voc: Path) -> None:
     source = VOCSource(voc)
     assert isinstance(source, Source)
     assert len(source.classes) == 20
@@ -57,7 +57,7 @@ def test_labels_are_all_objects_of_the_annotation(voc: Path, kit: SimpleNamespac
 
 
 @pytest.mark.parametrize("by_path", [True, False])
-def test_trainaug_takes_the_augmented_masks(voc: Path, kit: SimpleNamespace, by_path: bool) -> None:
+def test_trainaug_takes_the_augmented_masks(voc: Path, by_path: bool) -> None:
     if not by_path:
         (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("2007_1\n2007_3\n")
     records = VOCSource(voc).records("trainaug")

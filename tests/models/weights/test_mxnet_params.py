@@ -54,29 +54,29 @@ def test_reads_every_version_and_dtype(tmp_path: Path, version: int) -> None:
     expected = _examples()
     path = tmp_path / "w.params"
     path.write_bytes(_list_bytes(expected, version))
-    found = read_mxnet_params(path)
-    assert list(found) == list(expected)
+    arrays = read_mxnet_params(path)
+    assert list(arrays) == list(expected)
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        assert torch.equal(found[name], array), name
+        assert arrays[name].dtype == array.dtype
+        assert torch.equal(arrays[name], array), name
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_array_without_dimensions_is_empty_before_version_3(tmp_path: Path, version: int) -> None:
     path = tmp_path / "w.params"
     path.write_bytes(_list_bytes({"none": torch.tensor(1.0), "after": torch.ones(2)}, version))
-    found = read_mxnet_params(path)
-    assert found["none"].numel() == 0
-    assert torch.equal(found["after"], torch.ones(2))
+    arrays = read_mxnet_params(path)
+    assert arrays["none"].numel() == 0
+    assert torch.equal(arrays["after"], torch.ones(2))
 
 
 def test_version_3_knows_scalars_and_empty_arrays(tmp_path: Path) -> None:
     path = tmp_path / "w.params"
     path.write_bytes(_list_bytes({"scalar": torch.tensor(2.5), "empty": torch.ones(0, 3), "after": torch.ones(2)}, 3))
-    found = read_mxnet_params(path)
-    assert found["scalar"] == 2.5
-    assert found["empty"].shape == (0, 3)
-    assert torch.equal(found["after"], torch.ones(2))
+    arrays = read_mxnet_params(path)
+    assert arrays["scalar"] == 2.5
+    assert arrays["empty"].shape == (0, 3)
+    assert torch.equal(arrays["after"], torch.ones(2))
 
 
 @pytest.mark.parametrize("version", [0, 2])
@@ -120,7 +120,7 @@ def test_foreign_or_damaged_file_is_refused(tmp_path: Path, content: bytes, mess
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("name_in_file", "name"),
     [
         ("arg:conv1a_weight", "conv1a.weight"),
         ("arg:res2a_branch1_weight", "b2.conv_branch1.weight"),
@@ -134,24 +134,24 @@ def test_foreign_or_damaged_file_is_refused(tmp_path: Path, content: bytes, mess
         ("arg:linear1000_bias", "linear1000_bias"),
     ],
 )
-def test_names_of_the_imagenet_file_are_translated(theirs: str, ours: str) -> None:
-    assert resnet38d_name(theirs) == ours
+def test_names_of_the_imagenet_file_are_translated(name_in_file: str, name: str) -> None:
+    assert resnet38d_name(name_in_file) == name
 
 
-def _mxnet_name(ours: str) -> str:
+def _mxnet_name(name: str) -> str:
     """Return the name that the ImageNet file has for one of our parameters: the inverse, written apart."""
-    kinds = {"weight": "arg:{}_gamma", "bias": "arg:{}_beta"}
-    kinds |= {"running_mean": "aux:{}_moving_mean", "running_var": "aux:{}_moving_var"}
-    *place, last = ours.split(".")
+    templates = {"weight": "arg:{}_gamma", "bias": "arg:{}_beta"}
+    templates |= {"running_mean": "aux:{}_moving_mean", "running_var": "aux:{}_moving_var"}
+    *place, last = name.split(".")
     if place[0] in ("conv1a", "bn7"):
-        return (kinds[last] if place[0] == "bn7" else "arg:{}_weight").format(place[0])
+        return (templates[last] if place[0] == "bn7" else "arg:{}_weight").format(place[0])
     block, layer = place
     stage, _, index = block[1:].partition("_")
-    kind, _, branch = layer.partition("_")
+    layer_type, _, branch = layer.partition("_")
     letter = f"b{index}" if index else "a"
-    if kind == "conv":
+    if layer_type == "conv":
         return f"arg:res{stage}{letter}_{branch}_weight"
-    return kinds[last].format(f"bn{stage}{letter}_{branch}")
+    return templates[last].format(f"bn{stage}{letter}_{branch}")
 
 
 def test_imagenet_file_fills_the_whole_backbone(tmp_path: Path, make_resnet38d: Callable[..., Backbone]) -> None:

@@ -1,0 +1,237 @@
+"""Scores of the stored CAMs against the masks, for all background thresholds in one pass.
+
+They are in evaluate/cam/, for each split <split>.json, .csv (a row a threshold) and -images.csv (a row an image). Three
+points of the curve stand out: `best` picks the threshold with the split's own masks, as the literature reports it;
+`chosen` applies the threshold that is best on evaluate.threshold_split, so that no mask of the split decides anything
+(that split itself has none); `default` is evaluate.default_threshold. PARITY.md section 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from seam_dist.artifacts.atomic import read_json, write_csv, write_json
+from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.layout import CAM, cam_folder
+from seam_dist.artifacts.stage import MANIFEST, StageError, StageRun
+from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
+from seam_dist.config.schema import Config
+from seam_dist.data.images import BadImageError, decode_mask
+from seam_dist.data.manifest import Manifest, Shard, verify_shards
+from seam_dist.data.shards import BadSampleError, RawSample, decode_sample, read_raw
+from seam_dist.evaluation.metrics import Scores, ThresholdHistogram, class_lists, number_or_none, threshold_grid
+from seam_dist.evaluation.score_folders import open_scores
+
+
+@dataclass
+class MapCounts:
+    """The counts of one map over a split, and each image's own mean IoU at every threshold, by key."""
+
+    histogram: ThresholdHistogram
+    images: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def evaluate_cams(cfg: Config, manifest: Manifest, world: World) -> list[dict[str, Any]]:
+    """Score the CAMs unless that is done; return the record of each split on the main rank.
+
+    Raises ValueError (StageError, ShardError) when a split has no masks or no CAMs, or an image that can be read has no
+    CAM.
+    """
+    stage, splits = on_main(lambda: _open(cfg, manifest), world)
+    maps = on_main(lambda: stored_maps(cfg), world)
+    chosen: dict[str, float] = {}
+    records: list[dict[str, Any]] = []
+    outputs: list[Path] = []
+    for split in splits:
+        counts = count_split(cfg, manifest, split, maps, world)
+        if world.is_main:
+            record = describe_split(split, counts, cfg, chosen)
+            outputs += write_split(stage.dir, record, counts, manifest.classes)
+            records.append(record)
+    if world.is_main and not stage.is_done():
+        stage.finish(outputs)
+    barrier(world)
+    return records
+
+
+def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str]]:
+    """Open the CAM's scores; return their place and the splits, the choosing one first; none when all is done."""
+    splits = list(cfg.splits_of("evaluate"))
+    chooser = cfg.evaluate.threshold_split
+    if chooser in splits or _reason_against(cfg, manifest, chooser) is None:
+        splits = [chooser, *(split for split in splits if split != chooser)]
+    else:
+        print(f"evaluate: no threshold is chosen, since {_reason_against(cfg, manifest, chooser)}", flush=True)
+    for split in splits:
+        if reason := _reason_against(cfg, manifest, split):
+            raise StageError(reason)
+        verify_shards(cfg.shards_dir, manifest, split, cfg.data.verify)
+    stage = open_scores(cfg, CAM)
+    return stage, [] if stage.is_done() else splits
+
+
+def _reason_against(cfg: Config, manifest: Manifest, name: str) -> str | None:
+    """Return why a split cannot be evaluated, if so; raise ShardError when there is no such split."""
+    split = manifest.split(name)
+    if not split.has_masks:
+        return f"split {name!r} has no masks to compare with: leave it out of evaluate.splits"
+    folder = cam_folder(cfg)
+    if not all((folder / shard.file).is_file() for shard in split.shards):
+        return f"split {name!r} has no CAMs in {folder}: add it to infer_cam.splits and run `--stage infer_cam`"
+    return None
+
+
+def stored_maps(cfg: Config) -> list[str]:
+    """Return the maps that infer_cam stored, the one of infer_cam.cam first."""
+    manifest = read_json(cfg.stage_dir("infer_cam") / MANIFEST)
+    return ["refined", "plain"] if manifest.get("cam") == "refined" else ["plain"]
+
+
+def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str], world: World) -> dict[str, MapCounts]:
+    """Return the counts of a split for each of `maps`; the same on all ranks.
+
+    Rank r of R reads every R-th shard of masks and of CAMs, from the r-th on.
+    """
+    grid = threshold_grid(cfg.evaluate.num_thresholds, cfg.evaluate.default_threshold)
+    counts = {name: MapCounts(ThresholdHistogram(manifest.num_classes, grid)) for name in maps}
+    own = manifest.split(split).shards[world.rank :: world.size]
+    total = sum(shard.num_samples for shard in own)
+    with tqdm(total=total, unit="image", desc=f"evaluate {split}", disable=not world.is_main) as bar:
+        for shard in own:
+            for stored, mask in read_pairs(cfg, shard):
+                for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
+                    if cam is None:
+                        raise StageError(f"{shard.file}: {stored.key} has no {name} map: run `--stage infer_cam` again")
+                    miou = counts[name].histogram.update(upsample_cam(cam, stored.size), stored.classes, mask)
+                    counts[name].images[stored.key] = miou.float().numpy()
+                bar.update(1)
+    for count in counts.values():
+        count.histogram.all_reduce(lambda values: all_reduce_sum(values, world))
+        count.images = {key: miou for part in all_gather_object(count.images, world) for key, miou in part.items()}
+    return counts
+
+
+def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[np.uint8]]]:
+    """Yield the stored CAM and the mask of every image of a shard that has a CAM.
+
+    An image without one must be one that cannot be decoded, which inference left out; images are not decoded otherwise.
+    Raises StageError for another one, for a mask that cannot be read and for one of another size.
+    """
+    cams = {stored.key: stored for stored in read_cams(cam_folder(cfg) / shard.file)}
+    for raw in read_raw(cfg.shards_dir / shard.file, shard):
+        stored = cams.get(raw.key)
+        if stored is None:
+            if not _is_bad(raw, cfg.data.max_pixels):
+                raise StageError(f"{shard.file}: image {raw.key} has no CAM: run `--stage infer_cam` again")
+            continue
+        try:
+            mask = decode_mask(raw.members["png"], max_pixels=cfg.data.max_pixels)
+        except (BadImageError, KeyError) as error:
+            raise StageError(f"{shard.file}: the mask of {raw.key} cannot be read ({error}): correct it") from None
+        if mask.shape != stored.size:
+            raise StageError(
+                f"{shard.file}: the mask of {raw.key} has {mask.shape} pixels, its CAM is for {stored.size}: "
+                "run `--stage infer_cam` again on these shards"
+            )
+        yield stored, mask
+
+
+def _is_bad(raw: RawSample, max_pixels: int) -> bool:
+    try:
+        decode_sample(raw, masks=False, max_pixels=max_pixels)
+    except BadSampleError:
+        return True
+    return False
+
+
+def describe_split(
+    split: str, counts: Mapping[str, MapCounts], cfg: Config, chosen: dict[str, float]
+) -> dict[str, Any]:
+    """Return a split's scores as JSON values, those of the second map under its name; NaN is null.
+
+    `chosen` maps each map to the threshold from the choosing split, which fills it in.
+    """
+    record: dict[str, Any] = {}
+    for name, count in counts.items():
+        thresholds, scores = count.histogram.thresholds, count.histogram.scores()
+        if bool(scores.miou.isnan().all()):
+            raise StageError(f"split {split!r} has no pixel with a class in its masks: correct the masks")
+        best = _best(scores)
+        part: dict[str, Any] = {
+            "thresholds": thresholds,
+            "miou": [number_or_none(value) for value in scores.miou.tolist()],
+            "best": _point(scores, thresholds, best),
+            "chosen": None,
+            "default": _point(scores, thresholds, thresholds.index(cfg.evaluate.default_threshold)),
+        }
+        if split == cfg.evaluate.threshold_split:
+            chosen[name] = thresholds[best]
+        elif name in chosen:
+            point = _point(scores, thresholds, thresholds.index(chosen[name]))
+            part["chosen"] = {**point, "from": cfg.evaluate.threshold_split}
+        if record:
+            record[name] = part
+        else:
+            record = {"split": split, "map": name, "num_images": len(count.images), **part}
+    return record
+
+
+def _best(scores: Scores) -> int:
+    return int(scores.miou.nan_to_num(-1).argmax())
+
+
+def _point(scores: Scores, thresholds: Sequence[float], index: int) -> dict[str, Any]:
+    """Return the scores at one threshold: mean IoU, and lists over the classes, background first."""
+    miou = number_or_none(float(scores.miou[index]))
+    return {"threshold": thresholds[index], "miou": miou, **class_lists(scores, index)}
+
+
+def write_split(
+    folder: Path, record: Mapping[str, Any], counts: Mapping[str, MapCounts], classes: Sequence[str]
+) -> list[Path]:
+    """Write a split's .json, .csv and -images.csv; return their paths.
+
+    The .csv has a row for each map and threshold: mean IoU and the IoU of each class. The -images.csv has each image's
+    mean IoU, over the classes in it or in its prediction, at the split's best threshold of that map.
+    """
+    split = record["split"]
+    paths = [folder / f"{split}.json", folder / f"{split}.csv", folder / f"{split}-images.csv"]
+    write_json(paths[0], record)
+    curve = [["map", "threshold", "miou", "background", *classes]]
+    columns: dict[str, dict[str, np.floating]] = {}
+    for name, count in counts.items():
+        scores = count.histogram.scores()
+        values = torch.cat([scores.miou[:, None], scores.iou], dim=1).tolist()
+        for threshold, row in zip(count.histogram.thresholds, values, strict=True):
+            curve.append([name, f"{threshold:g}", *(f"{value:.6f}" for value in row)])
+        best = _best(scores)
+        columns["miou" if not columns else f"miou_{name}"] = {key: miou[best] for key, miou in count.images.items()}
+    write_csv(paths[1], curve)
+    rows = [[key, *(f"{column[key]:.6f}" for column in columns.values())] for key in sorted(columns["miou"])]
+    write_csv(paths[2], [["key", *columns], *rows])
+    return paths
+
+
+def format_cam_scores(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of the console table: mean IoU in percent and its threshold, for each split and map."""
+    lines: list[tuple[str, ...]] = [("split", "map", "images", "best", "chosen elsewhere", "default")]
+    for record in records:
+        for name, part in ((record["map"], record), ("plain", record.get("plain"))):
+            if part is not None:
+                points = (_cell(part["best"]), _cell(part["chosen"]), _cell(part["default"]))
+                lines.append((record["split"], name, str(record["num_images"]), *points))
+    return lines
+
+
+def _cell(point: Mapping[str, Any] | None) -> str:
+    if point is None or point["miou"] is None:
+        return "-"
+    return f"{100 * point['miou']:.2f} at {point['threshold']:.2f}"

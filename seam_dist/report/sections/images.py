@@ -1,0 +1,121 @@
+"""Pictures: image, CAM, refined CAM, labels and truth, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from seam_dist.artifacts.layout import CAM, LABEL_TYPES, cam_folder, scores_folder
+from seam_dist.config.schema import Config
+from seam_dist.data.manifest import Manifest
+from seam_dist.report.comparison import MAP_NAMES, number
+from seam_dist.report.examples import Example, first_keys, load_examples, rank_keys
+from seam_dist.report.page import Note, missing, render_template
+from seam_dist.report.pictures import class_colors, data_uri, heat_map, heat_scale_uri, label_map
+from seam_dist.report.records import RunRecord
+from seam_dist.report.sections.classes import class_name
+
+_HEADINGS = {
+    "best": "Best",
+    "median": "Around the median",
+    "worst": "Worst",
+    "first": "First images of the split",
+}
+
+
+def images_section(cfg: Config, own: RunRecord, manifest: Manifest | None, command: str) -> Markup:
+    """Return the pictures of cfg.report.split, or a note on why there are none."""
+    split = cfg.report.split
+    if manifest is None or split not in manifest.splits:
+        return missing(f"There are no shards of split {split}, so there are no images.", f"{command} --stage shard")
+    if not any((cam_folder(cfg) / shard.file).is_file() for shard in manifest.splits[split].shards):
+        return missing(
+            f"Run {own.name} has no CAMs of split {split}, so there are no images.", f"{command} --stage infer_cam"
+        )
+    try:
+        return _pictures(cfg, own, manifest)
+    except ValueError as error:
+        return missing(f"The images cannot be shown: {error}", f"{command} --stage infer_cam --stage evaluate")
+
+
+def _pictures(cfg: Config, own: RunRecord, manifest: Manifest) -> Markup:
+    split, count = cfg.report.split, cfg.report.num_images
+    wanted, ranked_by = _ranked(own, split, count)
+    note = None
+    if not wanted:
+        wanted = [("first", key, None) for key in first_keys(cfg, manifest, 3 * count)]
+        reason = "is not evaluated" if manifest.splits[split].has_masks else "has no masks"
+        note = Note(f"Split {split} {reason}, so its images cannot be ranked; these are the first ones.")
+    threshold, source = _threshold(cfg, own)
+    examples = load_examples(cfg, manifest, wanted, primary=own.primary, threshold=threshold)
+    classes = sorted({index for example in examples for index in example.classes})
+    groups = [
+        (heading, [_card(example, manifest.classes) for example in examples if example.rank == rank])
+        for rank, heading in _HEADINGS.items()
+    ]
+    return render_template(
+        "images.html",
+        note=note,
+        split=split,
+        order=f"ordered by the image's own mIoU of the {ranked_by}" if ranked_by else "not ranked",
+        threshold=source,
+        heat_scale=heat_scale_uri(),
+        both_maps=all(any(name in example.cams for example in examples) for name in MAP_NAMES),
+        classes=[([int(c) for c in class_colors()[index]], class_name(index, manifest.classes)) for index in classes],
+        groups=[(heading, cards) for heading, cards in groups if cards],
+        wide=any(example.labels for example in examples),
+    )
+
+
+def _ranked(own: RunRecord, split: str, count: int) -> tuple[list[tuple[str, str, float | None]], str]:
+    """Return (rank, key, mIoU) of the images to show and whose mIoU ranks them; empty when nothing is evaluated."""
+    scored = [label_type for label_type in LABEL_TYPES.values() if split in own.labels.get(label_type.name, {})]
+    # The last stage's labels rank the images, since they are the result; those of the oracle are none.
+    scored.sort(key=lambda label_type: not label_type.uses_image_labels)
+    titles = {label_type.name: label_type.title for label_type in reversed(scored)}
+    for name, title in {**titles, CAM: "CAM at its best threshold"}.items():
+        keys = rank_keys(scores_folder(own.dir, name) / f"{split}-images.csv", count)
+        if keys:
+            return [*keys], title
+    return [], ""
+
+
+def _threshold(cfg: Config, own: RunRecord) -> tuple[float, str]:
+    """Return the background threshold of the predictions, and how it is introduced."""
+    split = cfg.report.split
+    scores = own.scores(split).get(own.primary)
+    if scores is not None:
+        chosen = number(scores.chosen, "threshold")
+        if chosen is not None:
+            source = (scores.chosen or {}).get("from", split)
+            return chosen, f"the background threshold {chosen:.2f}, chosen on {source}"
+        best = number(scores.best, "threshold")
+        if best is not None:
+            return best, f"the background threshold {best:.2f}, the best on {split}"
+    value = cfg.evaluate.default_threshold
+    return value, f"the default background threshold {value:.2f}"
+
+
+def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
+    """Return an image with the pictures of all that was made of it."""
+    views = [("image", data_uri(example.image))]
+    views += [
+        (title, data_uri(heat_map(example.image, example.cams[name])))
+        for name, title in MAP_NAMES.items()
+        if name in example.cams
+    ]
+    views.append(("labels of the CAM", data_uri(label_map(example.image, example.prediction))))
+    views += [
+        (LABEL_TYPES[name].title, data_uri(label_map(example.image, labels))) for name, labels in example.labels.items()
+    ]
+    if example.truth is not None:
+        views.append(("truth", data_uri(label_map(example.image, example.truth))))
+    return {
+        "key": example.key,
+        "classes": ", ".join(class_name(index, names) for index in example.classes) or "no class",
+        "miou": example.miou,
+        "size": example.image.shape[:2],
+        "views": views,
+    }
