@@ -144,8 +144,17 @@ def test_command(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_commands_are_noticed_when_they_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = (
-        *("seam-dist --config nope", "seam-dist --config demo train.lr=1", "bash launch/nope.sh", "sbatch launch/no.sbatch"),
-        *("python kernels/bench.py --no-such-option 3", "seam-dist predict --weight x", "bash launch/gpu_check.sh --nope"),
+        *(
+            "seam-dist --config nope",
+            "seam-dist --config demo train.lr=1",
+            "bash launch/nope.sh",
+            "sbatch launch/no.sbatch",
+        ),
+        *(
+            "python kernels/bench.py --no-such-option 3",
+            "seam-dist predict --weight x",
+            "bash launch/gpu_check.sh --nope",
+        ),
     )
     for line in wrong:
         with pytest.raises((ValueError, OSError, AssertionError, SystemExit)):
@@ -161,7 +170,11 @@ def test_snippet(readme: str, code: str, pets: Path, monkeypatch: pytest.MonkeyP
 def test_files_that_the_readmes_name_exist() -> None:
     for readme in READMES:
         text = (ROOT / readme).read_text()
-        for name in set(re.findall(r"\b((?:launch|configs|kernels|tests|seam_dist)/[\w./-]+\.(?:py|sh|md|yaml|csv|png|sbatch))", text)):
+        for name in set(
+            re.findall(
+                r"\b((?:launch|configs|kernels|tests|seam_dist)/[\w./-]+\.(?:py|sh|md|yaml|csv|png|sbatch))", text
+            )
+        ):
             assert (ROOT / name).exists(), f"{readme} names {name}"
         folder = (ROOT / readme).parent
         for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
