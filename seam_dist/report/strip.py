@@ -42,7 +42,7 @@ def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def choose(examples: Sequence[Example], num_images: int, labels: Sequence[str]) -> list[Example]:
-    """Return the first wide images of one size that have all labels, no two with the same classes, or raise ValueError."""
+    """Return the first wide images of one size with all labels, no two of the same classes; ValueError without any."""
     chosen: dict[tuple[int, ...], Example] = {}
     for example in examples:
         height, width = example.image.shape[:2]
