@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from seam_dist.artifacts.stage import MANIFEST
+import yaml
+
+from seam_dist.artifacts.stage import MANIFEST, StageError
+from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config
 
 
@@ -69,3 +72,13 @@ def finished_label_types(cfg: Config) -> list[LabelType]:
         for label_type in LABEL_TYPES.values()
         if (cfg.stage_dir(label_type.stage) / MANIFEST).is_file() and any(label_folder(cfg, label_type).glob("*.tar"))
     ]
+
+
+def read_run_config(folder: Path) -> Config:
+    """Return the settings of the stage of a run that started last; StageError when there is none."""
+    newest = max(folder.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise StageError(f"{folder} holds no stage of a run (no */config.yaml): give a folder runs/<name>")
+    tree = yaml.safe_load(newest.read_text())
+    tree.setdefault("run", {}).update(dir=str(folder.resolve().parent), name=folder.resolve().name)
+    return from_tree(tree)

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folders, files_fingerprint
 from seam_dist.artifacts.cam_file import FORMAT
-from seam_dist.artifacts.layout import stage_folder
+from seam_dist.artifacts.layout import read_run_config, stage_folder
 from seam_dist.artifacts.lock import lock_holder
 from seam_dist.artifacts.provenance import fingerprint, sha256_file
 from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences
-from seam_dist.config.load import flatten, from_tree
+from seam_dist.config.load import flatten
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import folders_by_name, title_of
 from seam_dist.evaluation.text_table import aligned
@@ -176,16 +174,6 @@ def format_status(statuses: Sequence[StageStatus], *, action: bool = False) -> s
     """Return the table; with `action`, what the command would do with each stage."""
     rows = [(s.stage, *([s.action] if action else []), s.state, s.detail) for s in statuses]
     return aligned(rows)
-
-
-def read_run_config(folder: Path) -> Config:
-    """Return the settings of the stage of a run that started last; StageError when there is none."""
-    newest = max(folder.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        raise StageError(f"{folder} holds no stage of a run (no */config.yaml): give a folder runs/<name>")
-    tree = yaml.safe_load(newest.read_text())
-    tree.setdefault("run", {}).update(dir=str(folder.resolve().parent), name=folder.resolve().name)
-    return from_tree(tree)
 
 
 def build_parser() -> argparse.ArgumentParser:

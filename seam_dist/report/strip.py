@@ -1,0 +1,91 @@
+"""A strip of pictures for pages and talks: image, CAM, refined CAM, pseudo-label, prediction, an image a row.
+
+    python -m seam_dist.report.strip runs/demo-seam strip.png [--split val] [--images 3] [--width 900]
+
+The rows are the images that the final network segments best, no two with the same classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from seam_dist.artifacts.atomic import atomic_write
+from seam_dist.artifacts.layout import LABEL_TYPES, read_run_config, scores_folder
+from seam_dist.data.manifest import load_manifest
+from seam_dist.report.examples import Example, load_examples, rank_keys
+from seam_dist.report.pictures import heat_map, label_map
+
+_GAP = 4  # white pixels between pictures
+
+
+def draw_strip(examples: Sequence[Example], labels: Sequence[str]) -> NDArray[np.uint8]:
+    """Return rows of image, CAM, refined CAM and the label types `labels`, uint8 RGB; all images have one size."""
+    rows = []
+    for example in examples:
+        maps = [heat_map(example.image, example.cams[name]) for name in ("plain", "refined") if name in example.cams]
+        masks = [label_map(example.image, example.labels[name]) for name in labels]
+        rows.append(np.concatenate([_framed(picture) for picture in (example.image, *maps, *masks)], axis=1))
+    return np.concatenate(rows)[:-_GAP, :-_GAP]
+
+
+def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.pad(picture, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+
+
+def choose(examples: Sequence[Example], num_images: int, labels: Sequence[str]) -> list[Example]:
+    """Return the first wide images of one size with all labels, no two of the same classes; ValueError without any."""
+    chosen: dict[tuple[int, ...], Example] = {}
+    for example in examples:
+        height, width = example.image.shape[:2]
+        like_first = not chosen or next(iter(chosen.values())).image.shape == example.image.shape
+        if set(labels) <= example.labels.keys() and width >= height and like_first:
+            chosen.setdefault(example.classes, example)
+    if not chosen:
+        raise ValueError(
+            f"no wide image has labels of {' and '.join(labels)}: run the stages that make them, and evaluate"
+        )
+    return list(chosen.values())[:num_images]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the strip; return 2 with one line on standard error when the run does not have what it shows."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seam_dist.report.strip", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, for example runs/demo-seam")
+    parser.add_argument("out", type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument("--split", default="val", help="split of the images (default: val)")
+    parser.add_argument("--images", type=int, default=3, metavar="N", help="number of rows (default: 3)")
+    parser.add_argument("--labels", nargs="+", default=["walk_crf", "seg_crf"], choices=LABEL_TYPES, metavar="TYPE")
+    parser.add_argument("--width", type=int, default=900, metavar="PIXELS", help="largest width (default: 900)")
+    arguments = parser.parse_args(argv)
+    try:
+        cfg = read_run_config(arguments.run)
+        cfg = replace(cfg, report=replace(cfg.report, split=arguments.split))
+        scores = scores_folder(cfg.run_dir, arguments.labels[-1]) / f"{arguments.split}-images.csv"
+        best = [row for row in rank_keys(scores, 10**6) if row[0] == "best"]
+        primary = "plain" if cfg.infer_cam.cam == "plain" or cfg.loss.ablation in ("cam", "er") else "refined"
+        manifest = load_manifest(cfg.shards_dir)
+        examples = load_examples(cfg, manifest, best, primary=primary, threshold=cfg.evaluate.default_threshold)
+        picture = Image.fromarray(draw_strip(choose(examples, arguments.images, arguments.labels), arguments.labels))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    data = io.BytesIO()
+    picture.thumbnail((arguments.width, picture.height))
+    picture.quantize(64).save(data, "PNG", optimize=True)  # a fifth of the bytes of full color
+    atomic_write(arguments.out, data.getvalue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
