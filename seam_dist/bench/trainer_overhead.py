@@ -1,6 +1,7 @@
 """How much a step of the trainer costs beyond a bare PyTorch loop over the same model, on one rank.
 
-    python -m seam_dist.bench.trainer_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15] [--clock cpu]
+    python -m seam_dist.bench.trainer_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15]
+                                               [--clock cpu]
 
 Both train SEAM on ResNet38d, full losses, with the same SGD groups. The bare loop is forward, backward, step and a
 read of the loss. Steps alternate between the two, so that a busy machine slows both alike; the median of the ratios of
@@ -36,7 +37,7 @@ from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_seam, parameter_groups
 from seam_dist.training.engine import start_training
 from seam_dist.training.logger import TrainLogger
-from seam_dist.training.seam_task import TrainModule
+from seam_dist.training.seam_task import SeamModule
 
 _CLASSES = 4
 
@@ -57,10 +58,7 @@ def measure(
     torch.manual_seed(0)
     batch = random_batch(batch_size, crop_size)
     bare = bare_step(cfg, batch)
-    model, _ = build_seam(cfg, _CLASSES)
-    module = TrainModule(model, cfg)
-    groups = parameter_groups(model, cfg.train_seam.schedule)
-    training = start_training(module, model, groups, cfg, world, max_steps=10**6)
+    training = start_training(build_module(cfg), world, max_steps=10**6)
     batches: Iterator[dict[str, Any]] = repeat(batch)
     seconds: tuple[list[float], list[float]] = ([], [])
     with (
@@ -87,19 +85,20 @@ def measure(
     return seconds
 
 
+def build_module(cfg: Config) -> SeamModule:
+    """Return SEAM with random weights and its losses."""
+    return SeamModule(build_seam(cfg, _CLASSES)[0], cfg)
+
+
 def bare_step(cfg: Config, batch: dict[str, Any]) -> Callable[[], None]:
     """Return a plain PyTorch training step on a fixed batch."""
-    model, _ = build_seam(cfg, _CLASSES)
-    module = TrainModule(model, cfg)
+    module, schedule = build_module(cfg), cfg.train_seam.schedule
     module.train()
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, cfg.train_seam.schedule),
-        lr=cfg.train_seam.schedule.lr,
-        momentum=cfg.train_seam.schedule.momentum,
-    )
+    groups = parameter_groups(module.model, schedule)
+    optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
 
     def step() -> None:
-        losses = module(batch, 1.0)
+        losses = module(batch)
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ def build_backbone(cfg: ModelConfig) -> Backbone:
         )
     backbone.freeze(batchnorm=cfg.freeze_batchnorm, stem=cfg.freeze_stem)
     return backbone
+
+
+def seam_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what weights of cfg's SEAM belong to: a checkpoint of another architecture is refused."""
+    return {
+        "backbone": cfg.model.backbone,
+        "width": cfg.model.width,
+        "output_stride": cfg.model.output_stride,
+        "pcm_channels": list(cfg.model.pcm_channels),
+        "pcm_center": cfg.model.pcm_center,
+        "pcm_grid": cfg.model.pcm_grid,
+        "align_grid": cfg.model.align_grid,
+        "pcm": cfg.loss.ablation not in ("cam", "er"),
+        "classes": list(classes),
+    }
 
 
 def build_seam(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[SEAM, LoadReport]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from seam_kernels import edge_affinity, half_plane_offsets
 from torch import Tensor
 
-from seam_dist.losses.affinity import affinity_losses, pair_counts, pair_kinds
+from seam_dist.losses.affinity import affinity_losses, pair_counts, pair_types
 
 BORDERS = ["paper", "full"]
 SHAPES = [(2, 14, 13, 5), (1, 5, 9, 3), (2, 11, 3, 2), (1, 7, 7, 5)]  # B, h, w, radius; the third has few pairs
@@ -85,7 +85,7 @@ def test_gradient_equals_that_of_gathered_pairs(border: str) -> None:
     """Autograd through an explicit list of pairs, double precision."""
     labels, feature = label_map((2, 12, 11)), feature_map(2, 12, 11).requires_grad_()
     index: dict[str, list[tuple[int, ...]]] = {"bg": [], "fg": [], "neg": []}
-    kinds = pair_kinds(labels, radius=5, border=border)
+    kinds = pair_types(labels, radius=5, border=border)
     for b, k, y, x in kinds.nonzero().tolist():
         dy, dx = half_plane_offsets(5)[k]
         index[("bg", "fg", "neg")[int(kinds[b, k, y, x]) - 1]].append((b, y, x, y + dy, x + dx))

@@ -32,9 +32,8 @@ from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write
 from seam_dist.inference.batching import by_size
 from seam_dist.inference.cam import find_checkpoint, infer_samples, load_model
 from seam_dist.inference.crf_pool import affinity_labels
-from seam_dist.models import build_seam
+from seam_dist.models import build_seam, seam_architecture
 from seam_dist.stages import infer_cam, shard
-from seam_dist.stages.train_seam import architecture
 
 SCALES = [0.5, 1.0]
 
@@ -62,7 +61,7 @@ def finish_training(cfg: Config, seed: int = 0) -> None:
     final = stage.dir / "final"
     final.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, final / "model.safetensors")
-    write_json(final / "model.json", {"architecture": architecture(cfg, manifest)})
+    write_json(final / "model.json", {"architecture": seam_architecture(cfg, manifest.classes)})
     stage.finish(final.iterdir())
 
 
