@@ -1,12 +1,12 @@
 """Speed, memory and time by part of a SEAM training step, against the published form of the step on the same machine.
 
-    python -m seam_dist.bench.train_step [--forms published ours ours-high] [--batch 8] [--crop 448] [--scale 0.3]
+    python -m seam_dist.bench.train_step [--forms published fused fused-high] [--batch 8] [--crop 448] [--scale 0.3]
                                          [--width 1] [--steps 10] [--csv FILE]
 
 published: float32, contiguous memory, PCM from dense N x N matrices, the losses as PARITY.md section 2 reads.
-ours: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses.seam`.
-ours-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
-ours-compiled: ours, the network through torch.compile.
+fused: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses.seam`.
+fused-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
+fused-compiled: fused, the network through torch.compile.
 
 All on ResNet38d with random weights and images, frozen as in training, SGD with momentum. `mfu` is the flops of the
 network (convolutions and matrix products of the published form, forward and backward, counted by torch) over the
@@ -39,7 +39,7 @@ from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.grid import resize
 from seam_dist.models.seam import present_channels
 
-FORMS = ("published", "ours", "ours-high", "ours-compiled")
+FORMS = ("published", "fused", "fused-high", "fused-compiled")
 PARTS = (
     "backbone_forward", "classifier_forward", "pcm_forward", "losses", "pcm_backward", "classifier_backward",
     "backbone_backward", "optimizer",
@@ -55,31 +55,31 @@ class Step:
 
     def __init__(self, args: argparse.Namespace, form: str, device: torch.device) -> None:
         self.form, self.device = form, device
-        self.ours = form != "published"
+        self.fused = form != "published"
         torch.manual_seed(0)
         with device:
             backbone = ResNet38d(width=args.width)
             backbone.freeze(batchnorm=True, stem=True)
-            self.model = (SEAM if self.ours else PublishedSEAM)(backbone, args.classes)
+            self.model = (SEAM if self.fused else PublishedSEAM)(backbone, args.classes)
             self.image = torch.randn(args.batch, 3, args.crop, args.crop)
         self.model.train()
         generator = torch.Generator().manual_seed(0)
         label = (torch.rand(args.batch, args.classes, generator=generator) < 1.5 / args.classes).float()
-        self.channels = present_channels(label).to(device) if self.ours else None
+        self.channels = present_channels(label).to(device) if self.fused else None
         self.label = label.to(device)
         side = max(1, int(args.crop * args.scale))
         self.second_size = (side, side)
-        if self.ours:
+        if self.fused:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.image = self.image.contiguous(memory_format=torch.channels_last)
-        self.run: nn.Module = torch.compile(self.model) if form == "ours-compiled" else self.model  # type: ignore[assignment]
+        self.run: nn.Module = torch.compile(self.model) if form == "fused-compiled" else self.model  # type: ignore[assignment]
         # Noise teaches nothing: a small rate keeps the weights finite.
         groups = parameter_groups(self.model, ScheduleConfig(lr=1e-9))
         self.optimizer = torch.optim.SGD(groups, lr=1e-9, momentum=0.9)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the network's forward pass."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.ours)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.fused)
 
     def views(self) -> tuple[Tensor, Tensor]:
         """Return the images of both views."""
@@ -88,7 +88,7 @@ class Step:
 
     def loss(self, first: SEAMOutput, second: SEAMOutput) -> Tensor:
         """Return the total loss."""
-        if self.ours:
+        if self.fused:
             return seam_loss(first, second, self.label)["loss"]
         return published_loss(first, second, self.label)
 
@@ -187,7 +187,7 @@ def measure(args: argparse.Namespace, form: str, flops: int, rate: float) -> dic
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.empty_cache()
-    torch.set_float32_matmul_precision("high" if form == "ours-high" else "highest")
+    torch.set_float32_matmul_precision("high" if form == "fused-high" else "highest")
     step = Step(args, form, device)
     for _ in range(args.warmup):
         step()
@@ -209,7 +209,7 @@ def measure(args: argparse.Namespace, form: str, flops: int, rate: float) -> dic
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a row for each form, and what ours gains; add the rows to the CSV."""
+    """Print a row for each form, and what the fused forms gain; add the rows to the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS[:3]))
     parser.add_argument("--batch", type=int, default=8)

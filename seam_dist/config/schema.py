@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
-# A word of the command line arrives as text, which a Literal of numbers does not take.
+# A value of the command line arrives as text, which a Literal of numbers does not take.
 Stride = Annotated[Literal[8, 16], BeforeValidator(lambda value: {"8": 8, "16": 16}.get(str(value), value))]
 
 Stage = Literal[
@@ -121,7 +121,7 @@ class AugmentConfig:
     saturation: float = Field(default=0.3, ge=0, le=1)
     """Factor drawn from [1 - x, 1 + x]."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """Shift drawn from [-x, x], turns of the color circle."""
+    """Shift drawn from [-x, x], in rounds of the color circle."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
@@ -224,7 +224,7 @@ class ScheduleConfig:
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
     resume: str = "auto"
-    """auto: the newest whole checkpoint, if any; never: start anew; or the folder of a checkpoint."""
+    """auto: the newest whole checkpoint, if any; never: start from step 0; or the folder of a checkpoint."""
 
     def check_micro_batch(self, stage: str) -> None:
         """Raise ValueError when the global batch is no multiple of the micro-batch; `stage` names the section."""
@@ -478,7 +478,7 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """DeepSpeed's own settings (zero_optimization, ...), passed on as they are; see seam_dist.cluster.distributed."""
+    """DeepSpeed's own settings (zero_optimization, ...), passed on as they are; see seam_dist.config.deepspeed."""
 
     @property
     def run_dir(self) -> Path:

@@ -163,7 +163,7 @@ def synchronize_batchnorm(model: DeepLab, world: World) -> int:
         if type(child) is not nn.BatchNorm2d:
             raise ValueError(
                 f"train_seg.freeze_batchnorm=false: {model.backbone.name} has layers of type {type(child).__name__}, "
-                "which cannot use the statistics of several ranks: set train_seg.freeze_batchnorm=true, or take another "
+                "which cannot use the statistics of several ranks: set train_seg.freeze_batchnorm=true, or use another "
                 "backbone"
             )
         setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]

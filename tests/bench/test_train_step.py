@@ -37,14 +37,14 @@ def test_published_loss_is_that_of_the_trainer() -> None:
 
 
 def test_forms_share_weights_and_loss() -> None:
-    published, ours = step("published"), step("ours")
+    published, fused = step("published"), step("fused")
     exact = published.forward()
-    assert ours.forward().item() == pytest.approx(exact.item(), rel=0.03)  # bf16
-    ours.autocast = published.autocast  # type: ignore[method-assign]
-    torch.testing.assert_close(ours.forward(), exact)
+    assert fused.forward().item() == pytest.approx(exact.item(), rel=0.03)  # bf16
+    fused.autocast = published.autocast  # type: ignore[method-assign]
+    torch.testing.assert_close(fused.forward(), exact)
 
 
-@pytest.mark.parametrize("form", ["published", "ours"])
+@pytest.mark.parametrize("form", ["published", "fused"])
 def test_parts_of_a_step_train_as_the_whole_step(form: str) -> None:
     whole, cut = step(form), step(form)
     whole()
@@ -59,10 +59,10 @@ def test_parts_of_a_step_train_as_the_whole_step(form: str) -> None:
 
 def test_rows_hold_the_figures_of_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "step.csv"
-    words = "--device cpu --batch 2 --crop 32 --scale 0.5 --width 0.0625 --classes 3 --steps 1 --warmup 0 --forms"
-    main([*words.split(), *FORMS[:2], "--csv", str(table)])
+    options = "--device cpu --batch 2 --crop 32 --scale 0.5 --width 0.0625 --classes 3 --steps 1 --warmup 0 --forms"
+    main([*options.split(), *FORMS[:2], "--csv", str(table)])
     rows = list(csv.DictReader(table.open()))
-    assert [row["form"] for row in rows] == ["published", "ours"]
+    assert [row["form"] for row in rows] == ["published", "fused"]
     for row in rows:
         assert float(row["images_per_s"]) > 0
         assert float(row["mfu"]) > 0
