@@ -1,4 +1,4 @@
-"""The command with --ranks: the DeepSpeed launcher for real, and how it tells about signals and lost ranks."""
+"""The command with --ranks: the DeepSpeed launcher for real, and how it reports signals and lost ranks."""
 
 from __future__ import annotations
 

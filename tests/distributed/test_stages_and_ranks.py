@@ -1,4 +1,4 @@
-"""The same training on other numbers of ranks, at other ZeRO stages, in other micro batches, and across a resume."""
+"""The same training on other numbers of ranks, at other ZeRO stages, in other micro-batches, and across a resume."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_finished_stage_is_skipped_unless_what_it_depends_on_changes(
     ):
         train_affinity.run(same)
         assert "train_affinity: done already" in capsys.readouterr().out
-    for other, message in (
+    for changes, message in (
         (
             replace(cfg, train_affinity=changed(cfg.train_affinity, lr=7.0)),
             r"train_affinity\.schedule\.lr: 0\.001 -> 7\.0",
@@ -142,7 +142,7 @@ def test_finished_stage_is_skipped_unless_what_it_depends_on_changes(
         (replace(cfg, run=replace(cfg.run, seed=5)), r"run\.seed: 0 -> 5"),
     ):
         with pytest.raises(StageError, match=message):
-            train_affinity.run(other)
+            train_affinity.run(changes)
     write_json(cfg.stage_dir("infer_cam") / "manifest.json", {"fingerprint": "others"})
     with pytest.raises(StageError, match="infer_cam: labels of the masks -> others"):
         train_affinity.run(cfg)

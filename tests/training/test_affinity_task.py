@@ -95,9 +95,12 @@ def test_mean_gradient_of_the_ranks_is_that_of_the_global_batch(ranks: int, monk
         (losses["loss"] / ranks).backward()
         total = {name: total[name] + float(value.detach()) / ranks for name, value in losses.items()}
     assert total == pytest.approx({name: float(value.detach()) for name, value in expected.items()}, rel=1e-5)
-    for (name, one), other in zip(whole.named_parameters(), shared.parameters(), strict=True):
-        if one.requires_grad:
-            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    for (name, parameter), of_ranks in zip(whole.named_parameters(), shared.parameters(), strict=True):
+        if parameter.requires_grad:
+            message = f"{name}: "
+            torch.testing.assert_close(
+                of_ranks.grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=message: n + m
+            )
 
 
 def test_forward_equals_the_network_and_the_loss() -> None:

@@ -85,9 +85,9 @@ def test_accumulation_equals_the_larger_batch() -> None:
     assert parts.accumulation == 2
     for step in range(3):
         batches = seam_batches(BATCH, start=step * BATCH), seam_batches(2, start=step * BATCH)
-        one, other = whole.train_step(batches[0]), parts.train_step(batches[1])
-        for name, value in one.items():
-            assert other[name] == pytest.approx(value, rel=1e-5), (step, name)
+        expected, accumulated = whole.train_step(batches[0]), parts.train_step(batches[1])
+        for name, value in expected.items():
+            assert accumulated[name] == pytest.approx(value, rel=1e-5), (step, name)
     weights = whole.state().weights, parts.state().weights
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
@@ -214,9 +214,11 @@ def test_warm_ups() -> None:
 
 def test_loss_warm_up_reaches_the_losses() -> None:
     cfg = replace(seam_config(), loss=LossConfig(second_view_scale=0.5, ablation="er", warmup_steps=2))
-    losses = begin_training(cfg).train_step(seam_batches())
-    assert losses["er"] > 0
-    assert losses["loss"] == losses["cls"]
+    training, batches = begin_training(cfg), seam_batches()
+    for factor in (0, 0.5, 1, 1):
+        losses = training.train_step(batches)
+        assert losses["er"] > 0
+        assert losses["loss"] == pytest.approx(losses["cls"] + factor * losses["er"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
