@@ -54,7 +54,7 @@ def stencil_loss(feature: Tensor, labels: Tensor) -> Tensor:
     return affinity_losses(affinity, labels, counts, radius=_RADIUS, border="paper")["loss"]
 
 
-def run(form: str, batch_size: int, grid: int, channels: int, repeats: int) -> Result:
+def measure_loss(form: str, batch_size: int, grid: int, channels: int, repeats: int) -> Result:
     """Measure one form in this process."""
     torch.set_num_threads(1)
     function = partial(gathered_loss, radius=_RADIUS) if form == "gathered" else stencil_loss
@@ -88,7 +88,7 @@ def main() -> None:
     results = []
     for form in ("gathered", "stencil"):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            one = pool.submit(run, form, args.batch_size, args.grid, args.channels, args.repeats).result()
+            one = pool.submit(measure_loss, form, args.batch_size, args.grid, args.channels, args.repeats).result()
         results.append(one)
         print(f"{form:10}{one.wall_s:10.3f}{one.cpu_s:10.3f}{one.peak_mib:10.0f}{one.loss:12.6f}", flush=True)
     gathered, stencil = results

@@ -180,7 +180,7 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * side**3 / statistics.median(seconds[2:])
 
 
-def measure(args: argparse.Namespace, form: str, flops: int, rate: float) -> dict[str, Any]:
+def measure_form(args: argparse.Namespace, form: str, flops: int, rate: float) -> dict[str, Any]:
     """Return the row of a form."""
     device = torch.device(args.device)
     clock = make_clock(device)
@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for form in args.forms:
         try:
-            rows.append(measure(args, form, flops, rate))
+            rows.append(measure_form(args, form, flops, rate))
         except torch.cuda.OutOfMemoryError:
             print(f"{form}: out of memory at batch {args.batch}", flush=True)
             continue

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seam_dist.cluster.distributed import init_world, shutdown
+from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.cluster.signals import StopRequest, Watchdog
 from seam_dist.config.schema import (
     AugmentConfig,
@@ -42,7 +42,7 @@ from seam_dist.training.seam_task import SeamModule
 _CLASSES = 4
 
 
-def measure(
+def measure_steps(
     batch_size: int, crop_size: int, width: float, rounds: int, clock: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of each step of the bare loop and of the trainer, in pairs."""
@@ -57,7 +57,7 @@ def measure(
     world = init_world(cfg)
     torch.manual_seed(0)
     batch = random_batch(batch_size, crop_size)
-    bare = bare_step(cfg, batch)
+    bare = bare_step(cfg, batch, world)
     training = start_training(build_module(cfg), world, max_steps=10**6)
     batches: Iterator[dict[str, Any]] = repeat(batch)
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -90,10 +90,12 @@ def build_module(cfg: Config) -> SeamModule:
     return SeamModule(build_seam(cfg, _CLASSES)[0], cfg)
 
 
-def bare_step(cfg: Config, batch: dict[str, Any]) -> Callable[[], None]:
+def bare_step(cfg: Config, batch: dict[str, Any], world: World) -> Callable[[], None]:
     """Return a plain PyTorch training step on a fixed batch."""
     module, schedule = build_module(cfg), cfg.train_seam.schedule
     module.train()
+    batch = dict(batch)
+    module.begin_step([batch], 0, world)  # PCM of the same channels as in the trainer
     groups = parameter_groups(module.model, schedule)
     optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
 
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    bare, trainer = measure(arguments.batch_size, arguments.crop_size, arguments.width, arguments.rounds, clock)
+    bare, trainer = measure_steps(arguments.batch_size, arguments.crop_size, arguments.width, arguments.rounds, clock)
     ratio = statistics.median(b / a for a, b in zip(bare, trainer, strict=True))
     print(
         f"bare loop {statistics.median(bare) * 1e3:.1f} ms, trainer {statistics.median(trainer) * 1e3:.1f} ms, "
