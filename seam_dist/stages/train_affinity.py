@@ -8,8 +8,8 @@ from __future__ import annotations
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
-from seam_dist.training.run import run_training
 from seam_dist.training.affinity_task import AffinityTask
+from seam_dist.training.run import run_training
 
 
 def run(cfg: Config) -> None:

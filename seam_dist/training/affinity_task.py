@@ -40,7 +40,7 @@ class AffinityModule(TrainModule[AffinityNet]):
         self._parts = world.size * len(batches)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return float32 "loss", "bg", "fg" and "neg"; their means over the parts of the step are those of the batch."""
+        """Return float32 "loss", "bg", "fg", "neg"; their means over the parts of the step are those of the batch."""
         assert self._counts is not None, "begin_step comes before the forward pass"
         self.keys.sample_number = batch["sample_number"]
         image = self.images(batch)

@@ -42,7 +42,7 @@ from seam_dist.config.deepspeed import check_deepspeed_config, deepspeed_setting
         ({"gradient_clipping": 1.0}, "use train_seam.schedule.gradient_clip"),
         (
             {"optimizer": {"type": "Adam"}},
-            "use train_seam.schedule.lr and train_seam.schedule.momentum and train_seam.schedule.weight_decay, or the same",
+            "lr and train_seam.schedule.momentum and train_seam.schedule.weight_decay, or the same",
         ),
         ({"scheduler": {}}, "use train_seam.schedule.poly_power"),
         ({"bf16": {"enabled": True}}, "use train_seam.schedule.precision"),
