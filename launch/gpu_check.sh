@@ -80,9 +80,9 @@ for stride in 2 4 8; do
     part "crf_stride$stride" 240 "${bench[@]}" --ops crf --impls triton --batch 1 --shapes image --stride "$stride" \
         --directions forward
 done
-part step 420 "${step[@]}" --forms published ours ours-high
-part step_compiled 420 "${step[@]}" --forms ours-compiled
-part step_large 420 "${step[@]}" --forms ours ours-high --batch 16
+part step 420 "${step[@]}" --forms published fused fused-high
+part step_compiled 420 "${step[@]}" --forms fused-compiled
+part step_large 420 "${step[@]}" --forms fused fused-high --batch 16
 part plot 120 python3 kernels/bench.py --csv OUT/gpu.csv --plot OUT/gpu.png --ratios
 
 for name in "${only[@]}"; do

@@ -13,23 +13,23 @@ import torch
 from safetensors.torch import save_file
 
 from seam_dist.training import checkpoint
-from seam_dist.training.checkpoint import CheckpointError, Checkpoints, TrainState, lock
+from seam_dist.training.checkpoint import CheckpointError, CheckpointStore, TrainState
 
 _FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
 
 
-def save_with_little_room(keeper: Checkpoints, state: TrainState) -> None:
-    """Save where the kernel refuses every byte beyond 300 in a file, as on a full disk; exit 0 if it is told."""
+def save_with_little_room(store: CheckpointStore, state: TrainState) -> None:
+    """Save where the kernel refuses every byte beyond 300 in a file, as on a full disk; exit 0 if the error says so."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
     try:
-        keeper.save(state)
+        store.save(state)
     except CheckpointError as error:
         sys.exit(0 if "could not be written" in str(error) and "is intact" in str(error) else 1)
     sys.exit(2)
 
 
-def save_and_die(keeper: Checkpoints, state: TrainState, operation: int) -> None:
+def save_and_die(store: CheckpointStore, state: TrainState, operation: int) -> None:
     """Save, and be killed before the given file operation."""
     left = operation
 
@@ -41,11 +41,11 @@ def save_and_die(keeper: Checkpoints, state: TrainState, operation: int) -> None
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    keeper.save(state)
+    store.save(state)
     os._exit(0)
 
 
-def save_half_and_die(keeper: Checkpoints, state: TrainState) -> None:
+def save_half_and_die(store: CheckpointStore, state: TrainState) -> None:
     """Be killed when half of the weights are written."""
 
     def half(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -54,13 +54,4 @@ def save_half_and_die(keeper: Checkpoints, state: TrainState) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.save_file = half  # type: ignore[assignment]
-    keeper.save(state)
-
-
-def take_lock(folder: Path) -> None:
-    """Exit 0 when the lock of a folder is refused."""
-    try:
-        lock(folder)
-    except CheckpointError as error:
-        sys.exit(0 if "another process is training" in str(error) else 1)
-    sys.exit(2)
+    store.save(state)

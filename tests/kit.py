@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seam_dist.artifacts.atomic import read_json, write_json
@@ -41,13 +43,14 @@ from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.data.sources.base import Record
 from seam_dist.models import build_seam, seam_architecture
+from seam_dist.training.task import TrainTask
 
-Training = TypeVar("Training", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
+Section = TypeVar("Section", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
 CLASSES = ("cat", "dog", "horse")  # of the small data sets in memory
 SCHEDULE = {entry.name for entry in fields(ScheduleConfig)}
 
 
-def changed(section: Training, **values: Any) -> Training:
+def changed(section: Section, **values: Any) -> Section:
     """A section of a training stage with other values, those of its schedule included."""
     schedule = {name: value for name, value in values.items() if name in SCHEDULE}
     own = {name: value for name, value in values.items() if name not in SCHEDULE}
@@ -94,6 +97,42 @@ def samples_of(cfg: Config, split: str, *, masks: bool = False) -> list[Sample]:
         for part in load_manifest(cfg.shards_dir).split(split).shards
         for sample in read_shard(cfg.shards_dir / part.file, masks=masks, max_pixels=10**6)
     ]
+
+
+def metrics_of(cfg: Config, stage: Stage) -> list[dict[str, float]]:
+    """The lines of a stage's metrics.jsonl without times and memory."""
+    lines = (cfg.stage_dir(stage) / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name in ("step", "lr") or name.startswith("loss/")}
+        for line in lines
+    ]
+
+
+def trained_weights(cfg: Config, stage: Stage) -> dict[str, Tensor]:
+    """The final weights of a training stage."""
+    return load_file(cfg.stage_dir(stage) / "final" / "model.safetensors")
+
+
+def before_batch(
+    monkeypatch: pytest.MonkeyPatch, task: type[TrainTask[Any]], number: int, act: Callable[[], Any]
+) -> None:
+    """Let the loaders of a task call `act` before they make batch `number`, counted from 1."""
+    original = task.loader
+
+    class Loader:
+        def __init__(self, *arguments: Any) -> None:
+            self.inner, self.count = original(*arguments), 0
+
+        def __next__(self) -> Any:
+            self.count += 1
+            if self.count == number:
+                act()
+            return next(self.inner)
+
+        def close(self) -> None:
+            self.inner.close()
+
+    monkeypatch.setattr(task, "loader", lambda *arguments: Loader(*arguments))
 
 
 def write_cams_from_masks(cfg: Config, primary: str = "refined") -> None:

@@ -1,7 +1,7 @@
 """Every command and snippet of the READMEs.
 
-Python snippets are run. Commands that need nothing are run; those of blocks marked ```bash needs=... (data, a run, a cluster, a
-GPU), of scripts and of benchmarks are checked: files, options, names of configs and settings.
+Python snippets are run. Commands that need nothing are run; those of blocks marked ```bash needs=... (data, a run, a
+cluster), of scripts and of benchmarks are checked: files, options, names of configs and settings.
 """
 
 from __future__ import annotations

@@ -15,16 +15,17 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
 import torch
-from seam_kernels import edge_affinity, half_plane_offsets
+from seam_kernels import edge_affinity
 from torch import Tensor
 
+from seam_dist.bench.published import gathered_loss
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 
 _RADIUS = 5
-_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,6 @@ def inputs(batch_size: int, grid: int, channels: int) -> tuple[Tensor, Tensor]:
     return feature.requires_grad_(), labels.masked_fill(labels == 4, 255).contiguous()
 
 
-def gathered_loss(feature: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss from gathered pairs, as published (PARITY.md section 5)."""
-    batch, channels, height, width = feature.shape
-    margin = _RADIUS - 1
-    index = torch.arange(height * width).view(height, width)
-    first = index[: height - margin, margin : width - margin].flatten()
-    second = torch.cat([first + dy * width + dx for dy, dx in half_plane_offsets(_RADIUS)])
-    flat = feature.view(batch, channels, -1)
-    one = flat.index_select(2, first).unsqueeze(2)
-    other = flat.index_select(2, second).view(batch, channels, -1, len(first))
-    affinity = torch.exp(-(other - one).abs().mean(dim=1))  # [B, K, N]
-    from_label = labels.flatten(1)[:, first].unsqueeze(1)
-    to_label = labels.flatten(1)[:, second].view_as(affinity)
-    valid = (from_label != 255) & (to_label != 255)
-    same = valid & (from_label == to_label)
-    pairs = {"bg": same & (from_label == 0), "fg": same & (from_label != 0), "neg": valid & ~same}
-    sums = {
-        name: -(mask * torch.log(1 + _EPS - affinity if name == "neg" else affinity + _EPS)).sum() / (mask.sum() + _EPS)
-        for name, mask in pairs.items()
-    }
-    return sums["bg"] / 4 + sums["fg"] / 4 + sums["neg"] / 2
-
-
 def stencil_loss(feature: Tensor, labels: Tensor) -> Tensor:
     """Return the loss as training computes it, counts included."""
     counts = pair_counts(labels, radius=_RADIUS, border="paper")
@@ -76,10 +54,10 @@ def stencil_loss(feature: Tensor, labels: Tensor) -> Tensor:
     return affinity_losses(affinity, labels, counts, radius=_RADIUS, border="paper")["loss"]
 
 
-def run(form: str, batch_size: int, grid: int, channels: int, repeats: int) -> Result:
+def measure_loss(form: str, batch_size: int, grid: int, channels: int, repeats: int) -> Result:
     """Measure one form in this process."""
     torch.set_num_threads(1)
-    function = gathered_loss if form == "gathered" else stencil_loss
+    function = partial(gathered_loss, radius=_RADIUS) if form == "gathered" else stencil_loss
     # The first call of an operation prepares it; peak memory counts from there, the features included.
     function(*inputs(1, 12, 4)).backward()  # type: ignore[no-untyped-call]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -110,7 +88,7 @@ def main() -> None:
     results = []
     for form in ("gathered", "stencil"):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            one = pool.submit(run, form, args.batch_size, args.grid, args.channels, args.repeats).result()
+            one = pool.submit(measure_loss, form, args.batch_size, args.grid, args.channels, args.repeats).result()
         results.append(one)
         print(f"{form:10}{one.wall_s:10.3f}{one.cpu_s:10.3f}{one.peak_mib:10.0f}{one.loss:12.6f}", flush=True)
     gathered, stencil = results

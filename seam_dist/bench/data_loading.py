@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seam_dist.bench.published import augment_exact
+from seam_dist.bench.published_augmentation import augment_exact
 from seam_dist.config.schema import AugmentConfig, Config, DataConfig
 from seam_dist.data.augment.geometry import draw
 from seam_dist.data.convert import convert

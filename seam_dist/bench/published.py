@@ -1,47 +1,94 @@
-"""The published augmentation in its published order, by Pillow alone: slow, the yardstick of the fast one.
+"""The published forms of steps that this project computes otherwise: readable, slow, what benchmarks compare with.
 
-Resize the whole image, flip, jitter its color, normalize, crop with zero padding (PARITY.md section 2).
+SEAM with dense N x N matrices, its losses as PARITY.md section 2 reads, and AffinityNet's loss from gathered pairs. The
+augmentation is in published_augmentation.py, since these run where OpenCV is not installed.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+import torch
+from seam_kernels import half_plane_offsets
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, multilabel_soft_margin_loss, relu
 
-from seam_dist.data.augment.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, operation_order
-from seam_dist.data.augment.geometry import Draw, place
-
-
-def augment_exact(
-    image: Image.Image, choice: Draw, crop_size: int, mean: NDArray[np.float32], std: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the normalized crop (3, S, S) float32 of an RGB image; `mean` and `std` (3) in units of 0..1."""
-    where = place(image.height, image.width, choice, crop_size)
-    image = image.resize((where.resized[1], where.resized[0]), Image.Resampling.BICUBIC)
-    if choice.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = jitter_exact(image, choice.color)
-    pixels = (np.array(image, np.float32) / 255 - mean) / std
-    out = np.zeros((crop_size, crop_size, 3), np.float32)
-    (y, x), (height, width), (top, left) = where.start, where.size, where.offset
-    out[top : top + height, left : left + width] = pixels[y : y + height, x : x + width]
-    return np.ascontiguousarray(out.transpose(2, 0, 1))
+from seam_dist.models import SEAM, Features, SEAMOutput
+from seam_dist.models.grid import resize
+from seam_dist.models.seam import EPS, pcm_input_cam
 
 
-def jitter_exact(image: Image.Image, color: NDArray[np.float32]) -> Image.Image:
-    """Apply one row of jitter parameters as torchvision's ColorJitter does to a Pillow image."""
-    for operation in operation_order(color):
-        value = float(color[operation])
-        if operation == BRIGHTNESS:
-            image = ImageEnhance.Brightness(image).enhance(value)
-        elif operation == CONTRAST:
-            image = ImageEnhance.Contrast(image).enhance(value)
-        elif operation == SATURATION:
-            image = ImageEnhance.Color(image).enhance(value)
-        elif operation == HUE and value:
-            hue, saturation, brightness = image.convert("HSV").split()
-            turned = np.array(hue, np.int32) + int(value * 255)
-            hue = Image.fromarray((turned % 256).astype(np.uint8))
-            image = Image.merge("HSV", (hue, saturation, brightness)).convert("RGB")
-    return image
+class PublishedSEAM(SEAM):
+    """SEAM whose PCM builds the similarity of all pixel pairs, normalizes it and multiplies the CAM by it."""
+
+    def _refine(self, cam: Tensor, features: Features, image: Tensor, channels: Tensor | None) -> Tensor:
+        size = (cam.shape[2], cam.shape[3])
+        conv4, conv5 = features.conv4.detach(), features.conv5.detach()
+        branches = [resize(image, size), relu(self.f8_3(conv4)), relu(self.f8_4(conv5))]
+        feature = self.f9(torch.cat(branches, dim=1)).flatten(2)
+        feature = feature / (torch.norm(feature, dim=1, keepdim=True) + EPS)
+        similarity = relu(torch.matmul(feature.transpose(1, 2), feature))
+        similarity = similarity / (torch.sum(similarity, dim=1, keepdim=True) + EPS)
+        refined: Tensor = torch.matmul(pcm_input_cam(cam).flatten(2), similarity)
+        return refined.view(cam.shape)
+
+
+def _max_norm(cam: Tensor) -> Tensor:
+    positive = relu(cam)
+    low = positive.amin(dim=(2, 3), keepdim=True)
+    high = positive.amax(dim=(2, 3), keepdim=True)
+    return relu(positive - low - EPS) / (high - low + EPS)
+
+
+def published_loss(first: SEAMOutput, second: SEAMOutput, label: Tensor) -> Tensor:
+    """Return the total loss of SEAM as PARITY.md section 2 reads, operation by operation, at full size."""
+    n = label.shape[0]
+    with_background = torch.cat([label.new_ones(n, 1), label], dim=1)[:, :, None, None]
+    size = (second.cam.shape[2], second.cam.shape[3])
+    assert first.cam_refined is not None
+    assert second.cam_refined is not None
+    total = label.new_zeros(())
+    maps = []
+    for view in (first, second):
+        assert view.cam_refined is not None
+        pooled = adaptive_avg_pool2d(view.cam, 1)[:, 1:, 0, 0]
+        strongest = (view.cam_refined * with_background)[:, 1:].amax(dim=1).flatten(1)
+        k = strongest.shape[1] // 4
+        lowest = torch.topk(strongest, k, dim=1, largest=False).values
+        total = total + (multilabel_soft_margin_loss(pooled, label) + relu(lowest).sum() / (k * n)) / 2
+        cam = resize(_max_norm(view.cam), size) * with_background
+        refined = resize(_max_norm(view.cam_refined), size) * with_background
+        background = 1 - cam[:, 1:].amax(dim=1, keepdim=True)
+        maps.append((cam, refined, torch.cat([background, cam[:, 1:]], dim=1)))
+    (cam1, refined1, target1), (cam2, refined2, target2) = maps
+    total = total + (cam1[:, 1:] - cam2[:, 1:]).abs().mean()
+    for target, refined in ((target2, refined1), (target1, refined2)):
+        onehot = target.detach().clone()
+        onehot[:, 1:][onehot[:, 1:] != onehot[:, 1:].amax(dim=1, keepdim=True)] = 0
+        difference = (onehot - refined).abs().flatten(1)
+        total = total + torch.topk(difference, int(difference.shape[1] * 0.2), dim=1).values.mean()
+    return total
+
+
+def gathered_loss(feature: Tensor, labels: Tensor, *, radius: int) -> Tensor:
+    """Return AffinityNet's loss from gathered pairs (PARITY.md section 5).
+
+    The second side of every pair is a copy: 34 copies of the features at radius 5.
+    """
+    batch, channels, height, width = feature.shape
+    margin = radius - 1
+    index = torch.arange(height * width).view(height, width)
+    first = index[: height - margin, margin : width - margin].flatten()
+    second = torch.cat([first + dy * width + dx for dy, dx in half_plane_offsets(radius)])
+    flat = feature.view(batch, channels, -1)
+    first_side = flat.index_select(2, first).unsqueeze(2)
+    second_side = flat.index_select(2, second).view(batch, channels, -1, len(first))
+    affinity = torch.exp(-(second_side - first_side).abs().mean(dim=1))  # [B, K, N]
+    from_label = labels.flatten(1)[:, first].unsqueeze(1)
+    to_label = labels.flatten(1)[:, second].view_as(affinity)
+    valid = (from_label != 255) & (to_label != 255)
+    same = valid & (from_label == to_label)
+    pairs = {"bg": same & (from_label == 0), "fg": same & (from_label != 0), "neg": valid & ~same}
+    sums = {
+        name: -(mask * torch.log(1 + EPS - affinity if name == "neg" else affinity + EPS)).sum() / (mask.sum() + EPS)
+        for name, mask in pairs.items()
+    }
+    return sums["bg"] / 4 + sums["fg"] / 4 + sums["neg"] / 2

@@ -1,12 +1,12 @@
 """Speed, memory and time by part of a SEAM training step, against the published form of the step on the same machine.
 
-    python -m seam_dist.bench.train_step [--forms published ours ours-high] [--batch 8] [--crop 448] [--scale 0.3] [--width 1]
-                                   [--steps 10] [--csv FILE]
+    python -m seam_dist.bench.train_step [--forms published fused fused-high] [--batch 8] [--crop 448] [--scale 0.3]
+                                         [--width 1] [--steps 10] [--csv FILE]
 
 published: float32, contiguous memory, PCM from dense N x N matrices, the losses as PARITY.md section 2 reads.
-ours: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses.seam`.
-ours-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
-ours-compiled: ours, the network through torch.compile.
+fused: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses.seam`.
+fused-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
+fused-compiled: fused, the network through torch.compile.
 
 All on ResNet38d with random weights and images, frozen as in training, SGD with momentum. `mfu` is the flops of the
 network (convolutions and matrix products of the published form, forward and backward, counted by torch) over the
@@ -28,17 +28,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, multilabel_soft_margin_loss, relu
+from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
-from seam_dist.config.schema import LossConfig, ScheduleConfig
-from seam_dist.losses.seam import seam_losses
-from seam_dist.models import SEAM, Features, SEAMOutput, parameter_groups
+from seam_dist.bench.published import PublishedSEAM, published_loss
+from seam_dist.config.schema import ScheduleConfig
+from seam_dist.losses.seam import seam_loss
+from seam_dist.models import SEAM, SEAMOutput, parameter_groups
 from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.grid import resize
-from seam_dist.models.seam import EPS, pcm_input_cam, present_channels
+from seam_dist.models.seam import present_channels
 
-FORMS = ("published", "ours", "ours-high", "ours-compiled")
+FORMS = ("published", "fused", "fused-high", "fused-compiled")
 PARTS = (
     "backbone_forward", "classifier_forward", "pcm_forward", "losses", "pcm_backward", "classifier_backward",
     "backbone_backward", "optimizer",
@@ -47,59 +48,6 @@ FIELDS = (
     "form", "batch", "crop", "scale", "width", "classes", "images_per_s", "step_ms", "tflop_per_image", "mfu",
     "peak_gib", *(f"{part}_ms" for part in PARTS), "matrix_tflops", "device", "torch",
 )  # fmt: skip
-_LOSS = LossConfig()
-
-
-class PublishedSEAM(SEAM):
-    """SEAM whose PCM builds the similarity of all pixel pairs, normalizes it and multiplies the CAM by it."""
-
-    def _refine(self, cam: Tensor, features: Features, image: Tensor, channels: Tensor | None) -> Tensor:
-        size = (cam.shape[2], cam.shape[3])
-        conv4, conv5 = features.conv4.detach(), features.conv5.detach()
-        branches = [resize(image, size), relu(self.f8_3(conv4)), relu(self.f8_4(conv5))]
-        feature = self.f9(torch.cat(branches, dim=1)).flatten(2)
-        feature = feature / (torch.norm(feature, dim=1, keepdim=True) + EPS)
-        similarity = relu(torch.matmul(feature.transpose(1, 2), feature))
-        similarity = similarity / (torch.sum(similarity, dim=1, keepdim=True) + EPS)
-        refined: Tensor = torch.matmul(pcm_input_cam(cam).flatten(2), similarity)
-        return refined.view(cam.shape)
-
-
-def _max_norm(cam: Tensor) -> Tensor:
-    positive = relu(cam)
-    low = positive.amin(dim=(2, 3), keepdim=True)
-    high = positive.amax(dim=(2, 3), keepdim=True)
-    return relu(positive - low - 1e-5) / (high - low + 1e-5)
-
-
-def published_loss(first: SEAMOutput, second: SEAMOutput, label: Tensor) -> Tensor:
-    """Return the total loss as PARITY.md section 2 reads, operation by operation, at full size."""
-    n = label.shape[0]
-    with_background = torch.cat([label.new_ones(n, 1), label], dim=1)[:, :, None, None]
-    size = (second.cam.shape[2], second.cam.shape[3])
-    assert first.cam_refined is not None
-    assert second.cam_refined is not None
-    total = label.new_zeros(())
-    maps = []
-    for view in (first, second):
-        assert view.cam_refined is not None
-        pooled = adaptive_avg_pool2d(view.cam, 1)[:, 1:, 0, 0]
-        strongest = (view.cam_refined * with_background)[:, 1:].amax(dim=1).flatten(1)
-        k = strongest.shape[1] // 4
-        lowest = torch.topk(strongest, k, dim=1, largest=False).values
-        total = total + (multilabel_soft_margin_loss(pooled, label) + relu(lowest).sum() / (k * n)) / 2
-        cam = resize(_max_norm(view.cam), size) * with_background
-        refined = resize(_max_norm(view.cam_refined), size) * with_background
-        background = 1 - cam[:, 1:].amax(dim=1, keepdim=True)
-        maps.append((cam, refined, torch.cat([background, cam[:, 1:]], dim=1)))
-    (cam1, refined1, target1), (cam2, refined2, target2) = maps
-    total = total + (cam1[:, 1:] - cam2[:, 1:]).abs().mean()
-    for target, refined in ((target2, refined1), (target1, refined2)):
-        onehot = target.detach().clone()
-        onehot[:, 1:][onehot[:, 1:] != onehot[:, 1:].amax(dim=1, keepdim=True)] = 0
-        difference = (onehot - refined).abs().flatten(1)
-        total = total + torch.topk(difference, int(difference.shape[1] * 0.2), dim=1).values.mean()
-    return total
 
 
 class Step:
@@ -107,31 +55,31 @@ class Step:
 
     def __init__(self, args: argparse.Namespace, form: str, device: torch.device) -> None:
         self.form, self.device = form, device
-        self.ours = form != "published"
+        self.fused = form != "published"
         torch.manual_seed(0)
         with device:
             backbone = ResNet38d(width=args.width)
             backbone.freeze(batchnorm=True, stem=True)
-            self.model = (SEAM if self.ours else PublishedSEAM)(backbone, args.classes)
+            self.model = (SEAM if self.fused else PublishedSEAM)(backbone, args.classes)
             self.image = torch.randn(args.batch, 3, args.crop, args.crop)
         self.model.train()
         generator = torch.Generator().manual_seed(0)
         label = (torch.rand(args.batch, args.classes, generator=generator) < 1.5 / args.classes).float()
-        self.channels = present_channels(label).to(device) if self.ours else None
+        self.channels = present_channels(label).to(device) if self.fused else None
         self.label = label.to(device)
         side = max(1, int(args.crop * args.scale))
         self.second_size = (side, side)
-        if self.ours:
+        if self.fused:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.image = self.image.contiguous(memory_format=torch.channels_last)
-        self.run: nn.Module = torch.compile(self.model) if form == "ours-compiled" else self.model  # type: ignore[assignment]
+        self.run: nn.Module = torch.compile(self.model) if form == "fused-compiled" else self.model  # type: ignore[assignment]
         # Noise teaches nothing: a small rate keeps the weights finite.
         groups = parameter_groups(self.model, ScheduleConfig(lr=1e-9))
         self.optimizer = torch.optim.SGD(groups, lr=1e-9, momentum=0.9)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the network's forward pass."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.ours)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.fused)
 
     def views(self) -> tuple[Tensor, Tensor]:
         """Return the images of both views."""
@@ -140,8 +88,8 @@ class Step:
 
     def loss(self, first: SEAMOutput, second: SEAMOutput) -> Tensor:
         """Return the total loss."""
-        if self.ours:
-            return seam_losses(first, second, self.label, _LOSS)["loss"]
+        if self.fused:
+            return seam_loss(first, second, self.label)["loss"]
         return published_loss(first, second, self.label)
 
     def forward(self) -> Tensor:
@@ -232,14 +180,14 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * side**3 / statistics.median(seconds[2:])
 
 
-def measure(args: argparse.Namespace, form: str, flops: int, rate: float) -> dict[str, Any]:
+def measure_form(args: argparse.Namespace, form: str, flops: int, rate: float) -> dict[str, Any]:
     """Return the row of a form."""
     device = torch.device(args.device)
     clock = make_clock(device)
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.empty_cache()
-    torch.set_float32_matmul_precision("high" if form == "ours-high" else "highest")
+    torch.set_float32_matmul_precision("high" if form == "fused-high" else "highest")
     step = Step(args, form, device)
     for _ in range(args.warmup):
         step()
@@ -260,8 +208,8 @@ def measure(args: argparse.Namespace, form: str, flops: int, rate: float) -> dic
     return {name: row[name] for name in FIELDS}
 
 
-def main(words: list[str] | None = None) -> None:
-    """Print a row for each form, and what ours gains; add the rows to the CSV."""
+def main(arguments: list[str] | None = None) -> None:
+    """Print a row for each form, and what the fused forms gain; add the rows to the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS[:3]))
     parser.add_argument("--batch", type=int, default=8)
@@ -273,14 +221,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, help="file that the rows are added to")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     if args.device == "cpu":
         torch.set_num_threads(1)
     flops, rate = count_flops(args), matrix_rate(torch.device(args.device))
     rows = []
     for form in args.forms:
         try:
-            rows.append(measure(args, form, flops, rate))
+            rows.append(measure_form(args, form, flops, rate))
         except torch.cuda.OutOfMemoryError:
             print(f"{form}: out of memory at batch {args.batch}", flush=True)
             continue

@@ -1,6 +1,7 @@
 """How much a step of the trainer costs beyond a bare PyTorch loop over the same model, on one rank.
 
-    python -m seam_dist.bench.trainer_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15] [--clock cpu]
+    python -m seam_dist.bench.trainer_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15]
+                                               [--clock cpu]
 
 Both train SEAM on ResNet38d, full losses, with the same SGD groups. The bare loop is forward, backward, step and a
 read of the loss. Steps alternate between the two, so that a busy machine slows both alike; the median of the ratios of
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seam_dist.cluster.distributed import init_world, shutdown
+from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.cluster.signals import StopRequest, Watchdog
 from seam_dist.config.schema import (
     AugmentConfig,
@@ -36,12 +37,12 @@ from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_seam, parameter_groups
 from seam_dist.training.engine import start_training
 from seam_dist.training.logger import TrainLogger
-from seam_dist.training.seam_task import TrainModule
+from seam_dist.training.seam_task import SeamModule
 
 _CLASSES = 4
 
 
-def measure(
+def measure_steps(
     batch_size: int, crop_size: int, width: float, rounds: int, clock: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of each step of the bare loop and of the trainer, in pairs."""
@@ -56,11 +57,8 @@ def measure(
     world = init_world(cfg)
     torch.manual_seed(0)
     batch = random_batch(batch_size, crop_size)
-    bare = bare_step(cfg, batch)
-    model, _ = build_seam(cfg, _CLASSES)
-    module = TrainModule(model, cfg)
-    groups = parameter_groups(model, cfg.train_seam.schedule)
-    training = start_training(module, model, groups, cfg, world, max_steps=10**6)
+    bare = bare_step(cfg, batch, world)
+    training = start_training(build_module(cfg), world, max_steps=10**6)
     batches: Iterator[dict[str, Any]] = repeat(batch)
     seconds: tuple[list[float], list[float]] = ([], [])
     with (
@@ -87,19 +85,22 @@ def measure(
     return seconds
 
 
-def bare_step(cfg: Config, batch: dict[str, Any]) -> Callable[[], None]:
+def build_module(cfg: Config) -> SeamModule:
+    """Return SEAM with random weights and its losses."""
+    return SeamModule(build_seam(cfg, _CLASSES)[0], cfg)
+
+
+def bare_step(cfg: Config, batch: dict[str, Any], world: World) -> Callable[[], None]:
     """Return a plain PyTorch training step on a fixed batch."""
-    model, _ = build_seam(cfg, _CLASSES)
-    module = TrainModule(model, cfg)
+    module, schedule = build_module(cfg), cfg.train_seam.schedule
     module.train()
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, cfg.train_seam.schedule),
-        lr=cfg.train_seam.schedule.lr,
-        momentum=cfg.train_seam.schedule.momentum,
-    )
+    batch = dict(batch)
+    module.begin_step([batch], 0, world)  # PCM of the same channels as in the trainer
+    groups = parameter_groups(module.model, schedule)
+    optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
 
     def step() -> None:
-        losses = module(batch, 1.0)
+        losses = module(batch)
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    bare, trainer = measure(arguments.batch_size, arguments.crop_size, arguments.width, arguments.rounds, clock)
+    bare, trainer = measure_steps(arguments.batch_size, arguments.crop_size, arguments.width, arguments.rounds, clock)
     ratio = statistics.median(b / a for a, b in zip(bare, trainer, strict=True))
     print(
         f"bare loop {statistics.median(bare) * 1e3:.1f} ms, trainer {statistics.median(trainer) * 1e3:.1f} ms, "

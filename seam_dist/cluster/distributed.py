@@ -54,7 +54,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the rank that writes files and speaks."""
+        """True on the rank that writes files and prints."""
         return self.rank == 0
 
 
@@ -63,10 +63,10 @@ def init_world(cfg: Config) -> World:
 
     Sets the number of CPU threads (run.threads, else OMP_NUM_THREADS, else cores / local ranks), chooses the network
     interface from the route to MASTER_ADDR unless GLOO_SOCKET_IFNAME is set, and gives every collective run.timeout_s
-    seconds. Under a launcher the rank gets SIGTERM when the launcher dies, so that no training goes on unwatched.
+    seconds. Under a launcher the rank gets SIGTERM when the launcher dies, so that no training runs unwatched.
 
     Raises ValueError when the launcher's variables are incomplete or contradictory, or when the number of ranks is not
-    run.world_size (a wrong --hostfile path would otherwise train on one rank without a word).
+    run.world_size (a wrong --hostfile path would otherwise silently train on one rank).
     """
     place = _place(os.environ)
     if cfg.run.world_size is not None and cfg.run.world_size != place.size:
@@ -111,9 +111,9 @@ def all_gather_object(obj: T, world: World) -> list[T]:
     """Return every rank's object, by rank; objects travel pickled, among the processes of this job only."""
     if world.size == 1:
         return [obj]
-    found: list[Any] = [None] * world.size
-    dist.all_gather_object(found, obj)
-    return found
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, obj)
+    return gathered
 
 
 def broadcast_object(obj: T, world: World, src: int = 0) -> T:
@@ -122,8 +122,8 @@ def broadcast_object(obj: T, world: World, src: int = 0) -> T:
         return obj
     carrier: list[Any] = [obj if world.rank == src else None]
     dist.broadcast_object_list(carrier, src=src, device=world.device)
-    found: T = carrier[0]
-    return found
+    received: T = carrier[0]
+    return received
 
 
 def on_main(function: Callable[[], T], world: World) -> T:
@@ -286,8 +286,8 @@ def _end_with_launcher() -> None:
 def _source_address(address: str, port: int) -> str | None:
     """Return the local address from which a packet to `address` would leave."""
     try:
-        family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
+        family, socket_type, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket_type) as probe:
             probe.connect(target)
             return str(probe.getsockname()[0]).partition("%")[0]
     except OSError:

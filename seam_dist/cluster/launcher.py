@@ -1,4 +1,4 @@
-"""Run the command on all devices of this machine through the DeepSpeed launcher, and tell honestly how it ended.
+"""Run the command on all devices of this machine through the DeepSpeed launcher, and report truly how it ended.
 
 The launcher alone exits 0 when it is killed or when a rank is, and ends at a signal without waiting for its ranks;
 here success is a file that rank 0 writes at the very end, and signals reach every rank, which then has 30 s to save.
@@ -37,15 +37,15 @@ def count_ranks(ranks: str) -> int:
     return int(ranks)
 
 
-def launch(ranks: int, words: Sequence[str]) -> int:
-    """Run `seam-dist WORDS` on `ranks` processes of this machine; return 0 only when rank 0 reached the end."""
+def launch(ranks: int, arguments: Sequence[str]) -> int:
+    """Run `seam-dist ARGUMENTS` on `ranks` processes of this machine; return 0 only when rank 0 reached the end."""
     with tempfile.TemporaryDirectory(prefix="seam-dist-") as folder:
         done = Path(folder) / "done"
         command = [
             *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--hostfile", os.devnull),
             *("--num_accelerators" if not _has_gpu() else "--num_gpus", str(ranks)),
             *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
-            *("--module", "seam_dist.cli", *words),
+            *("--module", "seam_dist.cli", *arguments),
         ]
         environment = {**os.environ, DONE_FILE_VARIABLE: str(done)}
         if not _has_gpu():
@@ -75,7 +75,7 @@ def launch(ranks: int, words: Sequence[str]) -> int:
 
 
 def mark_done() -> None:
-    """Tell the launching process, if there is one, that everything was done; called by rank 0 at the end."""
+    """Report to the launching process, if there is one, that everything was done; called by rank 0 at the end."""
     path = os.environ.get(DONE_FILE_VARIABLE)
     if path:
         Path(path).write_text("done\n")

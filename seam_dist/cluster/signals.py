@@ -46,7 +46,7 @@ class Watchdog:
         self.timeout_s = timeout_s
 
     def feed(self) -> None:
-        """Start the countdown anew."""
+        """Restart the countdown."""
         # sys.__stderr__: pytest and progress bars replace sys.stderr by objects without a file descriptor.
         faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=sys.__stderr__ or 2)
 

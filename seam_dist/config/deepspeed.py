@@ -1,7 +1,7 @@
 """The `deepspeed:` block of a config: checked as a whole before launch, then completed and passed on.
 
-DeepSpeed itself takes an unknown top-level key without a word and trains with ZeRO stage 0, so every key is looked up
-here first. Nested keys are those of DeepSpeed's own models, whatever its version.
+DeepSpeed itself silently takes an unknown top-level key and trains with ZeRO stage 0, so every key is looked up here
+first. Nested keys are those of DeepSpeed's own models, whatever its version.
 """
 
 from __future__ import annotations
@@ -39,24 +39,17 @@ _SCALARS: dict[str, type] = {
     "wall_clock_breakdown": bool,
     "memory_breakdown": bool,
 }
-_ELSEWHERE = {
-    "train_batch_size": "train_seam.schedule.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train_seam.schedule.micro_batch_size",
-    "gradient_accumulation_steps": "train_seam.schedule.global_batch_size and train_seam.schedule.micro_batch_size",
-    "gradient_clipping": "train_seam.schedule.gradient_clip",
-    "optimizer": "train_seam.schedule.lr, train_seam.schedule.momentum and train_seam.schedule.weight_decay",
-    "scheduler": "train_seam.schedule.poly_power and train_seam.schedule.lr_warmup_steps",
-    "bf16": "train_seam.schedule.precision",
-    "fp16": "train_seam.schedule.precision",
-    "bfloat16": "train_seam.schedule.precision",
-    "amp": "train_seam.schedule.precision",
-    "torch_autocast": "train_seam.schedule.precision",
-    "data_types": "train_seam.schedule.precision",
-    "activation_checkpointing": "model.activation_checkpointing",
-    "steps_per_print": "train_seam.schedule.log_every",
-    "tensorboard": "train_seam.schedule.log_every",
-    "csv_monitor": "train_seam.schedule.log_every",
-    "checkpoint": "train_seam.schedule.checkpoint_every",
+# Settings of every training stage's schedule that take the place of DeepSpeed's.
+_IN_SCHEDULE = {
+    "train_batch_size": ("global_batch_size",),
+    "train_micro_batch_size_per_gpu": ("micro_batch_size",),
+    "gradient_accumulation_steps": ("global_batch_size", "micro_batch_size"),
+    "gradient_clipping": ("gradient_clip",),
+    "optimizer": ("lr", "momentum", "weight_decay"),
+    "scheduler": ("poly_power", "lr_warmup_steps"),
+    **dict.fromkeys(("bf16", "fp16", "bfloat16", "amp", "torch_autocast", "data_types"), ("precision",)),
+    **dict.fromkeys(("steps_per_print", "tensorboard", "csv_monitor"), ("log_every",)),
+    "checkpoint": ("checkpoint_every",),
 }
 _UNSUPPORTED = {
     "zero_optimization.zenflow": "its optimizer state is out of reach of the portable checkpoint",
@@ -73,8 +66,14 @@ def check_deepspeed_config(block: Mapping[str, Any]) -> None:
     _refuse_auto(block, "deepspeed")
     for key, value in block.items():
         name = f"deepspeed.{key}"
-        if key in _ELSEWHERE:
-            raise ValueError(f"{name} is set elsewhere in the config: use {_ELSEWHERE[key]} and remove it here")
+        if key in _IN_SCHEDULE:
+            own = " and ".join(f"train_seam.schedule.{setting}" for setting in _IN_SCHEDULE[key])
+            raise ValueError(
+                f"{name} is set elsewhere in the config: use {own}, or the same of another training stage, and remove "
+                "it here"
+            )
+        if key == "activation_checkpointing":
+            raise ValueError(f"{name} is set elsewhere in the config: use model.{key} and remove it here")
         if key in _SCALARS:
             _check_scalar(name, value, _SCALARS[key])
         elif key == "flops_profiler":
@@ -105,14 +104,9 @@ def deepspeed_settings(
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": gradient_clip,
-        # Its own line of progress; ours is in the logger.
+        # No progress lines of its own: seam_dist.training.logger has them.
         "steps_per_print": 2**62,
     }
-
-
-def zero_stage(block: Mapping[str, Any]) -> int:
-    """Return the ZeRO stage that the block asks for; 0 without one."""
-    return int(block.get("zero_optimization", {}).get("stage", 0))
 
 
 def _refuse_auto(value: Any, name: str) -> None:
@@ -131,10 +125,10 @@ def _check_mapping(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} is not a section: write keys and values below it")
 
 
-def _check_scalar(name: str, value: Any, kind: type) -> None:
-    numeric = kind is float and isinstance(value, int) and not isinstance(value, bool)
-    if not numeric and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise ValueError(f"{name}={value!r} is a {type(value).__name__}, expected a {kind.__name__}")
+def _check_scalar(name: str, value: Any, expected: type) -> None:
+    numeric = expected is float and isinstance(value, int) and not isinstance(value, bool)
+    if not numeric and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
+        raise ValueError(f"{name}={value!r} is a {type(value).__name__}, expected a {expected.__name__}")
 
 
 def _check_section(name: str, value: Any, model: type[BaseModel]) -> None:

@@ -21,7 +21,7 @@ NONE, BACKGROUND, FOREGROUND, NEGATIVE = range(4)
 WEIGHTS: Mapping[str, float] = {"bg": 0.25, "fg": 0.25, "neg": 0.5}
 
 
-def pair_kinds(labels: Tensor, *, radius: int, border: str) -> Tensor:
+def pair_types(labels: Tensor, *, radius: int, border: str) -> Tensor:
     """Return uint8 (B, K, h, w), as edge_affinity orders the pairs: NONE, BACKGROUND, FOREGROUND or NEGATIVE.
 
     labels (B, h, w) hold class indices, 0 background, 255 ignored. A pair exists where the border rule says so and
@@ -34,23 +34,23 @@ def pair_kinds(labels: Tensor, *, radius: int, border: str) -> Tensor:
         )
     batch, height, width = labels.shape
     offsets = half_plane_offsets(radius)
-    kinds = torch.zeros(batch, len(offsets), height, width, dtype=torch.uint8, device=labels.device)
+    types = torch.zeros(batch, len(offsets), height, width, dtype=torch.uint8, device=labels.device)
     for k, offset in enumerate(offsets):
         y0, y1, x0, x1 = from_window(offset, height, width, radius, border)
         if y0 >= y1 or x0 >= x1:
             continue
-        one = labels[:, y0:y1, x0:x1]
-        other = labels[:, y0 + offset[0] : y1 + offset[0], x0 + offset[1] : x1 + offset[1]]
-        same = torch.where(one == 0, BACKGROUND, FOREGROUND)
-        kind = torch.where(one == other, same, NEGATIVE)
-        kinds[:, k, y0:y1, x0:x1] = kind.masked_fill_((one == IGNORE_INDEX) | (other == IGNORE_INDEX), NONE)
-    return kinds
+        first = labels[:, y0:y1, x0:x1]
+        second = labels[:, y0 + offset[0] : y1 + offset[0], x0 + offset[1] : x1 + offset[1]]
+        same_class = torch.where(first == 0, BACKGROUND, FOREGROUND)
+        pairs = torch.where(first == second, same_class, NEGATIVE)
+        types[:, k, y0:y1, x0:x1] = pairs.masked_fill_((first == IGNORE_INDEX) | (second == IGNORE_INDEX), NONE)
+    return types
 
 
 def pair_counts(labels: Tensor, *, radius: int, border: str) -> Tensor:
     """Return the numbers of background, foreground and negative pairs, (3,) int64."""
-    kinds = pair_kinds(labels, radius=radius, border=border)
-    return torch.bincount(kinds.flatten(), minlength=4)[1:]
+    types = pair_types(labels, radius=radius, border=border)
+    return torch.bincount(types.flatten(), minlength=4)[1:]
 
 
 def affinity_losses(affinity: Tensor, labels: Tensor, counts: Tensor, *, radius: int, border: str) -> dict[str, Tensor]:
@@ -66,14 +66,14 @@ def affinity_losses(affinity: Tensor, labels: Tensor, counts: Tensor, *, radius:
             f"(B, {len(half_plane_offsets(radius))}, h, w) and (B, h, w) at radius {radius}: make the labels at the "
             "output stride of the network"
         )
-    kinds = pair_kinds(labels, radius=radius, border=border)
+    types = pair_types(labels, radius=radius, border=border)
     affinity = affinity.float()
     # Pairs that do not exist have affinity 0 and a finite logarithm, so that a weight of 0 takes them out.
-    value = torch.where(kinds == NEGATIVE, 1 + EPS - affinity, affinity + EPS).log()
+    value = torch.where(types == NEGATIVE, 1 + EPS - affinity, affinity + EPS).log()
     denominators = counts.to(affinity.device, torch.float32) + EPS
     terms = {
-        name: -torch.where(kinds == kind, value, 0).sum() / denominators[kind - 1]
-        for kind, name in enumerate(WEIGHTS, start=BACKGROUND)
+        name: -torch.where(types == pair_type, value, 0).sum() / denominators[pair_type - 1]
+        for pair_type, name in enumerate(WEIGHTS, start=BACKGROUND)
     }
     total = torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum()
     return {"loss": total, **terms}

@@ -7,14 +7,15 @@ is exact. Nothing is written in place. Where paper and published code differ, th
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seam_dist.config.schema import LossConfig
+from seam_dist.config.schema import Ablation
 
+_ABLATIONS = get_args(Ablation)
 _EPS = 1e-5
 
 
@@ -96,9 +97,37 @@ def min_pooling_loss(cam_refined: Tensor, label: Tensor) -> Tensor:
     return F.relu(score.topk(k, dim=1, largest=False, sorted=False).values).mean()
 
 
-def _foreground(cam: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the scaled foreground channels at `size`, zero where the label is."""
+def scaled_foreground(cam: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the foreground channels of max_norm(cam) at `size`, (B, C, h, w), zero where the label is."""
+    _check_label(cam, label)
     return max_norm(cam, size)[:, 1:] * label[..., None, None]
+
+
+def equivariant_loss(foreground1: Tensor, foreground2: Tensor) -> Tensor:
+    """Return ER: the mean absolute difference of the two views' maps, both of `scaled_foreground` at one size.
+
+    Absent classes count as equal: the mean is over all foreground channels.
+    """
+    return (foreground1 - foreground2).abs().mean()
+
+
+def ecr_loss(
+    foreground1: Tensor, foreground2: Tensor, refined1: Tensor, refined2: Tensor, label: Tensor, top: float = 0.2
+) -> Tensor:
+    """Return ECR: each view's refined map against the other view's plain one; the two directions are summed.
+
+    The plain maps are those of `scaled_foreground` at one size h x w, the refined ones (B, C + 1, H, W) as the network
+    gives them. The target is max_onehot of the plain map, with 1 - max foreground as its background, and takes no
+    gradient. Of each sample's absolute differences over all C + 1 channels the largest share `top` counts:
+    k = int((C + 1) * h * w * top), at least one.
+    """
+    size = (foreground2.shape[2], foreground2.shape[3])
+    labels = F.pad(label, (1, 0), value=1.0)[..., None, None]  # the background is present in every image
+    total = foreground1.new_zeros(())
+    for plain, refined in ((foreground2, refined1), (foreground1, refined2)):
+        target = max_onehot(_with_background(plain.detach()))
+        total = total + _top_mean((target - max_norm(refined, size) * labels).abs(), top)
+    return total
 
 
 def _with_background(foreground: Tensor) -> Tensor:
@@ -110,79 +139,51 @@ def _top_mean(values: Tensor, top: float) -> Tensor:
     return flat.topk(max(1, int(flat.shape[1] * top)), dim=1, sorted=False).values.mean()
 
 
-def _cross_loss(
-    foreground1: Tensor, foreground2: Tensor, refined1: Tensor, refined2: Tensor, label: Tensor, top: float
-) -> Tensor:
-    size = (foreground2.shape[2], foreground2.shape[3])
-    labels = F.pad(label, (1, 0), value=1.0)[..., None, None]  # the background is present in every image
-    total = foreground1.new_zeros(())
-    for other, refined in ((foreground2, refined1), (foreground1, refined2)):
-        target = max_onehot(_with_background(other.detach()))
-        total = total + _top_mean((target - max_norm(refined, size) * labels).abs(), top)
-    return total
-
-
-def equivariant_loss(cam1: Tensor, cam2: Tensor, label: Tensor) -> Tensor:
-    """Return ER: the mean absolute difference of the two views' scaled foreground maps, at the second view's size.
-
-    The first view's map is scaled to 0..1 first and resized then, bilinear with align_corners=True. Absent classes
-    count as equal: the mean is over all foreground channels.
-    """
-    _check_label(cam1, label)
-    size = (cam2.shape[2], cam2.shape[3])
-    return (_foreground(cam1, label, size) - _foreground(cam2, label, size)).abs().mean()
-
-
-def ecr_loss(cam1: Tensor, cam2: Tensor, refined1: Tensor, refined2: Tensor, label: Tensor, top: float = 0.2) -> Tensor:
-    """Return ECR: each view's refined map against the other view's plain one; the two directions are summed.
-
-    The target is max_onehot of the scaled plain map, with 1 - max foreground as its background, and takes no gradient.
-    Of each sample's absolute differences over all C + 1 channels the largest share `top` counts:
-    k = int((C + 1) * h * w * top) at the second view's size h x w, at least one.
-    """
-    _check_label(cam1, label)
-    size = (cam2.shape[2], cam2.shape[3])
-    return _cross_loss(_foreground(cam1, label, size), _foreground(cam2, label, size), refined1, refined2, label, top)
-
-
-def _refined(out: CamPair, ablation: str) -> Tensor:
-    if out.cam_refined is None:
+def _refined(view: CamPair, ablation: str) -> Tensor:
+    if view.cam_refined is None:
         raise ValueError(
-            f"loss.ablation={ablation} needs the refined map, but the network has no PCM: build it with pcm=True"
+            f"ablation={ablation} needs the refined map, but the network has no PCM: build it with pcm=True"
         )
-    return out.cam_refined
+    return view.cam_refined
 
 
-def seam_losses(
-    out1: CamPair, out2: CamPair | None, label: Tensor, loss: LossConfig, warmup: float = 1.0
+def seam_loss(
+    view1: CamPair,
+    view2: CamPair | None,
+    label: Tensor,
+    *,
+    ablation: Ablation = "full",
+    er_weight: float = 1.0,
+    ecr_weight: float = 1.0,
+    min_pool_weight: float = 1.0,
+    ecr_top: float = 0.2,
 ) -> dict[str, Tensor]:
     """Return the weighted total "loss" and its terms in use, unweighted: "cls", "min_pool", "er" and "ecr".
 
-    out1 and out2 are the views' maps; out2 is None for the ablation "cam" alone. `warmup` in 0..1 scales ER and ECR.
-    total = cls + min_pool_weight * min_pool + warmup * (er_weight * er + ecr_weight * ecr); cls and min_pool are means
-    over the views. Terms: cam: cls of one view; er: cls, er; pcm: cls, er, min_pool; ecr: cls, ecr, min_pool;
-    full: all. Raises ValueError for a missing view or refined map, or a label of another width.
+    view1 and view2 are the maps of the two views; view2 is None for the ablation "cam" alone.
+    total = cls + min_pool_weight * min_pool + er_weight * er + ecr_weight * ecr; cls and min_pool are means over the
+    views. Terms: cam: cls of one view; er: cls, er; pcm: cls, er, min_pool; ecr: cls, ecr, min_pool; full: all.
+    Raises ValueError for an unknown ablation, a missing view or refined map, or a label of another width.
     """
-    _check_label(out1.cam, label)
-    if loss.ablation == "cam":
-        cls = classification_loss(out1.cam, label)
+    if ablation not in _ABLATIONS:
+        raise ValueError(f"ablation={ablation!r} is unknown: use one of {', '.join(_ABLATIONS)}")
+    if ablation == "cam":
+        cls = classification_loss(view1.cam, label)
         return {"loss": cls, "cls": cls}
-    if out2 is None:
-        raise ValueError(
-            f"out2=None, but loss.ablation={loss.ablation} compares two views: pass the second view's maps"
-        )
-    terms = {"cls": (classification_loss(out1.cam, label) + classification_loss(out2.cam, label)) / 2}
+    if view2 is None:
+        raise ValueError(f"view2=None, but ablation={ablation} compares two views: pass the second view's maps")
+    terms = {"cls": (classification_loss(view1.cam, label) + classification_loss(view2.cam, label)) / 2}
     total = terms["cls"]
-    size = (out2.cam.shape[2], out2.cam.shape[3])
-    foreground1, foreground2 = (_foreground(out.cam, label, size) for out in (out1, out2))
-    if loss.ablation in ("pcm", "ecr", "full"):
-        refined1, refined2 = _refined(out1, loss.ablation), _refined(out2, loss.ablation)
+    size = (view2.cam.shape[2], view2.cam.shape[3])
+    foreground1, foreground2 = (scaled_foreground(view.cam, label, size) for view in (view1, view2))
+    if ablation in ("pcm", "ecr", "full"):
+        refined1, refined2 = _refined(view1, ablation), _refined(view2, ablation)
         terms["min_pool"] = (min_pooling_loss(refined1, label) + min_pooling_loss(refined2, label)) / 2
-        total = total + loss.min_pool_weight * terms["min_pool"]
-    if loss.ablation in ("er", "pcm", "full"):
-        terms["er"] = (foreground1 - foreground2).abs().mean()
-        total = total + warmup * loss.er_weight * terms["er"]
-    if loss.ablation in ("ecr", "full"):
-        terms["ecr"] = _cross_loss(foreground1, foreground2, refined1, refined2, label, loss.ecr_top)
-        total = total + warmup * loss.ecr_weight * terms["ecr"]
+        total = total + min_pool_weight * terms["min_pool"]
+    if ablation in ("er", "pcm", "full"):
+        terms["er"] = equivariant_loss(foreground1, foreground2)
+        total = total + er_weight * terms["er"]
+    if ablation in ("ecr", "full"):
+        terms["ecr"] = ecr_loss(foreground1, foreground2, refined1, refined2, label, ecr_top)
+        total = total + ecr_weight * terms["ecr"]
     return {"loss": total, **terms}

@@ -1,4 +1,4 @@
-"""The module that DeepSpeed trains for AffinityNet: normalization, affinities and their loss in one forward pass.
+"""Training of AffinityNet: affinities and their loss in one forward pass (PARITY.md section 5).
 
 The loss divides by numbers of pairs in the global batch, which are known from the labels alone: `begin_step` counts
 them over all micro-batches and ranks before the first forward pass. So N ranks, or accumulation, give the gradient of
@@ -7,72 +7,129 @@ one rank with the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.normalize import normalize_images
+from seam_dist.data.loader import make_label_map_loader
 from seam_dist.losses.affinity import affinity_losses, pair_counts
-from seam_dist.models.affinity_net import AffinityNet
-from seam_dist.models.dropout import DropoutKeys, key_dropout
+from seam_dist.models import AffinityNet, LoadReport, affinity_architecture, build_affinity_net
+from seam_dist.training.task import Batch, Loader, TrainModule, TrainTask
 
 
-class AffinityModule(nn.Module):
-    """What deepspeed.initialize gets: batch in, named losses out; batches are those of the joint loader."""
+class AffinityModule(TrainModule[AffinityNet]):
+    """The loss of AffinityNet on images with affinity labels."""
+
+    stage = "train_affinity"
 
     def __init__(self, model: AffinityNet, cfg: Config) -> None:
-        super().__init__()
-        self.model = model
-        self.cfg = cfg
-        self.keys = DropoutKeys(cfg.run.seed)
-        key_dropout(model, self.keys)
+        super().__init__(model, cfg)
         self._counts: Tensor | None = None
         self._parts = 1
-        # Buffers that move with the module and stay out of its state dict: they belong to the backbone, not to the run.
-        self.register_buffer("mean", torch.tensor(model.backbone.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(model.backbone.std), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
 
-    def begin_step(self, batches: Sequence[Mapping[str, Any]], world: World) -> None:
+    def begin_step(self, batches: Sequence[MutableMapping[str, Any]], step: int, world: World) -> None:
         """Count the pairs of an optimizer step: of all its micro-batches on all ranks."""
         counts = [pair_counts(batch["target"], **self._pairs(batch["target"])) for batch in batches]
         self._counts = all_reduce_sum(torch.stack(counts).sum(dim=0), world)
         self._parts = world.size * len(batches)
 
-    def forward(self, batch: Mapping[str, Any], warmup: float = 1.0) -> dict[str, Tensor]:
-        """Return float32 "loss", "bg", "fg" and "neg", whose means over the parts of the step are the batch's losses.
-
-        `batch` is what the joint loader yields, moved to the device. `warmup` has no effect here.
-        """
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return float32 "loss", "bg", "fg", "neg"; their means over the parts of the step are those of the batch."""
         assert self._counts is not None, "begin_step comes before the forward pass"
         self.keys.sample_number = batch["sample_number"]
-        bf16 = self.cfg.train_seam.schedule.precision == "bf16"
         image = self.images(batch)
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with self.network_precision(image.device):
             affinity = self.model(image, self.cfg.train_affinity.border)
         with torch.autocast(image.device.type, enabled=False):
             losses = affinity_losses(affinity, batch["target"], self._counts, **self._pairs(batch["target"]))
         # DeepSpeed takes the mean over ranks and accumulation steps of what should be a sum. Only the total is trained.
         return {name: (value if name == "loss" else value.detach()) * self._parts for name, value in losses.items()}
 
-    def images(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the normalized crops (B, 3, S, S), float32, black outside the image as published."""
-        return normalize_images(
-            batch["image"],
-            batch["valid"],
-            batch["color"] if self.cfg.train_affinity.jitter else None,
-            self.mean,
-            self.std,
-            channels_last=self.cfg.model.channels_last,
-            padding="black",
-        )
+    def images(self, batch: Batch) -> Tensor:
+        """Return the normalized crops, black outside the image as published."""
+        return self.normalized(batch, batch["color"] if self.cfg.train_affinity.jitter else None, padding="black")
 
     def _pairs(self, target: Tensor) -> dict[str, Any]:
         """Return radius and border for a grid of labels (B, h, w)."""
         radius = self.model.pair_radius(target.shape[1], target.shape[2])
         return {"radius": radius, "border": self.cfg.train_affinity.border}
+
+
+class AffinityTask(TrainTask[AffinityNet]):
+    """Train AffinityNet on the affinity labels of infer_cam."""
+
+    stage = "train_affinity"
+
+    @property
+    def labels(self) -> Path:
+        """Folder of the affinity labels."""
+        return self.cfg.stage_dir("infer_cam") / "affinity"
+
+    @property
+    def settings(self) -> Sequence[str]:
+        """Settings that the weights depend on: those of the color jitter only where it is on."""
+        jitter = ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue")
+        return (
+            *("model", "train_affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
+            *(jitter if self.cfg.train_affinity.jitter else ()),
+        )
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Keys below `settings` that change nothing in the weights; those of SEAM alone are among them."""
+        of_seam = ("align_grid", "dropout", "pcm_center", "pcm_channels", "pcm_grid", "pcm_impl")
+        return (
+            *super().ignored,
+            *(f"model.{name}" for name in ("activation_checkpointing", "channels_last", *of_seam)),
+        )
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """What weights of AffinityNet belong to."""
+        return affinity_architecture(self.cfg, self.manifest.classes)
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the fingerprints of shards and labels; raise StageError when infer_cam made no affinity labels."""
+        fingerprints = {
+            "shards": input_fingerprint(self.cfg.shards_dir, "shard"),
+            "infer_cam": input_fingerprint(self.labels.parent, "infer_cam"),
+        }
+        if not self.labels.is_dir():
+            raise StageError(
+                f"{self.labels} is missing, so infer_cam made no affinity labels: set infer_cam.crf=true and run "
+                "`--stage infer_cam` again"
+            )
+        missing = self.missing_labels(self.labels)
+        if missing is not None:
+            raise StageError(
+                f"{missing} is missing, so infer_cam made no affinity labels of split {self.split.name!r}: add it to "
+                "infer_cam.splits and run `--stage infer_cam` again"
+            )
+        return fingerprints
+
+    def build(self) -> tuple[AffinityNet, LoadReport]:
+        """Return AffinityNet and the report of its start weights."""
+        return build_affinity_net(self.cfg)
+
+    def module(self, network: AffinityNet, world: World) -> AffinityModule:
+        """Return what takes the training steps of AffinityNet."""
+        return AffinityModule(network, self.cfg)
+
+    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
+        """Return images with affinity labels."""
+        return make_label_map_loader(
+            self.cfg,
+            self.manifest,
+            world.rank,
+            world.size,
+            start_sample,
+            micro_batch_size,
+            labels=self.labels,
+            stage=self.stage,
+        )

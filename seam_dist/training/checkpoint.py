@@ -10,7 +10,6 @@ and `latest` as they were, or both new. Nothing in a checkpoint is executable, a
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import re
@@ -19,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,22 +58,31 @@ class TrainState:
     momentum: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Checkpoints:
-    """The checkpoints of one run in one folder.
+class CheckpointStore:
+    """The checkpoints of one training in one folder.
 
     Args:
         folder: where they lie; made at the first save.
-        architecture: JSON facts that the weights belong to (backbone, classes, ...); a checkpoint with others is
+        stage: the training stage, for messages.
+        architecture: what the weights belong to (backbone, classes, ...), as JSON; a checkpoint of another one is
             refused, even if all shapes agree.
         config: the resolved settings, kept for the reader.
         keep: how many are kept, newest first.
     """
 
     def __init__(
-        self, folder: Path, world: World, *, architecture: Mapping[str, Any], config: Mapping[str, Any], keep: int
+        self,
+        folder: Path,
+        world: World,
+        *,
+        stage: str,
+        architecture: Mapping[str, Any],
+        config: Mapping[str, Any],
+        keep: int,
     ) -> None:
         self.folder = folder
         self.world = world
+        self.stage = stage
         self.architecture = dict(architecture)
         self.config = dict(config)
         self.keep = keep
@@ -98,18 +106,18 @@ class Checkpoints:
         return path
 
     def load(self, resume: str, model: nn.Module) -> TrainState | None:
-        """Return the state to resume from on every rank, or None to start anew.
+        """Return the state to resume from on every rank, or None to start from step 0.
 
-        `resume` is train_seam.schedule.resume: "auto" takes the newest whole checkpoint of this folder, "never" removes what is
-        there, anything else is the folder of one checkpoint. Raises CheckpointError for a damaged checkpoint that was
-        named, and for one of another architecture.
+        `resume` is the setting of the schedule: "auto" takes the newest whole checkpoint of this folder, "never"
+        removes what is there, anything else is the folder of one checkpoint. Raises CheckpointError for a damaged
+        checkpoint that was named, and for one of another architecture.
         """
 
         def choose() -> Path | None:
-            found = self._choose(resume)
-            if found is not None:
-                check_architecture(found, self.architecture, model)
-            return found
+            chosen = self._choose(resume)
+            if chosen is not None:
+                self._check_architecture(chosen, model)
+            return chosen
 
         path = on_main(choose, self.world)
         return None if path is None else read_state(path)
@@ -122,6 +130,22 @@ class Checkpoints:
             return find_newest(self.folder)
         verify(Path(resume))
         return Path(resume)
+
+    def _check_architecture(self, path: Path, model: nn.Module) -> None:
+        """Refuse a checkpoint that was trained with another architecture or another set of classes."""
+        with safe_open(path / _MODEL, framework="pt") as file:
+            stored_shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        differences = [
+            *_differences(read_json(path / _STATE)["architecture"], self.architecture, lacking="unset"),
+            *_differences(stored_shapes, shapes, lacking="missing"),
+        ]
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise CheckpointError(
+                f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}: use the settings "
+                f"it was trained with, another run.name, or {self.stage}.schedule.resume=never"
+            )
 
     def _write(self, path: Path, state: TrainState) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +190,7 @@ class Checkpoints:
         self._remove_old(state.step)
 
     def _remove_old(self, step: int) -> None:
-        """Keep the newest checkpoints up to `step`; later ones belong to a course of training that was given up."""
+        """Keep the newest checkpoints up to `step`; later ones belong to steps that a run went back behind."""
         folders = step_folders(self.folder)
         kept = [number for number in sorted(folders) if number <= step][-self.keep :]
         doomed = [folder for number, folder in folders.items() if number not in kept]
@@ -177,7 +201,7 @@ class Checkpoints:
         reason = failure.strerror if isinstance(failure, OSError) and failure.strerror else str(failure)
         previous = find_newest(self.folder, quiet=True)
         rest = f"the previous one, {previous.name}, is intact" if previous else "there is no earlier one"
-        return f"checkpoint {path} could not be written: {reason}; {rest}: free space or mend the cause, then resume"
+        return f"checkpoint {path} could not be written: {reason}; {rest}: free space or fix the cause, then resume"
 
 
 def find_newest(folder: Path, *, quiet: bool = False) -> Path | None:
@@ -242,62 +266,31 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"checkpoint {path} is damaged: the checksum of {name} differs")
 
 
-def check_architecture(path: Path, architecture: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse a checkpoint that was trained with another architecture or another set of classes."""
-    stored = read_json(path / _STATE)["architecture"]
-    differences = [
-        f"{key} is {stored.get(key, 'unset')} there and {architecture.get(key, 'unset')} here"
-        for key in sorted(stored.keys() | architecture.keys())
-        if stored.get(key) != architecture.get(key)
-    ]
-    with safe_open(path / _MODEL, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(shapes.keys() | own.keys()):
-        if shapes.get(name) != own.get(name):
-            differences.append(f"{name} is {shapes.get(name, 'missing')} there and {own.get(name, 'missing')} here")
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise CheckpointError(
-            f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}: use the settings "
-            "it was trained with, another run.name, or train_seam.schedule.resume=never"
-        )
-
-
 def read_state(path: Path) -> TrainState:
     """Return the state in a checkpoint that was verified before."""
-    facts = read_json(path / _STATE)
+    stored = read_json(path / _STATE)
     return TrainState(
-        step=int(facts["step"]),
-        samples=int(facts["samples"]),
-        seed=int(facts["seed"]),
+        step=int(stored["step"]),
+        samples=int(stored["samples"]),
+        seed=int(stored["seed"]),
         weights=load_file(path / _MODEL),
         momentum=load_file(path / _OPTIMIZER),
     )
 
 
-def lock(folder: Path) -> IO[str]:
-    """Hold `folder` for this process until the returned file is closed or the process ends, however it ends.
-
-    Raises CheckpointError when another process holds it, for example a training whose launcher was killed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise CheckpointError(
-            f"another process is training in {folder}: end it, or give this run another name"
-        ) from None
-    return file
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], *, lacking: str) -> list[str]:
+    return [
+        f"{key} is {there.get(key, lacking)} there and {here.get(key, lacking)} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
 
 
 def _check_finite(state: TrainState) -> None:
-    for kind, tensors in (("parameter", state.weights), ("momentum of", state.momentum)):
+    for title, tensors in (("parameter", state.weights), ("momentum of", state.momentum)):
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"{kind} {name} holds NaN or infinity at step {state.step}")
+                raise CheckpointError(f"{title} {name} holds NaN or infinity at step {state.step}")
 
 
 def _fsync(path: Path) -> None:

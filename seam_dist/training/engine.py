@@ -1,4 +1,4 @@
-"""Training: one loop of load, step, log, checkpoint around a DeepSpeed engine.
+"""The training loop: load, step, log, checkpoint, around a DeepSpeed engine.
 
 bf16 is torch's autocast around the network: parameters, gradients and optimizer state stay float32 at every ZeRO
 stage, so one form of checkpoint serves all of them and the losses never see a rounded weight.
@@ -15,37 +15,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, deepspeed_ready
 from seam_dist.cluster.signals import SIGNALS, StopRequest, Watchdog
 from seam_dist.config.deepspeed import deepspeed_settings
-from seam_dist.config.schema import Config, ScheduleConfig
-from seam_dist.training.checkpoint import Checkpoints, TrainState
+from seam_dist.config.schema import ScheduleConfig
+from seam_dist.models import parameter_groups
+from seam_dist.training.checkpoint import CheckpointStore, TrainState
 from seam_dist.training.logger import TrainLogger
+from seam_dist.training.task import Batch, TrainModule
 from seam_dist.training.zero_state import gather_momentum, gather_weights, make_momentum, set_momentum
-
-Batch = Mapping[str, Any]
 
 
 class TrainingError(ValueError):
-    """Training cannot go on; the message says at which step and why."""
+    """Training cannot continue; the message says at which step and why."""
 
 
 @dataclass
 class Training:
-    """A DeepSpeed engine, where it stands in its schedule, and how a step is cut into micro batches."""
+    """A DeepSpeed engine, where it stands in its schedule, and how a step is cut into micro-batches."""
 
     engine: Any
-    model: nn.Module
-    cfg: Config
+    module: TrainModule[Any]
     world: World
     max_steps: int
     micro_batch_size: int
     accumulation: int
     base_lr: list[float]
-    section: str = "train_seam.schedule"
-    """Section of the settings that the schedule came from, for messages."""
     step: int = 0
     samples: int = 0
     stop_signal: int = 0
@@ -60,17 +57,13 @@ class Training:
         """
         self._seed()
         self._set_lr()
-        factor = warmup_factor(self.step, self.cfg.loss.warmup_steps)
         parts: list[dict[str, Tensor]] = []
         keys: list[str] = []
-        # A loss that is divided by a count over the global batch needs the labels of all its parts first.
-        step_batches = [next(batches) for _ in range(self.accumulation)]
-        begin_step = getattr(self.engine.module, "begin_step", None)
-        if begin_step is not None:
-            begin_step(step_batches, self.world)
+        step_batches = [dict(next(batches)) for _ in range(self.accumulation)]
+        self.module.begin_step(step_batches, self.step, self.world)
         for micro, batch in enumerate(step_batches):
             self._batch = to_device(batch, self.world.device)
-            losses = self.engine(self._batch, factor)
+            losses = self.engine(self._batch)
             self.engine.backward(losses["loss"])
             parts.append({name: value.detach() for name, value in losses.items()})
             keys += batch["key"]
@@ -83,11 +76,10 @@ class Training:
         if self.engine.zero_optimization_stage() and not self.engine.was_step_applied():
             raise TrainingError(
                 f"the gradient at step {self.step + 1} is NaN or infinite although the loss is finite "
-                f"({_format(terms)}): lower {self.section}.lr or set {self.section}.gradient_clip, and resume "
-                "from the last checkpoint"
+                f"({_format(terms)}): {self._remedy()} from the last checkpoint"
             )
         self.step += 1
-        self.samples += self.cfg.train_seam.schedule.global_batch_size
+        self.samples += self.module.schedule.global_batch_size
         return terms
 
     def state(self) -> TrainState:
@@ -95,32 +87,26 @@ class Training:
         return TrainState(
             step=self.step,
             samples=self.samples,
-            seed=self.cfg.run.seed,
-            weights=gather_weights(self.engine, self.model, self.world),
-            momentum=gather_momentum(self.engine, self.model, self.world),
+            seed=self.module.cfg.run.seed,
+            weights=gather_weights(self.engine, self.module.model, self.world),
+            momentum=gather_momentum(self.engine, self.module.model, self.world),
         )
 
     def close(self) -> None:
         """Take the engine apart, so that its memory is free for what this process does next."""
         self.engine.destroy()
 
-    def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
-        """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it.
-
-        None when the module has no pictures.
-        """
+    def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it."""
         assert self._batch is not None, "pictures follow a step"
-        module = self.engine.module
-        if not hasattr(module, "pictures"):
-            return None
         self.engine.eval()
         with torch.no_grad():
-            images, cam, cam_refined = module.pictures(self._batch)
+            images, cam, cam_refined = self.module.pictures(self._batch)
         self.engine.train()
         return images, cam, cam_refined, self._batch["label"]
 
     def _reduce_losses(self, parts: list[dict[str, Tensor]], stop: StopRequest | None) -> dict[str, float]:
-        """Average the losses over micro batches and ranks; the request to stop travels along."""
+        """Average the losses over micro-batches and ranks; the request to stop travels along."""
         names = list(parts[0])
         local = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in names])
         asked = torch.tensor(
@@ -140,43 +126,38 @@ class Training:
             for index, part in enumerate(parts)
             if not all(bool(torch.isfinite(value)) for value in part.values())
         ]
-        found = [line for lines in all_gather_object(bad, self.world) for line in lines]
+        lines = [line for of_rank in all_gather_object(bad, self.world) for line in of_rank]
         return (
-            f"the loss at step {self.step + 1} is NaN or infinite; {'; '.join(found)}: the weights are as they were "
-            f"before this step; look at these samples, lower {self.section}.lr or set {self.section}.gradient_clip, "
-            "and resume"
+            f"the loss at step {self.step + 1} is NaN or infinite; {'; '.join(lines)}: the weights are as they were "
+            f"before this step; look at these samples, {self._remedy()}"
         )
+
+    def _remedy(self) -> str:
+        stage = self.module.stage
+        return f"lower {stage}.schedule.lr or set {stage}.schedule.gradient_clip, and resume"
 
     def _seed(self) -> None:
         """Key torch's random numbers by (seed, step, rank), so that a resumed run draws what it would have drawn."""
-        text = f"{self.cfg.run.seed}/{self.step}/{self.world.rank}"
+        text = f"{self.module.cfg.run.seed}/{self.step}/{self.world.rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
     def _set_lr(self) -> None:
-        factor = lr_factor(self.step, self.max_steps, self.cfg.train_seam.schedule)
-        self.lr = self.cfg.train_seam.schedule.lr * factor
+        schedule = self.module.schedule
+        factor = lr_factor(self.step, self.max_steps, schedule)
+        self.lr = schedule.lr * factor
         for group, base in zip(self.engine.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * factor
 
 
 def start_training(
-    module: nn.Module,
-    model: nn.Module,
-    groups: list[dict[str, Any]],
-    cfg: Config,
-    world: World,
-    *,
-    max_steps: int,
-    resume: TrainState | None = None,
-    section: str = "train_seam.schedule",
+    module: TrainModule[Any], world: World, *, max_steps: int, resume: TrainState | None = None
 ) -> Training:
     """Return a training at step 0, or where `resume` left off, on any number of ranks and at any ZeRO stage.
 
-    `module` maps (batch, warm-up factor) to named losses; `model` is the part of it whose weights are kept; `groups`
-    are SGD's parameter groups with a learning rate each. `resume` was loaded from a checkpoint that fits the model.
-    `section` names the settings that cfg.train_seam.schedule came from.
+    The weights of `module.model` are those that are kept. `resume` was loaded from a checkpoint that fits them.
     """
-    micro, accumulation = micro_batches(cfg.train_seam.schedule, world.size, section=section)
+    cfg, schedule, model = module.cfg, module.schedule, module.model
+    micro, accumulation = micro_batches(schedule, world.size, stage=module.stage)
     if resume is not None:
         model.load_state_dict(resume.weights, strict=True)
     _quiet_deepspeed()
@@ -184,12 +165,12 @@ def start_training(
 
     settings = deepspeed_settings(
         cfg.deepspeed,
-        global_batch_size=cfg.train_seam.schedule.global_batch_size,
+        global_batch_size=schedule.global_batch_size,
         micro_batch_size=micro,
         accumulation=accumulation,
-        gradient_clip=cfg.train_seam.schedule.gradient_clip,
+        gradient_clip=schedule.gradient_clip,
     )
-    optimizer = torch.optim.SGD(groups, lr=cfg.train_seam.schedule.lr, momentum=cfg.train_seam.schedule.momentum)
+    optimizer = torch.optim.SGD(parameter_groups(model, schedule), lr=schedule.lr, momentum=schedule.momentum)
     # DeepSpeed sends and flattens parameters as bytes in C order; from stage 1 on they are parts of flat buffers.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with deepspeed_ready(world, cfg.run.timeout_s):
@@ -202,7 +183,7 @@ def start_training(
     engine.train()
     make_momentum(engine)
     base_lr = [float(group["lr"]) for group in engine.optimizer.param_groups]
-    training = Training(engine, model, cfg, world, max_steps, micro, accumulation, base_lr, section)
+    training = Training(engine, module, world, max_steps, micro, accumulation, base_lr)
     if resume is not None:
         set_momentum(engine, model, world, resume.momentum.__getitem__)
         training.step, training.samples = resume.step, resume.samples
@@ -212,7 +193,7 @@ def start_training(
 def fit(
     training: Training,
     batches: Iterator[Batch],
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointStore,
     logger: TrainLogger,
     stop: StopRequest,
 ) -> int:
@@ -220,18 +201,16 @@ def fit(
 
     Raises TrainingError when a loss stops being finite and CheckpointError when a checkpoint cannot be written.
     """
-    cfg, every = training.cfg.train_seam.schedule, training.cfg.train_seam.pictures_every
-    with Watchdog(training.cfg.run.timeout_s) as watchdog:
+    module, every = training.module, training.module.pictures_every
+    with Watchdog(module.cfg.run.timeout_s) as watchdog:
         while training.step < training.max_steps:
             losses = training.train_step(batches, stop)
             watchdog.feed()
             done = training.step == training.max_steps
             logger.log(training.step, losses, lr=training.lr)
-            if done or (every and training.step % every == 0):
-                pictures = training.pictures()
-                if pictures is not None:
-                    logger.pictures(training.step, *pictures)
-            if done or training.stop_signal or training.step % cfg.checkpoint_every == 0:
+            if every is not None and (done or (every and training.step % every == 0)):
+                logger.pictures(training.step, *training.pictures())
+            if done or training.stop_signal or training.step % module.schedule.checkpoint_every == 0:
                 checkpoints.save(training.state())
                 watchdog.feed()
             if training.stop_signal and not done:
@@ -239,48 +218,41 @@ def fit(
     return 0
 
 
-def micro_batches(cfg: ScheduleConfig, world_size: int, *, section: str = "train_seam.schedule") -> tuple[int, int]:
+def micro_batches(schedule: ScheduleConfig, world_size: int, *, stage: str) -> tuple[int, int]:
     """Return images a forward pass and forward passes a step, for each rank.
 
-    Raises ValueError when the global batch cannot be dealt out evenly.
+    Raises ValueError when the global batch cannot be dealt out evenly; `stage` names the settings in its message.
     """
-    total = cfg.global_batch_size
-    micro = cfg.micro_batch_size
+    total, micro = schedule.global_batch_size, schedule.micro_batch_size
+    batch = f"{stage}.schedule.global_batch_size={total}"
     if micro is None:
         if total % world_size:
-            raise ValueError(
-                f"{section}.global_batch_size={total} is not a multiple of the {world_size} ranks: change one of them"
-            )
+            raise ValueError(f"{batch} is not a multiple of the {world_size} ranks: change one of them")
         return total // world_size, 1
     if total % (micro * world_size):
         raise ValueError(
-            f"{section}.global_batch_size={total} is not a multiple of {section}.micro_batch_size={micro} times "
-            f"{world_size} ranks: change one of them"
+            f"{batch} is not a multiple of {stage}.schedule.micro_batch_size={micro} times {world_size} ranks: change "
+            "one of them"
         )
     return micro, total // (micro * world_size)
 
 
-def num_steps(cfg: ScheduleConfig, num_samples: int, *, section: str = "train_seam.schedule") -> int:
-    """Return the optimizer steps of the schedule: train_seam.schedule.max_steps, else epochs of floor(samples / batch) steps."""
-    if cfg.max_steps is not None:
-        return cfg.max_steps
-    if num_samples < cfg.global_batch_size:
+def num_steps(schedule: ScheduleConfig, num_samples: int, *, stage: str) -> int:
+    """Return the optimizer steps of the schedule: its max_steps, else epochs of floor(samples / batch) steps."""
+    if schedule.max_steps is not None:
+        return schedule.max_steps
+    if num_samples < schedule.global_batch_size:
         raise ValueError(
-            f"the training split has {num_samples} samples, fewer than {section}.global_batch_size="
-            f"{cfg.global_batch_size}: lower it, or set {section}.max_steps"
+            f"the training split has {num_samples} samples, fewer than {stage}.schedule.global_batch_size="
+            f"{schedule.global_batch_size}: lower it, or set {stage}.schedule.max_steps"
         )
-    return max(1, int(num_samples // cfg.global_batch_size * cfg.epochs))
+    return max(1, int(num_samples // schedule.global_batch_size * schedule.epochs))
 
 
-def lr_factor(step: int, max_steps: int, cfg: ScheduleConfig) -> float:
+def lr_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
     """Return the factor on every learning rate at `step`, counted from 0: poly decay, times a linear warm-up."""
-    poly: float = (1 - step / max_steps) ** cfg.poly_power
-    return poly * min(1.0, (step + 1) / cfg.lr_warmup_steps) if cfg.lr_warmup_steps else poly
-
-
-def warmup_factor(step: int, warmup_steps: int) -> float:
-    """Return the factor on the consistency losses at `step`: from 0 linearly to 1 at `warmup_steps`."""
-    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    poly: float = (1 - step / max_steps) ** schedule.poly_power
+    return poly * min(1.0, (step + 1) / schedule.lr_warmup_steps) if schedule.lr_warmup_steps else poly
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""The module that DeepSpeed trains: normalization, both views, SEAM and the losses in one forward pass.
-
-Dropout is keyed by the sample: its mask is a function of (seed, sample number, layer, grid, channel). A resumed run,
-another number of ranks or another split into micro batches therefore draws the same masks for the same images.
-"""
+"""Training of SEAM: both views, PCM and the losses in one forward pass (PARITY.md sections 1 and 2)."""
 
 from __future__ import annotations
 
@@ -10,16 +6,122 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
+from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config
-from seam_dist.data.augment.normalize import normalize_images
-from seam_dist.losses.seam import seam_losses
-from seam_dist.models.dropout import DropoutKeys, key_dropout
+from seam_dist.data.loader import make_classification_loader
+from seam_dist.losses.seam import seam_loss
+from seam_dist.models import SEAM, LoadReport, SEAMOutput, build_seam, seam_architecture
 from seam_dist.models.grid import scaled_size
-from seam_dist.models.seam import SEAM, SEAMOutput, present_channels
+from seam_dist.models.seam import present_channels
+from seam_dist.training.task import Batch, Loader, TrainModule, TrainTask
+
+
+class SeamModule(TrainModule[SEAM]):
+    """The losses of SEAM on the batches of `seam_dist.data.loader`."""
+
+    stage = "train_seam"
+
+    def __init__(self, model: SEAM, cfg: Config) -> None:
+        super().__init__(model, cfg)
+        self.pictures_every = cfg.train_seam.pictures_every
+        self.warmup = 1.0
+
+    def begin_step(self, batches: Sequence[MutableMapping[str, Any]], step: int, world: World) -> None:
+        """Set the warm-up of the step; add to each micro-batch the CAM channels that its losses read.
+
+        PCM refines those channels alone; losses and gradients are the same with and without the entry "channels".
+        """
+        self.warmup = warmup_factor(step, self.cfg.loss.warmup_steps)
+        for batch in batches:
+            batch["channels"] = present_channels(batch["label"])
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the float32 losses of a batch by name: "loss", the total, and the terms in use, unweighted."""
+        self.keys.sample_number = batch["sample_number"]
+        image = self.normalized(batch, batch["color"])
+        channels, loss = batch.get("channels"), self.cfg.loss
+        view1 = self._cams(image, channels)
+        view2 = None
+        if loss.ablation != "cam":
+            size = second_view_size(image.shape[2], self.cfg)
+            view2 = self._cams(interpolate(image, (size, size), mode="bilinear", align_corners=True), channels)
+        with torch.autocast(image.device.type, enabled=False):
+            losses = seam_loss(
+                view1,
+                view2,
+                batch["label"],
+                ablation=loss.ablation,
+                er_weight=self.warmup * loss.er_weight,
+                ecr_weight=self.warmup * loss.ecr_weight,
+                min_pool_weight=loss.min_pool_weight,
+                ecr_top=loss.ecr_top,
+            )
+        # Only the total is trained; the rest is for the log and needs no graph.
+        return {name: value if name == "loss" else value.detach() for name, value in losses.items()}
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the first view in 0..1 and its CAMs; call it in eval mode, on every rank."""
+        image = self.normalized(batch, batch["color"])
+        output = self._cams(image)
+        return image * self.std[:, None, None] + self.mean[:, None, None], output.cam, output.cam_refined
+
+    def _cams(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
+        with self.network_precision(image.device):
+            output: SEAMOutput = self.model(image, channels)
+        return output
+
+
+class SeamTask(TrainTask[SEAM]):
+    """Train SEAM from image-level labels."""
+
+    stage = "train_seam"
+    settings = (
+        *("model", "augment", "loss", "train_seam"),
+        *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
+    )
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Keys below `settings` that change nothing in the weights."""
+        return (
+            *super().ignored,
+            "train_seam.pictures_every",
+            "model.activation_checkpointing",
+            "model.channels_last",
+            "model.pcm_impl",
+        )
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        """What weights of SEAM belong to."""
+        return seam_architecture(self.cfg, self.manifest.classes)
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the fingerprint of the shards."""
+        return {"shards": input_fingerprint(self.cfg.shards_dir, "shard")}
+
+    def build(self) -> tuple[SEAM, LoadReport]:
+        """Return SEAM and the report of its start weights."""
+        return build_seam(self.cfg, self.manifest.num_classes)
+
+    def module(self, network: SEAM, world: World) -> SeamModule:
+        """Return what takes the training steps of SEAM."""
+        return SeamModule(network, self.cfg)
+
+    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
+        """Return images with image-level labels."""
+        return make_classification_loader(
+            self.cfg, self.manifest, world.rank, world.size, start_sample, micro_batch_size
+        )
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Return the factor on the weights of ER and ECR at `step`: from 0 linearly to 1 at `warmup_steps`."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 def second_view_size(side: int, cfg: Config) -> int:
@@ -28,66 +130,3 @@ def second_view_size(side: int, cfg: Config) -> int:
     if cfg.model.align_grid:
         return scaled_size((side, side), scale, align=cfg.model.output_stride)[0]
     return max(1, int(side * scale))
-
-
-class TrainModule(nn.Module):
-    """What deepspeed.initialize gets: batch in, named losses out."""
-
-    def __init__(self, model: SEAM, cfg: Config) -> None:
-        super().__init__()
-        self.model = model
-        self.cfg = cfg
-        self.keys = DropoutKeys(cfg.run.seed)
-        key_dropout(model, self.keys)
-        # Buffers that move with the module and stay out of its state dict: they belong to the backbone, not to the run.
-        self.register_buffer("mean", torch.tensor(model.backbone.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(model.backbone.std), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
-
-    def begin_step(self, batches: Sequence[MutableMapping[str, Any]], _world: World) -> None:
-        """Add to each micro-batch, still on the CPU, the CAM channels that its losses read: PCM refines those alone."""
-        for batch in batches:
-            batch["channels"] = present_channels(batch["label"])
-
-    def forward(self, batch: Mapping[str, Any], warmup: float) -> dict[str, Tensor]:
-        """Return the float32 losses of a batch by name: "loss", the total, and the terms in use.
-
-        `batch` is what the loader yields, moved to the device; `warmup` in 0..1 scales the ER and ECR weights. Losses
-        and gradients are the same with and without the entry "channels" of begin_step.
-        """
-        self.keys.sample_number = batch["sample_number"]
-        image = self.images(batch)
-        channels = batch.get("channels")
-        first = self._cams(image, channels)
-        second = None
-        if self.cfg.loss.ablation != "cam":
-            size = second_view_size(image.shape[2], self.cfg)
-            second = self._cams(interpolate(image, (size, size), mode="bilinear", align_corners=True), channels)
-        with torch.autocast(image.device.type, enabled=False):
-            losses = seam_losses(first, second, batch["label"], self.cfg.loss, warmup)
-        # Only the total is trained; the rest is for the log and needs no graph.
-        return {name: value if name == "loss" else value.detach() for name, value in losses.items()}
-
-    def images(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the normalized first view (B, 3, S, S), float32."""
-        return normalize_images(
-            batch["image"],
-            batch["valid"],
-            batch["color"],
-            self.mean,
-            self.std,
-            channels_last=self.cfg.model.channels_last,
-        )
-
-    def pictures(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the first view in 0..1 and its CAMs; call it in eval mode, on every rank."""
-        image = self.images(batch)
-        output = self._cams(image)
-        return image * self.std[:, None, None] + self.mean[:, None, None], output.cam, output.cam_refined
-
-    def _cams(self, image: Tensor, channels: Tensor | None = None) -> SEAMOutput:
-        bf16 = self.cfg.train_seam.schedule.precision == "bf16"
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16):
-            output: SEAMOutput = self.model(image, channels)
-        return output

@@ -1,6 +1,6 @@
-"""The whole state of a DeepSpeed engine, gathered from its ranks at any ZeRO stage, and momentum put back.
+"""The whole state of a DeepSpeed engine, gathered from its ranks at any ZeRO stage, and momentum set again.
 
-Parameters are float32 at every stage and precision (bf16 is autocast), so the weights need no putting back: they are
+Parameters are float32 at every stage and precision (bf16 is autocast), so the weights need no setting: they are
 loaded before deepspeed.initialize, which partitions them. The momentum of SGD is made here, as zeros, before the first
 step: SGD's first step from zeros is the same as from nothing, and it can then be read and set at any time. DeepSpeed's
 own universal checkpoints handle neither SGD momentum nor frozen parameters and buffers.
@@ -20,7 +20,7 @@ _MOMENTUM = "momentum_buffer"
 
 
 def make_momentum(engine: Any) -> None:
-    """Give every optimizer parameter of this rank a zero momentum, and tell DeepSpeed where each part lies."""
+    """Give every optimizer parameter of this rank a zero momentum, where DeepSpeed finds each part of it."""
     optimizer = engine.basic_optimizer
     if not optimizer.defaults["momentum"]:
         return
@@ -38,33 +38,33 @@ def gather_weights(engine: Any, model: nn.Module, world: World) -> dict[str, Ten
     import deepspeed
 
     persistent = set(model.state_dict().keys())
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if world.is_main:
-                found[name] = _on_host(parameter)
+                weights[name] = _on_host(parameter)
     if world.is_main:
-        found.update({name: _on_host(buffer) for name, buffer in model.named_buffers() if name in persistent})
-    return found
+        weights.update({name: _on_host(buffer) for name, buffer in model.named_buffers() if name in persistent})
+    return weights
 
 
 def gather_momentum(engine: Any, model: nn.Module, world: World) -> dict[str, Tensor]:
     """Return the momentum of every trained parameter on the CPU by name, on the main rank; every rank must call it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    found: dict[str, Tensor] = {}
+    momentum: dict[str, Tensor] = {}
     for name, parameter in _trained(engine, model):
         if engine.zero_optimization_stage() == 0:
             value = engine.basic_optimizer.state[parameter][_MOMENTUM]
         else:
             value = safe_get_full_optimizer_state(parameter, _MOMENTUM)
         if world.is_main:
-            found[name] = _on_host(value)
-    return found
+            momentum[name] = _on_host(value)
+    return momentum
 
 
 def set_momentum(engine: Any, model: nn.Module, world: World, read: Callable[[str], Tensor]) -> None:
-    """Put the momentum `read(name)` of every trained parameter back, whatever the stage and number of ranks."""
+    """Set the momentum of every trained parameter to `read(name)`, whatever the stage and number of ranks."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     stage = engine.zero_optimization_stage()

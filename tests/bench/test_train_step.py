@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seam_dist.bench.train_step import FORMS, PARTS, Step, main, published_loss
-from seam_dist.config.schema import LossConfig
-from seam_dist.losses.seam import seam_losses
-from seam_dist.models import SEAMOutput
+from seam_dist.bench.train_step import FORMS, PARTS, Step, main
 
 TINY = argparse.Namespace(batch=2, crop=40, scale=0.6, width=1 / 16, classes=3)
 
@@ -25,26 +22,15 @@ def step(form: str) -> Step:
     return made
 
 
-def test_published_loss_is_that_of_the_trainer() -> None:
-    generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(2, 4, *size, generator=generator).requires_grad_() for size in ((31, 29), (17, 16)) * 2]
-    label = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-    views = SEAMOutput(maps[0], maps[2]), SEAMOutput(maps[1], maps[3])
-    plain, trained = published_loss(*views, label), seam_losses(*views, label, LossConfig())["loss"]
-    torch.testing.assert_close(plain, trained)
-    for got, expected in zip(torch.autograd.grad(plain, maps), torch.autograd.grad(trained, maps), strict=True):
-        torch.testing.assert_close(got, expected)
-
-
 def test_forms_share_weights_and_loss() -> None:
-    published, ours = step("published"), step("ours")
+    published, fused = step("published"), step("fused")
     exact = published.forward()
-    assert ours.forward().item() == pytest.approx(exact.item(), rel=0.03)  # bf16
-    ours.autocast = published.autocast  # type: ignore[method-assign]
-    torch.testing.assert_close(ours.forward(), exact)
+    assert fused.forward().item() == pytest.approx(exact.item(), rel=0.03)  # bf16
+    fused.autocast = published.autocast  # type: ignore[method-assign]
+    torch.testing.assert_close(fused.forward(), exact)
 
 
-@pytest.mark.parametrize("form", ["published", "ours"])
+@pytest.mark.parametrize("form", ["published", "fused"])
 def test_parts_of_a_step_train_as_the_whole_step(form: str) -> None:
     whole, cut = step(form), step(form)
     whole()
@@ -59,10 +45,10 @@ def test_parts_of_a_step_train_as_the_whole_step(form: str) -> None:
 
 def test_rows_hold_the_figures_of_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "step.csv"
-    words = "--device cpu --batch 2 --crop 32 --scale 0.5 --width 0.0625 --classes 3 --steps 1 --warmup 0 --forms"
-    main([*words.split(), *FORMS[:2], "--csv", str(table)])
+    options = "--device cpu --batch 2 --crop 32 --scale 0.5 --width 0.0625 --classes 3 --steps 1 --warmup 0 --forms"
+    main([*options.split(), *FORMS[:2], "--csv", str(table)])
     rows = list(csv.DictReader(table.open()))
-    assert [row["form"] for row in rows] == ["published", "ours"]
+    assert [row["form"] for row in rows] == ["published", "fused"]
     for row in rows:
         assert float(row["images_per_s"]) > 0
         assert float(row["mfu"]) > 0

@@ -145,7 +145,7 @@ def test_interface_follows_the_route(
     monkeypatch: pytest.MonkeyPatch, host: str, crosses_hosts: bool, interface: str | None
 ) -> None:
     class Probe:
-        def __init__(self, *kind: Any) -> None:
+        def __init__(self, *arguments: Any) -> None:
             self.source = ""
 
         def __enter__(self) -> Probe:

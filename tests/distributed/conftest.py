@@ -31,15 +31,15 @@ class Ranks:
             probe.bind(("127.0.0.1", 0))
             return int(probe.getsockname()[1])
 
-    def start(self, num_ranks: int, *words: str) -> list[subprocess.Popen[str]]:
-        """Run `python WORDS` as each rank of a job, in a session of its own."""
+    def start(self, num_ranks: int, *arguments: str) -> list[subprocess.Popen[str]]:
+        """Run `python ARGUMENTS` as each rank of a job, in a session of its own."""
         port = str(self.free_port())
         ranks = []
         for rank in range(num_ranks):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
             own = {name: str(value) for name, value in place.items()}
             environment = {**os.environ, **own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-            ranks.append(self.run(rank, [sys.executable, *words], environment))
+            ranks.append(self.run(rank, [sys.executable, *arguments], environment))
         return ranks
 
     def run(self, rank: int, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -78,9 +78,9 @@ class Ranks:
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Ranks]:
     """Yield a starter of ranks; all processes end with the test."""
-    found = Ranks(tmp_path)
-    yield found
-    found.kill()
+    starter = Ranks(tmp_path)
+    yield starter
+    starter.kill()
 
 
 @pytest.fixture

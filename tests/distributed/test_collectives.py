@@ -13,13 +13,13 @@ from seam_dist.config.schema import Config, RunConfig
 from seam_dist.cluster.distributed import *
 
 world = init_world(Config(run=RunConfig(world_size=2, timeout_s=5, device="cpu")))
-found = {"world": [world.rank, world.size, world.local_rank, world.local_size, world.is_main]}
+results = {"world": [world.rank, world.size, world.local_rank, world.local_size, world.is_main]}
 value = torch.tensor([2**53 + world.rank, 1])
-found["sum"] = all_reduce_sum(value, world).tolist()
-found["argument"] = value.tolist()
-found["gathered"] = all_gather_object(["rank", world.rank], world)
-found["broadcast"] = [broadcast_object(world.rank, world), broadcast_object(world.rank, world, src=1)]
-found["main"] = on_main(lambda: world.rank, world)
+results["sum"] = all_reduce_sum(value, world).tolist()
+results["argument"] = value.tolist()
+results["gathered"] = all_gather_object(["rank", world.rank], world)
+results["broadcast"] = [broadcast_object(world.rank, world), broadcast_object(world.rank, world, src=1)]
+results["main"] = on_main(lambda: world.rank, world)
 
 def fail():
     raise OSError(28, "No space left on device")
@@ -27,16 +27,18 @@ def fail():
 try:
     on_main(fail, world)
 except OSError as error:
-    found["error"] = error.errno
+    results["error"] = error.errno
 barrier(world)
 if world.is_main:
     try:
         barrier(world)
     except RuntimeError:
-        found["gave up"] = True
-    print(json.dumps(found), flush=True)
+        results["gave up"] = True
+    # As the command does at its end: a thread of the group that outlives the interpreter's own end aborts the process.
+    shutdown(world)
+    print(json.dumps(results), flush=True)
 else:
-    print(json.dumps(found), flush=True)
+    print(json.dumps(results), flush=True)
     signal.pause()
 """
 
@@ -44,16 +46,16 @@ else:
 def test_two_processes_agree_and_give_up_on_each_other_in_time(ranks: Any, tmp_path: Path) -> None:
     started = ranks.start(2, "-c", CODE)
     assert ranks.finish(started[:1], timeout_s=120) == [0], ranks.logs()
-    found = [
+    results = [
         json.loads(next(line for line in (tmp_path / f"rank{rank}.log").read_text().splitlines() if line[0] == "{"))
         for rank in (0, 1)
     ]
     for rank in (0, 1):
-        assert found[rank]["world"] == [rank, 2, rank, 2, rank == 0]
-        assert found[rank]["sum"] == [2**54 + 1, 2]
-        assert found[rank]["argument"] == [2**53 + rank, 1]
-        assert found[rank]["gathered"] == [["rank", 0], ["rank", 1]]
-        assert found[rank]["broadcast"] == [0, 1]
-        assert found[rank]["main"] == 0
-        assert found[rank]["error"] == 28
-    assert found[0]["gave up"]
+        assert results[rank]["world"] == [rank, 2, rank, 2, rank == 0]
+        assert results[rank]["sum"] == [2**54 + 1, 2]
+        assert results[rank]["argument"] == [2**53 + rank, 1]
+        assert results[rank]["gathered"] == [["rank", 0], ["rank", 1]]
+        assert results[rank]["broadcast"] == [0, 1]
+        assert results[rank]["main"] == 0
+        assert results[rank]["error"] == 28
+    assert results[0]["gave up"]

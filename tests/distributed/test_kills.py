@@ -43,9 +43,9 @@ def test_every_kill_leaves_a_checkpoint_and_the_run_ends_as_if_there_were_none(
     ranks: Any, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     often = {"checkpoint_every": 1, "max_steps": STEPS, "keep_checkpoints": 2}
-    whole = write_config("whole", train=often)
+    whole = write_config("whole", train_seam={"schedule": often})
     shard.run(load_config(whole, [], None).config)
-    killed = write_config("killed", train=often)
+    killed = write_config("killed", train_seam={"schedule": often})
     folder = tmp_path / "runs" / "killed" / "train_seam" / "checkpoints"
     chance = random.Random(1)
     caught_saving = 0

@@ -1,4 +1,4 @@
-"""The command with --ranks: the DeepSpeed launcher for real, and how it tells about signals and lost ranks."""
+"""The command with --ranks: the DeepSpeed launcher for real, and how it reports signals and lost ranks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_terminated_training_saves_says_so_and_goes_on(tmp_path: Path) -> None:
     again = start(config)
     output = again.communicate(timeout=400)[0]
     assert again.returncode == 0, output
-    assert f"going on from step {saved}" in output
+    assert f"resuming at step {saved}" in output
     assert steps_of(config) == list(range(1, 61))
 
 

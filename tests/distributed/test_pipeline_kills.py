@@ -29,9 +29,16 @@ model: {{backbone: resnet38d, width: 0.0625, freeze_batchnorm: true}}
 loss: {{second_view_scale: 0.5}}
 train_seam: {{schedule: {{global_batch_size: 4, max_steps: 6, log_every: 1}}}}
 infer_cam: {{scales: [1.0], flip: false}}
-train_affinity: {{schedule: {{global_batch_size: 4, max_steps: 24, log_every: 1, checkpoint_every: 2}}, crop_size: 48, radius: 3}}
+train_affinity:
+  schedule: {{global_batch_size: 4, max_steps: 24, log_every: 1, checkpoint_every: 2}}
+  crop_size: 48
+  radius: 3
 random_walk: {{num_steps: 8}}
-train_seg: {{schedule: {{global_batch_size: 4, max_steps: 6, log_every: 1}}, crop_size: 48, width: 16, freeze_batchnorm: true}}
+train_seg:
+  schedule: {{global_batch_size: 4, max_steps: 6, log_every: 1}}
+  crop_size: 48
+  width: 16
+  freeze_batchnorm: true
 infer_seg: {{scales: [1.0], flip: false}}
 """
 OUTPUTS = (
@@ -52,19 +59,19 @@ def kill_a_rank(process: subprocess.Popen[str], rank: int, is_time: Callable[[],
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the stage was never reached"
         time.sleep(0.002)
-    found = [
+    of_rank = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
         if child.environ().get("RANK") == str(rank) and "seam_dist.cli" in " ".join(child.cmdline())
     ]
-    os.kill(min(child.pid for child in found), signal.SIGKILL)
+    os.kill(min(child.pid for child in of_rank), signal.SIGKILL)
     output = process.communicate(timeout=300)[0]
     assert process.returncode != 0, output
     return output
 
 
 def digests(run: Path) -> dict[str, str]:
-    # model.json tells the run's own name and folder, so the weights alone are compared.
+    # model.json has the run's own name and folder, so the weights alone are compared.
     files = (path for folder in OUTPUTS for path in (run / folder).glob("*") if path.name != "model.json")
     return {str(path.relative_to(run)): sha256_file(path) for path in files}
 
@@ -84,7 +91,7 @@ def test_a_killed_rank_costs_time_and_nothing_else(tmp_path: Path) -> None:
     assert not (run / "train_affinity" / "manifest.json").exists()
     labels = run / "random_walk" / "labels"
     output = kill_a_rank(start(configs["killed"]), 0, lambda: labels.is_dir() and any(labels.glob("*.tar")))
-    resumed = re.search(r"train_affinity: going on from step (\d+)", output)
+    resumed = re.search(r"train_affinity: resuming at step (\d+)", output)
     assert resumed is not None
     assert 6 <= int(resumed[1]) < 24
     assert not (run / "random_walk" / "manifest.json").exists()
@@ -92,8 +99,8 @@ def test_a_killed_rank_costs_time_and_nothing_else(tmp_path: Path) -> None:
     output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output
 
-    expected, found = digests(tmp_path / "runs" / "whole"), digests(run)
-    assert expected == found
-    assert {Path(name).parts[0] for name in found} == {name.split("/")[0] for name in OUTPUTS}
+    expected, after_kills = digests(tmp_path / "runs" / "whole"), digests(run)
+    assert after_kills == expected
+    assert {Path(name).parts[0] for name in after_kills} == {name.split("/")[0] for name in OUTPUTS}
     for stage in STAGES[1:]:
         assert read_json(run / stage / "manifest.json")["stage"] == stage

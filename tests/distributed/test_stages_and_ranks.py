@@ -1,4 +1,4 @@
-"""The same training on other numbers of ranks, at other ZeRO stages, in other micro batches, and across a resume."""
+"""The same training on other numbers of ranks, at other ZeRO stages, in other micro-batches, and across a resume."""
 
 from __future__ import annotations
 
@@ -32,23 +32,26 @@ def test_ranks_stages_micro_batches_and_resumes_agree(
 ) -> None:
     # ER alone is continuous in the weights; PCM and ECR choose maxima, where one rounding can flip a pixel.
     smooth = {"loss": {"ablation": "er"}}
-    every = {"checkpoint_every": 2}
-    one = write_config("one", train=every, **smooth)
+    every = {"schedule": {"checkpoint_every": 2}}
+    one = write_config("one", train_seam=every, **smooth)
     shard.run(load_config(one, [], None).config)
     ranks.train(1, one, write_config("one-accumulated", train_seam={"schedule": {"micro_batch_size": 6}}, **smooth))
-    two = [write_config(f"two-{stage}", train=every, deepspeed=ZERO[stage], **smooth) for stage in range(4)]
+    two = [write_config(f"two-{stage}", train_seam=every, deepspeed=ZERO[stage], **smooth) for stage in range(4)]
     two += [write_config(f"full-{stage}", deepspeed=ZERO[stage]) for stage in (0, 3)]
     two.append(
         write_config("two-accumulated", train_seam={"schedule": {"micro_batch_size": 2}}, deepspeed=ZERO[2], **smooth)
     )
     saved = tmp_path / "runs" / "two-2" / "train_seam" / "checkpoints" / "step-00000002"
-    resume = {"resume": str(saved)}
-    two.append(write_config("two-3-resumed", train=resume, deepspeed=ZERO[3], **smooth))
+    resume = {"schedule": {"resume": str(saved)}}
+    two.append(write_config("two-3-resumed", train_seam=resume, deepspeed=ZERO[3], **smooth))
     ranks.train(2, *two)
-    ranks.train(1, write_config("one-resumed", train=resume, **smooth))
+    ranks.train(1, write_config("one-resumed", train_seam=resume, **smooth))
     ranks.train(
         3,
-        *(write_config(f"three-{stage}-resumed", train=resume, deepspeed=ZERO[stage], **smooth) for stage in (2, 3)),
+        *(
+            write_config(f"three-{stage}-resumed", train_seam=resume, deepspeed=ZERO[stage], **smooth)
+            for stage in (2, 3)
+        ),
     )
 
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())

@@ -23,8 +23,8 @@ SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 ADDRESSES = {"seam-host-1": "10.77.31.1", "seam-host-2": "10.77.31.2"}
 
 
-def run(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True, timeout=30)
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
 
 
 def missing_tools() -> list[str]:
@@ -57,11 +57,11 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             run("ip", "-n", name, "link", "set", device, "up")
             run("ip", "-n", name, "link", "set", "lo", "up")
             options = ("AuthorizedKeysFile", tmp_path / "authorized"), ("HostKey", key), ("PermitRootLogin", "yes")
-            words = [
+            arguments = [
                 word for k, v in (*options, ("StrictModes", "no"), ("UsePAM", "no")) for word in ("-o", f"{k}={v}")
             ]
             command = ["ip", "netns", "exec", name, shutil.which("sshd", path=SEARCH_PATH) or "", "-D", "-e"]
-            servers.append(subprocess.Popen([*command, "-f", "/dev/null", *words], stderr=subprocess.DEVNULL))
+            servers.append(subprocess.Popen([*command, "-f", "/dev/null", *arguments], stderr=subprocess.DEVNULL))
         # The launcher probes each host with plain `ssh`, and pdsh calls it too: this one knows the key.
         wrapper = tmp_path / "bin" / "ssh"
         wrapper.parent.mkdir()
@@ -98,7 +98,11 @@ train_seam: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}}}
 infer_cam: {{scales: [1.0], flip: false}}
 train_affinity: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}, crop_size: 48, radius: 3}}
 random_walk: {{num_steps: 8}}
-train_seg: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}, crop_size: 48, width: 16, freeze_batchnorm: true}}
+train_seg:
+  schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}
+  crop_size: 48
+  width: 16
+  freeze_batchnorm: true
 infer_seg: {{scales: [1.0], flip: false}}
 deepspeed: {{zero_optimization: {{stage: 2}}}}
 """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from seam_kernels import edge_affinity, half_plane_offsets
 from torch import Tensor
 
-from seam_dist.losses.affinity import affinity_losses, pair_counts, pair_kinds
+from seam_dist.losses.affinity import affinity_losses, pair_counts, pair_types
 
 BORDERS = ["paper", "full"]
 SHAPES = [(2, 14, 13, 5), (1, 5, 9, 3), (2, 11, 3, 2), (1, 7, 7, 5)]  # B, h, w, radius; the third has few pairs
@@ -47,14 +47,14 @@ def slow_losses(
                             continue
                         if not (0 <= y + dy < height and 0 <= x + dx < width):
                             continue
-                        one, other = int(labels[b, y, x]), int(labels[b, y + dy, x + dx])
-                        if 255 in (one, other):
+                        first, second = int(labels[b, y, x]), int(labels[b, y + dy, x + dx])
+                        if 255 in (first, second):
                             continue
                         distance = np.abs(feature[b, :, y, x] - feature[b, :, y + dy, x + dx]).mean()
                         affinity = math.exp(-distance)
-                        kind = "neg" if one != other else "bg" if one == 0 else "fg"
-                        counts[kind] += 1
-                        sums[kind] -= math.log(1 + 1e-5 - affinity if kind == "neg" else affinity + 1e-5)
+                        term = "neg" if first != second else "bg" if first == 0 else "fg"
+                        counts[term] += 1
+                        sums[term] -= math.log(1 + 1e-5 - affinity if term == "neg" else affinity + 1e-5)
     terms = {name: sums[name] / (counts[name] + 1e-5) for name in sums}
     return {"loss": terms["bg"] / 4 + terms["fg"] / 4 + terms["neg"] / 2, **terms}, list(counts.values())
 
@@ -85,10 +85,10 @@ def test_gradient_equals_that_of_gathered_pairs(border: str) -> None:
     """Autograd through an explicit list of pairs, double precision."""
     labels, feature = label_map((2, 12, 11)), feature_map(2, 12, 11).requires_grad_()
     index: dict[str, list[tuple[int, ...]]] = {"bg": [], "fg": [], "neg": []}
-    kinds = pair_kinds(labels, radius=5, border=border)
-    for b, k, y, x in kinds.nonzero().tolist():
+    types = pair_types(labels, radius=5, border=border)
+    for b, k, y, x in types.nonzero().tolist():
         dy, dx = half_plane_offsets(5)[k]
-        index[("bg", "fg", "neg")[int(kinds[b, k, y, x]) - 1]].append((b, y, x, y + dy, x + dx))
+        index[("bg", "fg", "neg")[int(types[b, k, y, x]) - 1]].append((b, y, x, y + dy, x + dx))
     total = torch.zeros((), dtype=torch.float64)
     for name, weight in (("bg", 0.25), ("fg", 0.25), ("neg", 0.5)):
         b, y, x, to_y, to_x = torch.tensor(index[name]).T
@@ -121,7 +121,7 @@ def test_parts_add_up_to_the_batch_when_counts_are_global() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 2, 255])
-def test_kinds_that_are_absent_cost_nothing_and_stay_finite(value: int) -> None:
+def test_pair_types_that_are_absent_cost_nothing_and_stay_finite(value: int) -> None:
     labels = torch.full((1, 9, 9), value, dtype=torch.uint8)
     leaf = feature_map(1, 9, 9, torch.float32).requires_grad_()
     counts = pair_counts(labels, radius=5, border="full")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from seam_dist.config.schema import LossConfig
 from seam_dist.losses import seam as losses
 
 EPS = 1e-5
@@ -28,6 +27,12 @@ def random_maps(seed, size, num_classes=3, batch=2):
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, num_classes + 1, *size)
     return Maps(*(torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)))
+
+
+def foregrounds(cam1, cam2, label):
+    """The scaled foreground maps of both views at the second view's size."""
+    size = tuple(cam2.shape[2:])
+    return losses.scaled_foreground(cam1, label, size), losses.scaled_foreground(cam2, label, size)
 
 
 LABEL = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
@@ -111,7 +116,7 @@ def test_er_compares_scaled_maps_at_the_second_size():
     label = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     high1, high2 = (8 - EPS) / (8 + EPS), (2 - EPS) / (2 + EPS)
     # Resized first view 0, high1; second high2, 0; the absent class counts as equal: 4 elements.
-    assert losses.equivariant_loss(cam1, cam2, label).item() == pytest.approx((high1 + high2) / 4)
+    assert losses.equivariant_loss(*foregrounds(cam1, cam2, label)).item() == pytest.approx((high1 + high2) / 4)
 
 
 def test_ecr_averages_the_largest_differences_in_both_directions():
@@ -124,9 +129,10 @@ def test_ecr_averages_the_largest_differences_in_both_directions():
     # Direction 1, target of view 2: background 1, .5, .5, 0; differences to refined1: 0 .5 .5 0 | 0 .5 .5 0.
     # Direction 2, target of view 1: background 1, .8, .4, 0; to refined2: 0 .2 .4 0 | 0 .2 .6 0.
     # top = 0.25 of 8 elements is 2: .5 and .5; .6 and .4.
-    out = losses.ecr_loss(cam1, cam2, refined1, refined2, label, top=0.25)
+    planes = foregrounds(cam1, cam2, label)
+    out = losses.ecr_loss(*planes, refined1, refined2, label, top=0.25)
     assert out.item() == pytest.approx(0.5 + 0.5, abs=1e-4)
-    assert losses.ecr_loss(cam1, cam2, refined1, refined2, label, top=0.4).item() == pytest.approx(
+    assert losses.ecr_loss(*planes, refined1, refined2, label, top=0.4).item() == pytest.approx(
         0.5 + (0.6 + 0.4 + 0.2) / 3, abs=1e-4
     )
 
@@ -138,13 +144,14 @@ def test_ecr_takes_the_top_of_each_sample():
     differs = maps([[[0.0, 1.0]], [[1.0, 0.0]]])
     refined = torch.cat([agrees, differs])
     # A joint top quarter of the 8 elements would be 1; sample by sample it is 0 and 1.
-    out = losses.ecr_loss(cam, cam, refined, refined, label, top=0.25)
+    out = losses.ecr_loss(*foregrounds(cam, cam, label), refined, refined, label, top=0.25)
     assert out.item() == pytest.approx(2 * 0.5, abs=1e-4)
 
 
 def test_ecr_gives_no_gradient_to_the_plain_maps():
     view1, view2 = random_maps(0, (6, 6)), random_maps(1, (4, 4))
-    total = losses.ecr_loss(view1.cam, view2.cam, view1.cam_refined, view2.cam_refined, LABEL)
+    planes = foregrounds(view1.cam, view2.cam, LABEL)
+    total = losses.ecr_loss(*planes, view1.cam_refined, view2.cam_refined, LABEL)
     grads = torch.autograd.grad(total, (*view1, *view2), allow_unused=True)
     assert [g is not None and bool(g.abs().sum() > 0) for g in grads] == [False, True, False, True]
 
@@ -156,8 +163,8 @@ def test_ecr_gives_no_gradient_to_the_plain_maps():
         lambda v1, v2: losses.max_norm(v1.cam, (3, 4)),
         lambda v1, v2: losses.classification_loss(v1.cam, LABEL),
         lambda v1, v2: losses.min_pooling_loss(v1.cam_refined, LABEL),
-        lambda v1, v2: losses.equivariant_loss(v1.cam, v2.cam, LABEL),
-        lambda v1, v2: losses.seam_losses(v1, v2, LABEL, LossConfig(ablation="pcm"))["loss"],
+        lambda v1, v2: losses.equivariant_loss(*foregrounds(v1.cam, v2.cam, LABEL)),
+        lambda v1, v2: losses.seam_loss(v1, v2, LABEL, ablation="pcm")["loss"],
     ],
     ids=["max_norm", "max_norm_resized", "classification", "min_pooling", "equivariant", "total"],
 )
@@ -168,9 +175,9 @@ def test_gradients_match_finite_differences(function):
 
 def test_ecr_gradient_of_the_refined_maps_matches_finite_differences():
     view1, view2 = random_maps(4, (5, 6)), random_maps(5, (3, 4))
-    cam1, cam2 = view1.cam.detach(), view2.cam.detach()
+    planes = foregrounds(view1.cam.detach(), view2.cam.detach(), LABEL)
     refined = (view1.cam_refined, view2.cam_refined)
-    assert torch.autograd.gradcheck(lambda a, b: losses.ecr_loss(cam1, cam2, a, b, LABEL), refined)
+    assert torch.autograd.gradcheck(lambda a, b: losses.ecr_loss(*planes, a, b, LABEL), refined)
 
 
 TERMS = {
@@ -185,44 +192,36 @@ TERMS = {
 @pytest.mark.parametrize("ablation", list(TERMS))
 def test_ablation_uses_its_terms_and_weights(ablation):
     view1, view2 = random_maps(6, (8, 8)), random_maps(7, (4, 4))
-    config = LossConfig(ablation=ablation, er_weight=2.0, ecr_weight=3.0, min_pool_weight=5.0)
-    out = losses.seam_losses(view1, None if ablation == "cam" else view2, LABEL, config, warmup=0.5)
+    chosen = {"er_weight": 2.0, "ecr_weight": 3.0, "min_pool_weight": 5.0}
+    out = losses.seam_loss(view1, None if ablation == "cam" else view2, LABEL, ablation=ablation, **chosen)
     assert set(out) == TERMS[ablation] | {"loss"}
-    weights = {"cls": 1.0, "min_pool": 5.0, "er": 0.5 * 2.0, "ecr": 0.5 * 3.0}
+    weights = {"cls": 1.0, "min_pool": 5.0, "er": 2.0, "ecr": 3.0}
     assert out["loss"].item() == pytest.approx(sum(weights[name] * out[name].item() for name in TERMS[ablation]))
 
 
 def test_terms_equal_the_single_losses():
     view1, view2 = random_maps(8, (8, 8)), random_maps(9, (4, 4))
-    out = losses.seam_losses(view1, view2, LABEL, LossConfig())
-    refined1, refined2 = view1.cam_refined, view2.cam_refined
+    out = losses.seam_loss(view1, view2, LABEL)
+    planes, refined1, refined2 = foregrounds(view1.cam, view2.cam, LABEL), view1.cam_refined, view2.cam_refined
     cls = losses.classification_loss(view1.cam, LABEL) + losses.classification_loss(view2.cam, LABEL)
     pooled = losses.min_pooling_loss(refined1, LABEL) + losses.min_pooling_loss(refined2, LABEL)
     torch.testing.assert_close(out["cls"], cls / 2)
     torch.testing.assert_close(out["min_pool"], pooled / 2)
-    torch.testing.assert_close(out["er"], losses.equivariant_loss(view1.cam, view2.cam, LABEL))
-    torch.testing.assert_close(out["ecr"], losses.ecr_loss(view1.cam, view2.cam, refined1, refined2, LABEL))
+    torch.testing.assert_close(out["er"], losses.equivariant_loss(*planes))
+    torch.testing.assert_close(out["ecr"], losses.ecr_loss(*planes, refined1, refined2, LABEL))
 
 
 def test_classification_of_one_view_ignores_the_second():
     view1 = random_maps(10, (4, 4))
-    out = losses.seam_losses(Maps(view1.cam, None), None, LABEL, LossConfig(ablation="cam"))
+    out = losses.seam_loss(Maps(view1.cam, None), None, LABEL, ablation="cam")
     torch.testing.assert_close(out["loss"], losses.classification_loss(view1.cam, LABEL))
-
-
-def test_warmup_zero_leaves_classification_and_min_pooling():
-    view1, view2 = random_maps(11, (8, 8)), random_maps(12, (4, 4))
-    out = losses.seam_losses(view1, view2, LABEL, LossConfig(), warmup=0.0)
-    torch.testing.assert_close(out["loss"], out["cls"] + out["min_pool"])
 
 
 def test_loss_of_a_batch_is_the_mean_over_its_samples():
     view1, view2 = random_maps(13, (8, 8)), random_maps(14, (4, 4))
-    whole = losses.seam_losses(view1, view2, LABEL, LossConfig())
+    whole = losses.seam_loss(view1, view2, LABEL)
     halves = [
-        losses.seam_losses(
-            *(Maps(*(x[i : i + 1] for x in view)) for view in (view1, view2)), LABEL[i : i + 1], LossConfig()
-        )
+        losses.seam_loss(*(Maps(*(x[i : i + 1] for x in view)) for view in (view1, view2)), LABEL[i : i + 1])
         for i in range(2)
     ]
     for name, value in whole.items():
@@ -233,24 +232,27 @@ def test_inputs_are_not_written():
     view1, view2 = (Maps(*(x.detach().clone() for x in random_maps(s, (6, 6)))) for s in (15, 16))
     label = LABEL.clone()
     before = [x.clone() for x in (*view1, *view2, label)]
-    losses.seam_losses(view1, view2, label, LossConfig())
+    losses.seam_loss(view1, view2, label)
     assert all(torch.equal(a, b) for a, b in zip(before, (*view1, *view2, label), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("view2", "label", "ablation", "message"),
     [
-        (
-            (random_maps(0, (4, 4)), random_maps(1, (4, 4)), LABEL[:, :2], LossConfig()),
-            r"label has shape \(2, 2\), expected \(2, 3\)",
-        ),
-        ((random_maps(0, (4, 4)), None, LABEL, LossConfig(ablation="er")), r"out2=None, but loss.ablation=er compares"),
-        (
-            (Maps(random_maps(0, (4, 4)).cam, None), random_maps(1, (4, 4)), LABEL, LossConfig()),
-            r"loss.ablation=full needs the refined map",
-        ),
+        (random_maps(1, (4, 4)), LABEL[:, :2], "full", r"label has shape \(2, 2\), expected \(2, 3\)"),
+        (None, LABEL, "er", r"view2=None, but ablation=er compares two views: pass the second"),
+        (Maps(random_maps(1, (4, 4)).cam, None), LABEL, "full", r"ablation=full needs the refined map.*pcm=True"),
+        (None, LABEL, "camm", r"ablation='camm' is unknown: use one of cam, er, pcm, ecr, full"),
     ],
 )
-def test_bad_input_is_refused_with_its_remedy(arguments, message):
+def test_bad_input_is_refused_with_its_remedy(view2, label, ablation, message):
     with pytest.raises(ValueError, match=message):
-        losses.seam_losses(*arguments)
+        losses.seam_loss(random_maps(0, (4, 4)), view2, label, ablation=ablation)
+
+
+def test_single_losses_refuse_a_label_of_another_width():
+    for function in (losses.classification_loss, losses.min_pooling_loss):
+        with pytest.raises(ValueError, match="give one column a foreground class"):
+            function(random_maps(0, (4, 4)).cam, LABEL[:, :2])
+    with pytest.raises(ValueError, match="give one column a foreground class"):
+        losses.scaled_foreground(random_maps(0, (4, 4)).cam, LABEL[:, :2], (2, 2))

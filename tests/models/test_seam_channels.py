@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from training_kit import one_rank
 
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import SEAM, build_seam
 from seam_dist.models.seam import present_channels
-from seam_dist.training.seam_task import TrainModule
+from seam_dist.training.seam_task import SeamModule
 
 _SIDE, _CLASSES = 40, 5
 _LABELS = {
@@ -34,7 +35,7 @@ def _batch(label: Tensor) -> dict[str, Any]:
     }
 
 
-def _module(ablation: Any) -> TrainModule:
+def _module(ablation: Any) -> SeamModule:
     cfg = Config(
         augment=AugmentConfig(crop_size=_SIDE),
         model=ModelConfig(width=1 / 16),
@@ -43,7 +44,7 @@ def _module(ablation: Any) -> TrainModule:
     model, _ = build_seam(cfg, _CLASSES)
     with torch.no_grad():
         model.fc8.weight.mul_(20)  # maps that differ between channels
-    return TrainModule(model, cfg).train()
+    return SeamModule(model, cfg).train()
 
 
 @pytest.mark.parametrize("ablation", ["pcm", "ecr", "full"])
@@ -55,9 +56,9 @@ def test_losses_and_gradients_do_not_change(label: list[list[float]], ablation: 
     for shortcut in (False, True):
         batch = _batch(torch.tensor(label))
         if shortcut:
-            module.begin_step([batch], None)
+            module.begin_step([batch], 0, one_rank())
             assert len(batch["channels"]) == 1 + int(batch["label"].any(dim=0).sum())
-        losses = module(batch, 1.0)
+        losses = module(batch)
         gradients = torch.autograd.grad(losses["loss"], list(parameters.values()), allow_unused=True)
         results.append((losses, gradients))
     (losses, gradients), (losses_short, gradients_short) = results
@@ -85,7 +86,7 @@ def test_channels_asked_for_are_those_of_the_whole_map_and_the_others_zero(seam:
 def test_pictures_show_absent_classes_too() -> None:
     module = _module("full").eval()
     batch = _batch(torch.tensor(_LABELS["some"]))
-    module.begin_step([batch], None)
+    module.begin_step([batch], 0, one_rank())
     refined = module.pictures(batch)[2]
     assert refined is not None
     assert refined[:, [2, 3, 5]].abs().max() > 0

@@ -10,12 +10,10 @@ from seam_kernels import dense_crf, edge_affinity, random_walk
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from seam_dist.config.schema import LossConfig
-from seam_dist.losses.seam import seam_losses
+from seam_dist.losses.seam import seam_loss
 from seam_dist.models import SEAM, Backbone, Features
 
 _SIDE, _SECOND = 41, 25
-_LOSS = LossConfig()  # not within the graph: its constructor validates
 
 
 def _inputs() -> tuple[Tensor, Tensor]:
@@ -29,7 +27,7 @@ def _losses(model: SEAM, image: Tensor, label: Tensor, autocast: bool) -> dict[s
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         first = model(image)
         second = model(interpolate(image, (_SECOND, _SECOND), mode="bilinear", align_corners=True))
-    losses = seam_losses(first, second, label, _LOSS)
+    losses = seam_loss(first, second, label)
     grid = interpolate(first.cam, (6, 6))
     affinity = edge_affinity(grid, border="full")
     walked = random_walk(grid.relu(), affinity, num_steps=3)

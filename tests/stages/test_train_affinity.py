@@ -6,52 +6,44 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kit import changed
-from safetensors.torch import load_file
+from kit import before_batch, changed, metrics_of, run_config, trained_weights
 
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import StageError
-from seam_dist.cluster.distributed import init_world, shutdown
-from seam_dist.config.schema import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    SourceConfig,
-    TrainAffinityConfig,
-)
+from seam_dist.config.schema import AugmentConfig, Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.models import build_affinity_net, load_weights
 from seam_dist.stages import shard, train_affinity
+from seam_dist.training.affinity_task import AffinityTask
 
-
-def settings(folder: Path, shards: Path, name: str = "run", **affinity: Any) -> Config:
-    values = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3, **affinity}
-    return Config(
-        run=RunConfig(name=name, dir=folder, threads=1, timeout_s=300),
-        source=SourceConfig(kind="synthetic", num_images=(16, 2), num_classes=3, image_size=(96, 80)),
-        data=DataConfig(streams=4, samples_per_shard=4, shards=shards),
-        model=ModelConfig(width=1 / 16, freeze_stem=False),
-        train_affinity=changed(TrainAffinityConfig(), crop_size=88, channels=(4, 6, 10), **values),
-    )
+pytestmark = pytest.mark.usefixtures("own_world")
+SCHEDULE = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
+BASE: dict[str, dict[str, Any]] = {
+    "source": {"num_images": [16, 2], "image_size": [96, 80]},
+    "data": {"streams": 4, "samples_per_shard": 4},
+    "model": {"width": 1 / 16, "freeze_stem": False},
+    "train_affinity": {"crop_size": 88, "channels": [4, 6, 10], "schedule": SCHEDULE},
+}
+curve = partial(metrics_of, stage="train_affinity")
+final = partial(trained_weights, stage="train_affinity")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a few scenes, and a finished infer_cam beside them."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards of a few scenes, and a finished infer_cam beside them."""
     folder = tmp_path_factory.mktemp("data")
-    cfg = settings(folder, folder / "shards")
+    cfg = run_config(folder, base=BASE)
     shard.run(cfg)
     for entry in load_manifest(cfg.shards_dir).split("train").shards:
         items = []
@@ -64,27 +56,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(tmp_path: Path, data: Path) -> Callable[..., Config]:
+def make(root: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Return make(name, **affinity): settings of a run of this test, with its infer_cam."""
+
     def config(name: str = "run", **affinity: Any) -> Config:
-        cfg = settings(tmp_path, data / "shards", name, **affinity)
+        cfg = run_config(root, name, BASE, run={"dir": str(tmp_path)})
         if not cfg.run_dir.exists():
-            shutil.copytree(data / "infer_cam", cfg.stage_dir("infer_cam"))
-        return cfg
+            shutil.copytree(root / "infer_cam", cfg.stage_dir("infer_cam"))
+        return replace(cfg, train_affinity=changed(cfg.train_affinity, **affinity))
 
     return config
-
-
-def curve(cfg: Config) -> list[dict[str, float]]:
-    """The metrics without the times."""
-    lines = (cfg.stage_dir("train_affinity") / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name in ("step", "lr") or name.startswith("loss/")}
-        for line in lines
-    ]
-
-
-def final(cfg: Config) -> dict[str, torch.Tensor]:
-    return load_file(cfg.stage_dir("train_affinity") / "final" / "model.safetensors")
 
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
@@ -94,25 +75,8 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     train_affinity.run(whole)
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert set(curve(whole)[0]) == {"step", "lr", "loss/total", "loss/bg", "loss/fg", "loss/neg"}
-    original = train_affinity.make_label_map_loader
-
-    def signalling(*arguments: Any, **options: Any) -> Any:
-        loader = original(*arguments, **options)
-        inner, count = type(loader).__next__, 0
-
-        class Signalling(type(loader)):
-            def __next__(self) -> Any:
-                nonlocal count
-                count += 1
-                if count == 2:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return inner(self)
-
-        loader.__class__ = Signalling
-        return loader
-
     parted = make("parted")
-    monkeypatch.setattr(train_affinity, "make_label_map_loader", signalling)
+    before_batch(monkeypatch, AffinityTask, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train_affinity.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM
@@ -165,7 +129,7 @@ def test_finished_stage_is_skipped_unless_what_it_depends_on_changes(
     ):
         train_affinity.run(same)
         assert "train_affinity: done already" in capsys.readouterr().out
-    for other, message in (
+    for changes, message in (
         (
             replace(cfg, train_affinity=changed(cfg.train_affinity, lr=7.0)),
             r"train_affinity\.schedule\.lr: 0\.001 -> 7\.0",
@@ -178,7 +142,7 @@ def test_finished_stage_is_skipped_unless_what_it_depends_on_changes(
         (replace(cfg, run=replace(cfg.run, seed=5)), r"run\.seed: 0 -> 5"),
     ):
         with pytest.raises(StageError, match=message):
-            train_affinity.run(other)
+            train_affinity.run(changes)
     write_json(cfg.stage_dir("infer_cam") / "manifest.json", {"fingerprint": "others"})
     with pytest.raises(StageError, match="infer_cam: labels of the masks -> others"):
         train_affinity.run(cfg)
@@ -196,9 +160,3 @@ def test_missing_inputs_name_the_remedy(make: Callable[..., Config]) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(StageError, match="stage infer_cam is not finished"):
         train_affinity.run(cfg)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_the_world() -> Iterator[None]:
-    yield
-    shutdown(init_world(Config()))

@@ -1,115 +1,69 @@
+"""Stage train_seam on synthetic scenes."""
+
 from __future__ import annotations
 
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kit import changed
-from safetensors.torch import load_file
+from kit import before_batch, changed, metrics_of, run_config, trained_weights
 
 from seam_dist.artifacts.stage import StageError
-from seam_dist.cluster.distributed import init_world, shutdown
-from seam_dist.config.schema import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    RunConfig,
-    SourceConfig,
-    TrainSeamConfig,
-)
+from seam_dist.config.schema import Config
 from seam_dist.models import build_seam
 from seam_dist.stages import shard, train_seam
 from seam_dist.training.checkpoint import CheckpointError
+from seam_dist.training.seam_task import SeamTask
+
+pytestmark = pytest.mark.usefixtures("own_world")
+BASE: dict[str, dict[str, Any]] = {
+    "source": {"num_images": [16, 2]},
+    "data": {"streams": 4, "samples_per_shard": 4},
+    "augment": {"resize_long": [32, 48], "crop_size": 32},
+    "model": {"width": 1 / 16, "freeze_stem": False},
+    "loss": {"second_view_scale": 0.5},
+    "train_seam": {"schedule": {"global_batch_size": 4, "max_steps": 5, "log_every": 1, "lr": 1e-3}},
+}
+curve = partial(metrics_of, stage="train_seam")
+final = partial(trained_weights, stage="train_seam")
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a few synthetic scenes, made once."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards of a few scenes."""
     folder = tmp_path_factory.mktemp("data")
-    shard.run(settings(folder, folder / "shards"))
-    return folder / "shards"
-
-
-def settings(folder: Path, shards: Path, name: str = "run", **train: Any) -> Config:
-    return Config(
-        run=RunConfig(name=name, dir=folder, threads=1, timeout_s=300),
-        source=SourceConfig(kind="synthetic", num_images=(16, 2), num_classes=3, image_size=(64, 48)),
-        data=DataConfig(streams=4, samples_per_shard=4, shards=shards),
-        augment=AugmentConfig(resize_long=(32, 48), crop_size=32),
-        model=ModelConfig(width=1 / 16, freeze_stem=False),
-        loss=LossConfig(second_view_scale=0.5),
-        train_seam=changed(
-            TrainSeamConfig(), **{"global_batch_size": 4, "max_steps": 5, "log_every": 1, "lr": 1e-3, **train}
-        ),
-    )
+    shard.run(run_config(folder, base=BASE))
+    return folder
 
 
 @pytest.fixture
-def make(tmp_path: Path, shards: Path) -> Callable[..., Config]:
-    return lambda name="run", **train: settings(tmp_path, shards, name, **train)
+def make(root: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Return make(name, **train): settings of a run of this test."""
 
+    def config(name: str = "run", **train: Any) -> Config:
+        cfg = run_config(root, name, BASE, run={"dir": str(tmp_path)})
+        return replace(cfg, train_seam=changed(cfg.train_seam, **train))
 
-def curve(cfg: Config) -> list[dict[str, float]]:
-    """The metrics without the times."""
-    lines = (cfg.stage_dir("train_seam") / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name in ("step", "lr") or name.startswith("loss/")}
-        for line in lines
-    ]
-
-
-def final(cfg: Config) -> dict[str, torch.Tensor]:
-    return load_file(cfg.stage_dir("train_seam") / "final" / "model.safetensors")
-
-
-@pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], None]]:
-    """Yield arm(number, batch): the process gets a signal while the loader makes that batch."""
-    original = train_seam.make_classification_loader
-
-    def arm(number: int, batch: int) -> None:
-        def loader(*arguments: Any) -> Any:
-            inner = original(*arguments)
-
-            class Signalling:
-                count = 0
-
-                def __iter__(self) -> Any:
-                    return self
-
-                def __next__(self) -> Any:
-                    self.count += 1
-                    if self.count == batch:
-                        os.kill(os.getpid(), number)
-                    return next(inner)
-
-                def close(self) -> None:
-                    inner.close()
-
-            return Signalling()
-
-        monkeypatch.setattr(train_seam, "make_classification_loader", loader)
-
-    yield arm
-    monkeypatch.setattr(train_seam, "make_classification_loader", original)
+    return config
 
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    make: Callable[..., Config], signal_at: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make("whole", checkpoint_every=2)
     train_seam.run(whole)
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4, 5]
     parted = make("parted", checkpoint_every=2)
-    signal_at(signal.SIGTERM, 3)
+    before_batch(monkeypatch, SeamTask, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train_seam.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM
@@ -126,40 +80,20 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-def test_run_cut_after_its_checkpoint_repeats_the_lost_steps(
+def test_run_that_fails_after_its_checkpoint_repeats_the_lost_steps(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = make(checkpoint_every=2, max_steps=4)
-    original = train_seam.make_classification_loader
 
-    def failing(*arguments: Any) -> Any:
-        inner = original(*arguments)
+    def fail() -> None:
+        raise OSError("the disk went away")
 
-        def batches() -> Iterator[Any]:
-            for count, batch in enumerate(inner):
-                if count == 3:
-                    raise OSError("the disk went away")
-                yield batch
-
-        found: Any = Closable(batches())
-        return found
-
-    class Closable:
-        def __init__(self, inner: Iterator[Any]) -> None:
-            self.inner = inner
-
-        def __next__(self) -> Any:
-            return next(self.inner)
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(train_seam, "make_classification_loader", failing)
+    before_batch(monkeypatch, SeamTask, 4, fail)
     with pytest.raises(OSError, match="went away"):
         train_seam.run(cfg)
     before = curve(cfg)
     assert [line["step"] for line in before] == [1, 2, 3]
-    monkeypatch.setattr(train_seam, "make_classification_loader", original)
+    monkeypatch.undo()
     train_seam.run(cfg)
     assert curve(cfg)[:3] == before
     assert [line["step"] for line in curve(cfg)] == [1, 2, 3, 4]
@@ -183,7 +117,7 @@ def test_finished_stage_leaves_what_the_next_ones_need_and_is_skipped(
     assert set(manifest["outputs"]) == {"final/model.safetensors", "final/model.json", "metrics.jsonl"}
     assert list((folder / "tensorboard").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(train_seam, "build_seam", None)
+        patch.setattr(SeamTask, "build", None)
         train_seam.run(cfg)
     assert "done already" in capsys.readouterr().out
     # What changes no result asks for no new training.
@@ -196,7 +130,7 @@ def test_finished_stage_leaves_what_the_next_ones_need_and_is_skipped(
     assert (folder / "final" / "model.safetensors").exists()
 
 
-def test_never_starts_anew(make: Callable[..., Config]) -> None:
+def test_never_starts_from_step_0(make: Callable[..., Config]) -> None:
     cfg = make(max_steps=2)
     train_seam.run(cfg)
     before = curve(cfg)
@@ -217,10 +151,21 @@ def test_checkpoint_of_another_run_is_taken_or_refused(make: Callable[..., Confi
 
 def test_missing_shards_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shard"):
-        train_seam.run(settings(tmp_path, tmp_path / "nowhere"))
+        train_seam.run(run_config(tmp_path, base=BASE))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _leave_the_world() -> Iterator[None]:
-    yield
-    shutdown(init_world(Config()))
+def test_stage_that_another_process_trains_is_refused(make: Callable[..., Config]) -> None:
+    """Run directly, without the command line around it that holds the stage, too."""
+    cfg = make(max_steps=1)
+    code = "import sys; from pathlib import Path; from seam_dist.artifacts.lock import stage_lock\n"
+    code += "with stage_lock(Path(sys.argv[1]), 'train_seam'):\n    print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(cfg.run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StageError, match=rf"stage train_seam of .* is running already \(process {holder.pid} on"):
+            train_seam.run(cfg)
+        assert not cfg.stage_dir("train_seam").exists()
+        holder.communicate()
+    train_seam.run(cfg)
+    assert len(curve(cfg)) == 1

@@ -1,71 +1,59 @@
+"""Stage train_seg on synthetic scenes, from masks and from pseudo-labels."""
+
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kit import changed
-from safetensors.torch import load_file, save_file
+from kit import before_batch, changed, finish_training, metrics_of, run_config, trained_weights
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import StageError, open_stage
-from seam_dist.cluster.distributed import init_world, shutdown
-from seam_dist.config.schema import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    RandomWalkConfig,
-    RunConfig,
-    SourceConfig,
-    TrainSegConfig,
-)
+from seam_dist.config.schema import Config, RandomWalkConfig
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.models import build_seam, find_trained, load_deeplab
+from seam_dist.models import build_seam, find_trained, load_deeplab, seam_architecture
 from seam_dist.stages import shard, train_seg
+from seam_dist.training.seg_task import SegTask
+
+pytestmark = pytest.mark.usefixtures("own_world")
+SCHEDULE = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
+BASE: dict[str, dict[str, Any]] = {
+    "source": {"num_images": [12, 2], "image_size": [48, 36]},
+    "data": {"streams": 2, "samples_per_shard": 6},
+    "model": {"width": 1 / 16, "output_stride": 16},
+    "train_seg": {"width": 8, "crop_size": 32, "labels": "masks", "schedule": SCHEDULE},
+}
+curve = partial(metrics_of, stage="train_seg")
+final = partial(trained_weights, stage="train_seg")
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards of a few scenes."""
     folder = tmp_path_factory.mktemp("data")
-    shard.run(settings(folder, folder / "shards"))
-    return folder / "shards"
-
-
-def settings(folder: Path, shards: Path, name: str = "run", **seg: Any) -> Config:
-    schedule = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
-    return Config(
-        run=RunConfig(name=name, dir=folder, threads=1, timeout_s=300),
-        source=SourceConfig(kind="synthetic", num_images=(12, 2), num_classes=3, image_size=(48, 36)),
-        data=DataConfig(streams=2, samples_per_shard=6, shards=shards),
-        model=ModelConfig(width=1 / 16, output_stride=16),
-        train_seg=changed(TrainSegConfig(), **{"width": 8, "crop_size": 32, "labels": "masks", **schedule, **seg}),
-    )
+    shard.run(run_config(folder, base=BASE))
+    return folder
 
 
 @pytest.fixture
-def make(tmp_path: Path, shards: Path) -> Callable[..., Config]:
-    return lambda name="run", **seg: settings(tmp_path, shards, name, **seg)
+def make(root: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Return make(name, **seg): settings of a run of this test."""
 
+    def config(name: str = "run", **seg: Any) -> Config:
+        cfg = run_config(root, name, BASE, run={"dir": str(tmp_path)})
+        return replace(cfg, train_seg=changed(cfg.train_seg, **seg))
 
-def curve(cfg: Config) -> list[dict[str, float]]:
-    lines = (cfg.stage_dir("train_seg") / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name in ("step", "lr") or name.startswith("loss/")}
-        for line in lines
-    ]
-
-
-def final(cfg: Config) -> dict[str, torch.Tensor]:
-    return load_file(cfg.stage_dir("train_seg") / "final" / "model.safetensors")
+    return config
 
 
 def write_walk(cfg: Config, folder: str, *, constant: int | None = None) -> None:
@@ -87,26 +75,11 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert {"loss/total", "loss/accuracy"} <= curve(whole)[0].keys()
     parted = make("parted", checkpoint_every=2)
-    original = train_seg.make_label_map_loader
-
-    class Signalling:
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            self.inner, self.count = original(*arguments, **settings), 0
-
-        def __next__(self) -> Any:
-            self.count += 1
-            if self.count == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return next(self.inner)
-
-        def close(self) -> None:
-            self.inner.close()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_seg, "make_label_map_loader", Signalling)
-        with pytest.raises(SystemExit) as stop:
-            train_seg.run(parted)
+    before_batch(monkeypatch, SegTask, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        train_seg.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM
+    monkeypatch.undo()
     torch.manual_seed(99)
     train_seg.run(parted)
     assert curve(parted) == curve(whole)
@@ -130,7 +103,7 @@ def test_finished_stage_describes_its_network_and_is_skipped(
         "final/model.json",
         "metrics.jsonl",
     }
-    monkeypatch.setattr(train_seg, "build_deeplab", None)
+    monkeypatch.setattr(SegTask, "build", None)
     capsys.readouterr()
     # What changes no result asks for no new training.
     train_seg.run(
@@ -181,19 +154,10 @@ def test_backbone_of_this_runs_seam_is_a_start(make: Callable[..., Config], caps
         train_seg.run(cfg)
     torch.manual_seed(7)
     seam, _ = build_seam(cfg, 3)
-    stage = open_stage(cfg, "train_seam", settings=("model",))
-    (stage.dir / "final").mkdir()
-    save_file({k: v.contiguous() for k, v in seam.state_dict().items()}, stage.dir / "final" / "model.safetensors")
-    stage.finish((stage.dir / "final").iterdir())
+    finish_training(cfg, "train_seam", seam, seam_architecture(cfg, "abc"))
     train_seg.run(cfg)
     torch.testing.assert_close(
         final(cfg)["backbone.b5.conv_branch2a.weight"], seam.backbone.b5.conv_branch2a.weight.detach()
     )
     assert set(read_json(cfg.stage_dir("train_seg") / "stage.json")["inputs"]) == {"shards", "train_seam"}
     assert "in the file, not used: f8_3.weight, f8_4.weight, f9.weight, fc8.weight" in capsys.readouterr().out
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _leave_the_world() -> Iterator[None]:
-    yield
-    shutdown(init_world(Config()))

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from kit import changed
+from training_kit import one_rank
 
-from seam_dist.cluster.distributed import World, init_world, shutdown
+from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import Config, ModelConfig, RunConfig, TrainAffinityConfig
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.losses.affinity import affinity_losses, pair_counts
-from seam_dist.models import build_affinity_net, parameter_groups
+from seam_dist.models import build_affinity_net
 from seam_dist.training.affinity_task import AffinityModule
 from seam_dist.training.engine import Training, start_training
 
@@ -25,12 +26,11 @@ SIDE = 88  # a grid of 11 cells, the smallest that keeps radius 5
 
 def settings(micro: int = BATCH, **affinity: Any) -> Config:
     values = {"global_batch_size": BATCH, "micro_batch_size": micro, "max_steps": 6, "lr": 1e-3, **affinity}
-    cfg = Config(
+    return Config(
         run=RunConfig(threads=1),
         model=ModelConfig(width=1 / 16, freeze_stem=False),
         train_affinity=changed(TrainAffinityConfig(), crop_size=SIDE, channels=(4, 6, 10), jitter=False, **values),
     )
-    return replace(cfg, train_seam=replace(cfg.train_seam, schedule=cfg.train_affinity.schedule))
 
 
 def stream(size: int = BATCH, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -59,13 +59,7 @@ def build(cfg: Config) -> AffinityModule:
 
 
 def begin(cfg: Config) -> Training:
-    module = build(cfg)
-    groups = parameter_groups(module.model, cfg.train_seam.schedule)
-    return start_training(module, module.model, groups, cfg, init_world(cfg), max_steps=6)
-
-
-def one_rank(size: int = 1) -> World:
-    return World(rank=0, size=size, local_rank=0, local_size=size, device=torch.device("cpu"))
+    return start_training(build(cfg), init_world(cfg), max_steps=6)
 
 
 def test_accumulation_equals_the_larger_batch() -> None:
@@ -87,7 +81,7 @@ def test_mean_gradient_of_the_ranks_is_that_of_the_global_batch(ranks: int, monk
     """What DeepSpeed does with several ranks, by hand: each has its part, counts are summed, gradients averaged."""
     batch = next(stream())
     whole = build(settings()).train()
-    whole.begin_step([batch], one_rank())
+    whole.begin_step([batch], 0, one_rank())
     expected = whole(batch)
     expected["loss"].backward()
     counts = pair_counts(batch["target"], radius=5, border="full")
@@ -96,27 +90,30 @@ def test_mean_gradient_of_the_ranks_is_that_of_the_global_batch(ranks: int, monk
     shared = build(settings()).train()
     for rank in range(ranks):
         part = {name: value[rank::ranks] for name, value in batch.items()}
-        shared.begin_step([part], one_rank(ranks))
+        shared.begin_step([part], 0, one_rank(ranks))
         losses = shared(part)
         (losses["loss"] / ranks).backward()
         total = {name: total[name] + float(value.detach()) / ranks for name, value in losses.items()}
     assert total == pytest.approx({name: float(value.detach()) for name, value in expected.items()}, rel=1e-5)
-    for (name, one), other in zip(whole.named_parameters(), shared.parameters(), strict=True):
-        if one.requires_grad:
-            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    for (name, parameter), of_ranks in zip(whole.named_parameters(), shared.parameters(), strict=True):
+        if parameter.requires_grad:
+            message = f"{name}: "
+            torch.testing.assert_close(
+                of_ranks.grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=message: n + m
+            )
 
 
 def test_forward_equals_the_network_and_the_loss() -> None:
     cfg = settings(border="paper", radius=4)
     module = build(cfg).eval()
     batch = next(stream(2))
-    module.begin_step([batch], one_rank())
+    module.begin_step([batch], 0, one_rank())
     pixels = batch["image"].float() / 255
     image = (pixels - module.mean[:, None, None]) / module.std[:, None, None]
     counts = pair_counts(batch["target"], radius=4, border="paper")
     affinity = module.model(image, "paper")
     expected = affinity_losses(affinity, batch["target"], counts, radius=4, border="paper")
-    found = module(batch, 1.0)
+    found = module(batch)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
     assert found["loss"].requires_grad
@@ -146,7 +143,7 @@ def test_bf16_keeps_the_loss_in_float32() -> None:
     batch = next(stream(2))
     results = []
     for module in (exact, rounded):
-        module.begin_step([batch], one_rank())
+        module.begin_step([batch], 0, one_rank())
         results.append(module(batch))
     assert dtypes == [torch.bfloat16]
     assert {value.dtype for value in results[1].values()} == {torch.float32}
@@ -162,11 +159,11 @@ def test_dropout_belongs_to_the_sample() -> None:
                for name, value in batch.items()}  # fmt: skip
     losses = []
     for one in (batch, swapped):
-        module.begin_step([one], one_rank())
+        module.begin_step([one], 0, one_rank())
         losses.append(float(module(one)["loss"].detach()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     batch["sample_number"] += 100
-    module.begin_step([batch], one_rank())
+    module.begin_step([batch], 0, one_rank())
     assert float(module(batch)["loss"].detach()) != pytest.approx(losses[0], rel=1e-5)
 
 

@@ -15,16 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from training_kit import one_rank
 
-from seam_dist.cluster.distributed import World
 from seam_dist.training import checkpoint
-from seam_dist.training.checkpoint import CheckpointError, Checkpoints, TrainState, find_newest, lock, verify
+from seam_dist.training.checkpoint import CheckpointError, CheckpointStore, TrainState, find_newest, verify
 
-FACTS = {"backbone": "tiny", "classes": ["cat", "dog"]}
-
-
-def one_rank() -> World:
-    return World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+ARCHITECTURE = {"backbone": "tiny", "classes": ["cat", "dog"]}
 
 
 def network() -> nn.Module:
@@ -32,12 +28,15 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False))
 
 
-def keeper(folder: Path, *, keep: int = 2, **facts: Any) -> Checkpoints:
-    return Checkpoints(folder, one_rank(), architecture={**FACTS, **facts}, config={"run.seed": 0}, keep=keep)
+def store(folder: Path, *, keep: int = 2, **changes: Any) -> CheckpointStore:
+    architecture = {**ARCHITECTURE, **changes}
+    return CheckpointStore(
+        folder, one_rank(), stage="train_seg", architecture=architecture, config={"run.seed": 0}, keep=keep
+    )
 
 
 def state_at(step: int, model: nn.Module | None = None) -> TrainState:
-    """A state whose every number tells its step."""
+    """A state whose every number is its step, or half of it."""
     model = model or network()
     weights = {
         name: torch.full_like(value, step) if value.is_floating_point() else value
@@ -50,8 +49,8 @@ def state_at(step: int, model: nn.Module | None = None) -> TrainState:
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     model = network()
     saved = state_at(3, model)
-    keeper(tmp_path).save(saved)
-    loaded = keeper(tmp_path).load("auto", model)
+    store(tmp_path).save(saved)
+    loaded = store(tmp_path).load("auto", model)
     assert loaded is not None
     assert (loaded.step, loaded.samples, loaded.seed) == (3, 24, 0)
     # The buffers of BatchNorm are state, too.
@@ -64,39 +63,39 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
             assert value.dtype == after[name].dtype
 
 
-def test_without_a_checkpoint_training_starts_anew(tmp_path: Path) -> None:
-    assert keeper(tmp_path / "none").load("auto", network()) is None
+def test_without_a_checkpoint_there_is_no_state(tmp_path: Path) -> None:
+    assert store(tmp_path / "none").load("auto", network()) is None
 
 
 def test_never_removes_what_is_there(tmp_path: Path) -> None:
-    keeper(tmp_path / "c").save(state_at(1))
-    assert keeper(tmp_path / "c").load("never", network()) is None
+    store(tmp_path / "c").save(state_at(1))
+    assert store(tmp_path / "c").load("never", network()) is None
     assert not (tmp_path / "c").exists()
 
 
 def test_only_the_newest_are_kept_and_nothing_else_lies_around(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
-        keeper(tmp_path, keep=2).save(state_at(step))
+        store(tmp_path, keep=2).save(state_at(step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000003", "step-00000004"]
     assert (tmp_path / "latest").read_text() == "step-00000004\n"
 
 
-def test_a_course_that_was_given_up_does_not_come_back(tmp_path: Path) -> None:
+def test_steps_that_a_run_went_back_behind_do_not_come_back(tmp_path: Path) -> None:
     for step in (2, 4, 6):
-        keeper(tmp_path, keep=3).save(state_at(step))
-    # Training went back to step 2, by hand, and went on from there.
+        store(tmp_path, keep=3).save(state_at(step))
+    # Training went back to step 2, by hand, and resumed there.
     (tmp_path / "latest").write_text("step-00000002")
     assert find_newest(tmp_path) == tmp_path / "step-00000002"
-    keeper(tmp_path, keep=3).save(state_at(3))
+    store(tmp_path, keep=3).save(state_at(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
 
 
 def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
-    keeper(tmp_path).save(state_at(1))
+    store(tmp_path).save(state_at(1))
     again = state_at(1)
     again.weights["0.bias"] = torch.full((4,), 7.0)
-    keeper(tmp_path).save(again)
-    loaded = keeper(tmp_path).load("auto", network())
+    store(tmp_path).save(again)
+    loaded = store(tmp_path).load("auto", network())
     assert loaded is not None
     assert loaded.weights["0.bias"][0] == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
@@ -126,21 +125,21 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, reason: str
 ) -> None:
     for step in (1, 2):
-        keeper(tmp_path).save(state_at(step))
+        store(tmp_path).save(state_at(step))
     newest = tmp_path / "step-00000002"
     damage(newest)
     with pytest.raises(CheckpointError, match=reason):
         verify(newest)
-    loaded = keeper(tmp_path).load("auto", network())
+    loaded = store(tmp_path).load("auto", network())
     assert loaded is not None
     assert loaded.step == 1
     assert reason in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=reason):
-        keeper(tmp_path).load(str(newest), network())
+        store(tmp_path).load(str(newest), network())
 
 
 def test_manifest_does_not_lead_outside_its_folder(tmp_path: Path) -> None:
-    keeper(tmp_path).save(state_at(1))
+    store(tmp_path).save(state_at(1))
     path = tmp_path / "step-00000001" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"]["../../secret"] = manifest["files"]["state.json"]
@@ -152,7 +151,7 @@ def test_manifest_does_not_lead_outside_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"step-00000099", b"../elsewhere", b"\xff\xfe"])
 def test_damaged_latest_is_survived(tmp_path: Path, content: bytes) -> None:
     for step in (1, 2):
-        keeper(tmp_path).save(state_at(step))
+        store(tmp_path).save(state_at(step))
     (tmp_path / "latest").write_bytes(content)
     assert find_newest(tmp_path) == tmp_path / "step-00000002"
     (tmp_path / "latest").unlink()
@@ -160,36 +159,39 @@ def test_damaged_latest_is_survived(tmp_path: Path, content: bytes) -> None:
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    keeper(tmp_path).save(state_at(1))
+    store(tmp_path).save(state_at(1))
     torch.manual_seed(0)
     wider = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1, bias=False))
-    with pytest.raises(CheckpointError, match=r"another architecture: 0.bias is \(4,\) there and \(5,\) here.* more"):
-        keeper(tmp_path).load("auto", wider)
+    with pytest.raises(
+        CheckpointError,
+        match=r"another architecture: 0.bias is \(4,\) there and \(5,\) here.* more.*train_seg\.schedule\.resume=never",
+    ):
+        store(tmp_path).load("auto", wider)
 
 
 def test_other_classes_are_refused_although_all_shapes_agree(tmp_path: Path) -> None:
-    keeper(tmp_path).save(state_at(1))
+    store(tmp_path).save(state_at(1))
     with pytest.raises(CheckpointError, match=r"classes is \['cat', 'dog'\] there and \['dog', 'cat'\] here"):
-        keeper(tmp_path, classes=["dog", "cat"]).load("auto", network())
+        store(tmp_path, classes=["dog", "cat"]).load("auto", network())
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        keeper(tmp_path).load(str(tmp_path / "typo"), network())
+        store(tmp_path).load(str(tmp_path / "typo"), network())
 
 
 @pytest.mark.parametrize("part", ["weights", "momentum"])
 def test_nan_never_replaces_a_good_checkpoint(tmp_path: Path, part: str) -> None:
-    keeper(tmp_path, keep=1).save(state_at(1))
+    store(tmp_path, keep=1).save(state_at(1))
     bad = state_at(2)
     getattr(bad, part)["0.weight"][0, 0, 0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=r"0\.weight holds NaN.*step-00000001, is intact"):
-        keeper(tmp_path, keep=1).save(bad)
+        store(tmp_path, keep=1).save(bad)
     assert find_newest(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper(tmp_path, keep=1).save(state_at(1))
+    store(tmp_path, keep=1).save(state_at(1))
     writes: list[str] = []
 
     def refuse(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -201,7 +203,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(checkpoint, "save_file", refuse)
     with pytest.raises(CheckpointError, match=r"No space left on device; the previous one, step-00000001, is intact"):
-        keeper(tmp_path, keep=1).save(state_at(2))
+        store(tmp_path, keep=1).save(state_at(2))
     assert writes == ["model.safetensors", "optimizer.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
     verify(tmp_path / "step-00000001")
@@ -211,7 +213,7 @@ def test_too_small_a_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch:
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"needs 0.0 MiB and the disk has 0.0 MiB free; there is no earlier one"):
-        keeper(tmp_path).save(state_at(1))
+        store(tmp_path).save(state_at(1))
 
 
 def in_process(function: Callable[..., None], *arguments: Any) -> int:
@@ -226,31 +228,31 @@ def in_process(function: Callable[..., None], *arguments: Any) -> int:
     return process.exitcode
 
 
-def test_write_that_the_system_cuts_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
-    keeper(tmp_path).save(state_at(1))
-    assert in_process(checkpoint_processes.save_with_little_room, keeper(tmp_path), state_at(2)) == 0
+def test_write_that_the_system_refuses_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    store(tmp_path).save(state_at(1))
+    assert in_process(checkpoint_processes.save_with_little_room, store(tmp_path), state_at(2)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
     verify(tmp_path / "step-00000001")
 
 
 def test_latest_is_whole_wherever_the_process_is_killed(tmp_path: Path) -> None:
     for step in (1, 2):
-        keeper(tmp_path / "before").save(state_at(step))
+        store(tmp_path / "before").save(state_at(step))
     operation = 0
     seen = set()
     while True:
         folder = tmp_path / str(operation)
         shutil.copytree(tmp_path / "before", folder)
-        code = in_process(checkpoint_processes.save_and_die, keeper(folder), state_at(3), operation)
+        code = in_process(checkpoint_processes.save_and_die, store(folder), state_at(3), operation)
         named = folder / (folder / "latest").read_text().strip()
         verify(named)
-        state = keeper(folder).load("auto", network())
+        state = store(folder).load("auto", network())
         assert state is not None
         assert named.name == f"step-{state.step:08d}"
         assert bool((state.weights["0.bias"] == state.step).all())
         seen.add(state.step)
         # The next save clears up whatever the killed one left.
-        keeper(folder).save(state_at(4))
+        store(folder).save(state_at(4))
         assert not list(folder.glob(".*"))
         if code == 0:
             break
@@ -261,13 +263,6 @@ def test_latest_is_whole_wherever_the_process_is_killed(tmp_path: Path) -> None:
 
 
 def test_kill_inside_a_file_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
-    keeper(tmp_path).save(state_at(1))
-    assert in_process(checkpoint_processes.save_half_and_die, keeper(tmp_path), state_at(2)) == -signal.SIGKILL
+    store(tmp_path).save(state_at(1))
+    assert in_process(checkpoint_processes.save_half_and_die, store(tmp_path), state_at(2)) == -signal.SIGKILL
     assert find_newest(tmp_path) == tmp_path / "step-00000001"
-
-
-def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
-    with lock(tmp_path):
-        assert in_process(checkpoint_processes.take_lock, tmp_path) == 0
-    with lock(tmp_path):
-        pass

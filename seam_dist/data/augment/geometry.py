@@ -3,7 +3,7 @@
 Published order: long side to U{a..b}, flip, color jitter, normalization, random crop with zero padding; a small image
 lies at a random place of the crop. Here only the region of the crop is resized, by OpenCV's bicubic kernel, and the
 color of that region is changed afterwards, on the device (`seam_dist.data.augment.color`). The random numbers have the
-published distribution; pixels differ a little (`seam_dist.bench.published` is the slow original order).
+published distribution; pixels differ a little (`seam_dist.bench.published_augmentation` has the original order).
 """
 
 from __future__ import annotations

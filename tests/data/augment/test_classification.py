@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from seam_dist.bench.data_loading import make_jpegs, synthetic_photo
-from seam_dist.bench.published import augment_exact
+from seam_dist.bench.published_augmentation import augment_exact
 from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.augment.classification import ClassificationAugmentation
 from seam_dist.data.augment.geometry import Draw, draw

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from seam_dist.bench.published import jitter_exact
+from seam_dist.bench.published_augmentation import jitter_exact
 from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.augment.color import IDENTITY, jitter, operation_order, with_gray_mean
 from seam_dist.data.augment.geometry import draw

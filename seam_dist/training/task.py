@@ -1,0 +1,164 @@
+"""What differs between the stages that train: a `TrainTask` describes the stage, its `TrainModule` takes the steps.
+
+`seam_dist.training.run` trains any task; `seam_dist.training.engine` knows its module alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from seam_dist.cluster.distributed import World
+from seam_dist.config.schema import Config, ScheduleConfig
+from seam_dist.data.augment.normalize import normalize_images
+from seam_dist.data.manifest import Manifest, Split
+from seam_dist.models import SEAM, AffinityNet, DeepLab, LoadReport
+from seam_dist.models.dropout import DropoutKeys, key_dropout
+
+Batch = Mapping[str, Any]
+Network = TypeVar("Network", bound=SEAM | AffinityNet | DeepLab)
+TrainStage = Literal["train_seam", "train_affinity", "train_seg"]
+
+# Settings of a schedule on which the trained weights do not depend, apart from rounding.
+_IGNORED_SCHEDULE = ("checkpoint_every", "keep_checkpoints", "log_every", "micro_batch_size", "resume")
+
+
+class TrainModule(nn.Module, ABC, Generic[Network]):
+    """What deepspeed.initialize gets: batch in, named losses out.
+
+    Dropout is keyed by the sample: a mask is a function of (seed, sample number, layer, grid, channel). A resumed run,
+    another number of ranks or another split into micro-batches therefore draws the same masks for the same images.
+    """
+
+    stage: ClassVar[TrainStage]
+    pictures_every: int | None = None
+    """Steps between pictures, 0 for those at the end alone; None: there are no pictures."""
+
+    def __init__(self, model: Network, cfg: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.cfg = cfg
+        self.keys = DropoutKeys(cfg.run.seed)
+        key_dropout(model, self.keys)
+        # Buffers that move with the module and stay out of its state dict: they belong to the backbone, not to the run.
+        self.register_buffer("mean", torch.tensor(model.backbone.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(model.backbone.std), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """Schedule of the stage."""
+        return schedule_of(self.cfg, self.stage)
+
+    @abstractmethod
+    def begin_step(self, batches: Sequence[MutableMapping[str, Any]], step: int, world: World) -> None:
+        """Prepare optimizer step `step`, counted from 0, from all its micro-batches of this rank, still on the CPU.
+
+        Every rank calls it, before the first forward pass of the step: a loss that is divided by a count over the
+        global batch needs the labels of all its parts.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the float32 losses of a micro-batch on the device by name; "loss" is the total and alone trained.
+
+        Their means over the micro-batches and ranks of the step are the losses of the global batch.
+        """
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images (B, 3, S, S) in 0..1, their CAMs and refined CAMs; in eval mode, on every rank.
+
+        Called only where `pictures_every` is not None.
+        """
+        raise NotImplementedError(f"{self.stage} has no pictures")
+
+    def normalized(self, batch: Batch, color: Tensor | None, *, padding: Literal["mean", "black"] = "mean") -> Tensor:
+        """Return the normalized crops (B, 3, S, S), float32, with the jitter `color` where it is given."""
+        return normalize_images(
+            batch["image"],
+            batch["valid"],
+            color,
+            self.mean,
+            self.std,
+            channels_last=self.cfg.model.channels_last,
+            padding=padding,
+        )
+
+    def network_precision(self, device: torch.device) -> torch.autocast:
+        """Return the context of the network's forward pass; the losses are computed outside, in float32."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.schedule.precision == "bf16")
+
+
+class Loader(Iterator[Batch], Protocol):
+    """Batches of one rank, without end."""
+
+    def close(self) -> None:
+        """End the loader's processes."""
+
+
+class TrainTask(ABC, Generic[Network]):
+    """One training stage of one run: what is trained, from what, and what its weights depend on."""
+
+    stage: ClassVar[TrainStage]
+
+    def __init__(self, cfg: Config, manifest: Manifest) -> None:
+        self.cfg = cfg
+        self.manifest = manifest
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """Schedule of the stage."""
+        return schedule_of(self.cfg, self.stage)
+
+    @property
+    def split(self) -> Split:
+        """The split that trains."""
+        return self.manifest.split(self.cfg.data.train_split)
+
+    @property
+    @abstractmethod
+    def settings(self) -> Sequence[str]:
+        """Dotted keys or sections that the trained weights depend on, apart from rounding."""
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Keys below `settings` that change nothing in the weights."""
+        return [f"{self.stage}.schedule.{name}" for name in _IGNORED_SCHEDULE]
+
+    @property
+    @abstractmethod
+    def architecture(self) -> Mapping[str, Any]:
+        """What weights belong to: a checkpoint of another architecture is refused. It has "classes", their names."""
+
+    @abstractmethod
+    def inputs(self) -> Mapping[str, str]:
+        """Return name -> fingerprint of each input; called on the main rank. Raise StageError for what is missing."""
+
+    @abstractmethod
+    def build(self) -> tuple[Network, LoadReport]:
+        """Return the network whose weights are kept; random weights come from torch's global generator."""
+
+    @abstractmethod
+    def module(self, network: Network, world: World) -> TrainModule[Network]:
+        """Return what takes the training steps of the network."""
+
+    @abstractmethod
+    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
+        """Return the micro-batches of this rank from global sample `start_sample` on."""
+
+    def missing_labels(self, folder: Path) -> Path | None:
+        """Return the first label tar of the split that `folder` lacks, None when all are there."""
+        tars = [folder / shard.file for shard in self.split.shards]
+        return next((tar for tar in tars if not tar.is_file()), None)
+
+
+def schedule_of(cfg: Config, stage: TrainStage) -> ScheduleConfig:
+    """Return the schedule of a training stage."""
+    schedule: ScheduleConfig = getattr(cfg, stage).schedule
+    return schedule
