@@ -83,7 +83,7 @@ def encode_cam(cam: NDArray[np.float16]) -> bytes:
     Raises ValueError for a map that holds NaN, infinity or values outside 0..1.
     """
     if not ((cam >= 0) & (cam <= 1)).all():
-        raise ValueError("the map holds NaN or values outside 0..1: run `--stage infer_cam` again with finite weights")
+        raise ValueError("the map holds NaN or values outside 0..1: run `--only infer_cam` again with finite weights")
     steps = to_steps(cam)
     planes = np.stack([steps >> 8, steps & 255]).astype(np.uint8)
     file = io.BytesIO()
@@ -100,14 +100,14 @@ def decode_cam(data: bytes) -> NDArray[np.float16]:
             raise ValueError("it is cut, too large or followed by something else")
         planes = np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False, max_header_size=256)
     except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
-        raise ValueError(f"the bytes are no stored map ({error}): run `--stage infer_cam` again") from None
+        raise ValueError(f"the bytes are no stored map ({error}): run `--only infer_cam` again") from None
     if planes.dtype != np.uint8 or planes.ndim != 4 or planes.shape[0] != 2:
         raise ValueError(
-            f"the array is {planes.dtype} {planes.shape}, expected uint8 (2, K, h, w): run `--stage infer_cam` again"
+            f"the array is {planes.dtype} {planes.shape}, expected uint8 (2, K, h, w): run `--only infer_cam` again"
         )
     steps = planes[0].astype(np.uint16) << 8 | planes[1]
     if steps.size and steps.max() > STEPS:
-        raise ValueError(f"the map holds {steps.max()}, expected 0 to {STEPS}: run `--stage infer_cam` again")
+        raise ValueError(f"the map holds {steps.max()}, expected 0 to {STEPS}: run `--only infer_cam` again")
     return from_steps(steps)
 
 
@@ -142,7 +142,7 @@ def write_cams(path: Path, cams: Iterable[StoredCam]) -> None:
 def read_cams(path: Path) -> Iterator[StoredCam]:
     """Yield the images of a tar of CAMs in stored order; ValueError, naming the file, for anything that is not one."""
     key, parts = "", dict[str, bytes]()
-    with naming_tar(path, "CAMs", "remove it and run `--stage infer_cam`"):
+    with naming_tar(path, "CAMs", "remove it and run `--only infer_cam`"):
         for match, data in read_tar(path, _MEMBER):
             if parts and match[1] != key:
                 raise ValueError(f"member {match[0]!r} comes before {key} is complete")

@@ -136,7 +136,7 @@ def input_fingerprint(folder: Path, stage: str) -> str:
     """Return the fingerprint of a finished stage's outputs; raise StageError when it is not finished."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise StageError(f"{path} is missing, so stage {stage} is not finished there: run `--stage {stage}` first")
+        raise StageError(f"{path} is missing, so stage {stage} is not finished there: run `--only {stage}` first")
     manifest = read_json(path)
     return str(manifest.get("fingerprint") or fingerprint(manifest))
 

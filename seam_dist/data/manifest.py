@@ -1,6 +1,7 @@
 """The manifest of a folder of shards: classes, splits, and for each shard its samples, bytes and checksum.
 
-It reveals a lost, truncated or exchanged shard: tar readers end silently where a file is truncated and skip what they cannot read.
+It reveals a lost, truncated or exchanged shard: tar readers end silently where a file is truncated and skip what they
+cannot read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from seam_dist.config.schema import MAX_CLASSES
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-REMEDY = "copy it again, or remove it together with manifest.json and run `--stage shard`"
+REMEDY = "copy it again, or remove it together with manifest.json and run `--only shard`"
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,200}\.tar")
 
@@ -93,7 +94,7 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check manifest.json of a folder of shards; raise ShardError when it is missing or invalid."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise ShardError(f"{path} is missing: run `--stage shard` to the end, or set data.shards to a finished folder")
+        raise ShardError(f"{path} is missing: run `--only shard` to the end, or set data.shards to a finished folder")
     value = read_json(path)
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         schema = value.get("schema") if isinstance(value, dict) else type(value).__name__

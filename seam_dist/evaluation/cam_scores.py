@@ -85,7 +85,7 @@ def _reason_against(cfg: Config, manifest: Manifest, name: str) -> str | None:
         return f"split {name!r} has no masks to compare with: leave it out of evaluate.splits"
     folder = cam_folder(cfg)
     if not all((folder / shard.file).is_file() for shard in split.shards):
-        return f"split {name!r} has no CAMs in {folder}: add it to infer_cam.splits and run `--stage infer_cam`"
+        return f"split {name!r} has no CAMs in {folder}: add it to infer_cam.splits and run `--only infer_cam`"
     return None
 
 
@@ -109,7 +109,7 @@ def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str]
             for stored, mask in read_pairs(cfg, shard):
                 for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
                     if cam is None:
-                        raise StageError(f"{shard.file}: {stored.key} has no {name} map: run `--stage infer_cam` again")
+                        raise StageError(f"{shard.file}: {stored.key} has no {name} map: run `--only infer_cam` again")
                     miou = counts[name].histogram.update(upsample_cam(cam, stored.size), stored.classes, mask)
                     counts[name].images[stored.key] = miou.float().numpy()
                 bar.update(1)
@@ -130,7 +130,7 @@ def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[n
         stored = cams.get(raw.key)
         if stored is None:
             if not _is_bad(raw, cfg.data.max_pixels):
-                raise StageError(f"{shard.file}: image {raw.key} has no CAM: run `--stage infer_cam` again")
+                raise StageError(f"{shard.file}: image {raw.key} has no CAM: run `--only infer_cam` again")
             continue
         try:
             mask = decode_mask(raw.members["png"], max_pixels=cfg.data.max_pixels)
@@ -139,7 +139,7 @@ def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[n
         if mask.shape != stored.size:
             raise StageError(
                 f"{shard.file}: the mask of {raw.key} has {mask.shape} pixels, its CAM is for {stored.size}: "
-                "run `--stage infer_cam` again on these shards"
+                "run `--only infer_cam` again on these shards"
             )
         yield stored, mask
 

@@ -167,4 +167,4 @@ class ThresholdHistogram:
                 f"mask holds class {values[-1]}, expected 0 .. {self.num_classes} or 255: correct the mask"
             )
         if not bool(torch.isfinite(cam).all()):
-            raise ValueError("cam holds NaN or infinity: run `--stage infer_cam` again with finite weights")
+            raise ValueError("cam holds NaN or infinity: run `--only infer_cam` again with finite weights")

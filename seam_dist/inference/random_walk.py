@@ -50,17 +50,17 @@ def read_samples_with_cams(cfg: Config, shard: Shard, cams: Mapping[str, StoredC
 
     def on_bad(key: str, error: BadSampleError) -> None:
         if key in cams:
-            raise StageError(f"{error}, but it has a CAM: run `--stage infer_cam` again with these shards")
+            raise StageError(f"{error}, but it has a CAM: run `--only infer_cam` again with these shards")
 
     path = cfg.shards_dir / shard.file
     for sample in read_shard(path, masks=False, max_pixels=cfg.data.max_pixels, on_bad=on_bad):
         stored = cams.get(sample.key)
         if stored is None:
-            raise StageError(f"{path}: image {sample.key} has no CAM: run `--stage infer_cam` again")
+            raise StageError(f"{path}: image {sample.key} has no CAM: run `--only infer_cam` again")
         if stored.size != sample.image.shape[:2]:
             raise StageError(
                 f"{path}: image {sample.key} has {sample.image.shape[:2]} pixels, its CAM is for {stored.size}: run "
-                "`--stage infer_cam` again on these shards"
+                "`--only infer_cam` again on these shards"
             )
         yield sample
 

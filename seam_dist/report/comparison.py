@@ -101,7 +101,7 @@ def gains(rows: Sequence[Row], split: str) -> list[tuple[RunRecord, float]]:
 def console_table(rows: Sequence[Row]) -> str:
     """Return the comparison as aligned text: mIoU in percent at the best threshold, and at the chosen one."""
     if not rows:
-        return "No evaluation yet, so there is nothing to compare: run `--stage evaluate` first."
+        return "No evaluation yet, so there is nothing to compare: run `--only evaluate` first."
     table = columns(rows)
     titles = [f"{split} mIoU" if source is None else f"at {source}'s threshold" for split, source in table]
     cells = [[row.label, row.run.name, *(_percent(column_miou(row, *column)) for column in table)] for row in rows]

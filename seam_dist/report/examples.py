@@ -59,7 +59,7 @@ def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
         rows = [(line["key"], float(line["miou"])) for line in lines if line["miou"] not in ("", "nan")]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} has no numbers in columns key and miou ({error!r}): run `--stage evaluate` again"
+            f"{path} has no numbers in columns key and miou ({error!r}): run `--only evaluate` again"
         ) from None
     rows.sort(key=lambda row: (-row[1], row[0]))
     count = min(num_images, -(-len(rows) // 3))

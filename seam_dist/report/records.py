@@ -148,7 +148,7 @@ def read_run(folder: Path) -> RunRecord:
         lacking = [key for key in ("thresholds", "miou", "best") if key not in evaluation]
         if lacking:
             path = scores_folder(folder, CAM) / f"{split}.json"
-            damaged.append(f"{path} has no {', '.join(lacking)}: run `--stage evaluate` again")
+            damaged.append(f"{path} has no {', '.join(lacking)}: run `--only evaluate` again")
             del evaluations[split]
     labels = {name: of_split for name in LABEL_TYPES if (of_split := scores(name))}
     metrics = _read_metrics(folder / "train_seam" / "metrics.jsonl", damaged)

@@ -26,7 +26,7 @@ def seeds_table(folders: Sequence[Path]) -> str:
         run = read_run(folder)
         maps = compare_runs(run, [])
         if not maps:
-            raise ValueError(f"{folder} has no evaluation: run `--stage evaluate` for it, or leave it out")
+            raise ValueError(f"{folder} has no evaluation: run `--only evaluate` for it, or leave it out")
         rows += maps
         runs.append(run)
     splits = splits_of(rows)

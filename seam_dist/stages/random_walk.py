@@ -77,7 +77,7 @@ def load_network(cfg: Config, manifest: Manifest) -> AffinityNet:
     if differs:
         raise StageError(
             f"{trained.weights} is of another network than the settings say ({'; '.join(differs)}): change the "
-            "settings back, or run `--stage train_affinity` again"
+            "settings back, or run `--only train_affinity` again"
         )
     return load_affinity_net(trained, cfg.model, radius=cfg.train_affinity.radius)
 
@@ -99,7 +99,7 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Work]]:
         if missing is not None:
             raise StageError(
                 f"{cams / missing} is missing, so split {name!r} has no CAMs: add it to infer_cam.splits and run "
-                "`--stage infer_cam`, or leave it out of random_walk.splits"
+                "`--only infer_cam`, or leave it out of random_walk.splits"
             )
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         works += [Work(shard, folders) for shard in split.shards]

@@ -57,12 +57,12 @@ def report_html(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str
     try:
         manifest = load_manifest(cfg.shards_dir)
     except ShardError as error:
-        notes.append(Note(f"The data set's shards cannot be read: {error}", f"{command} --stage shard"))
+        notes.append(Note(f"The data set's shards cannot be read: {error}", f"{command} --only shard"))
     names = manifest.classes if manifest is not None else ()
     stages = own.missing(("train_seam", "infer_cam", "evaluate"))
     if stages:
         text = f"This run is not complete: {', '.join(stages)} {'is' if len(stages) == 1 else 'are'} not finished."
-        notes.append(Note(text, f"{command} {' '.join(f'--stage {stage}' for stage in stages)}"))
+        notes.append(Note(text, f"{command} {' '.join(f'--only {stage}' for stage in stages)}"))
     split = cfg.report.split
     sections = [
         Section("results", "Results", results_section(own, others, command)),

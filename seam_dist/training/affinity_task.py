@@ -103,13 +103,13 @@ class AffinityTask(TrainTask[AffinityNet]):
         if not self.labels.is_dir():
             raise StageError(
                 f"{self.labels} is missing, so infer_cam made no affinity labels: set infer_cam.crf=true and run "
-                "`--stage infer_cam` again"
+                "`--only infer_cam` again"
             )
         missing = self.missing_labels(self.labels)
         if missing is not None:
             raise StageError(
                 f"{missing} is missing, so infer_cam made no affinity labels of split {self.split.name!r}: add it to "
-                "infer_cam.splits and run `--stage infer_cam` again"
+                "infer_cam.splits and run `--only infer_cam` again"
             )
         return fingerprints
 

@@ -85,7 +85,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 
 def test_missing_input_names_the_stage_to_run(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="run `--stage infer_cam` first"):
+    with pytest.raises(StageError, match="run `--only infer_cam` first"):
         input_fingerprint(tmp_path, "infer_cam")
 
 

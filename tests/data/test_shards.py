@@ -268,7 +268,7 @@ def test_malformed_manifest_is_refused(shards: Path, change: Callable[..., objec
 def test_missing_manifest_and_unknown_split_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"split 'val' is not in the shards, which have train"):
         load_manifest(shards).split("val")
-    with pytest.raises(ShardError, match=r"manifest\.json is missing: run `--stage shard`"):
+    with pytest.raises(ShardError, match=r"manifest\.json is missing: run `--only shard`"):
         load_manifest(tmp_path)
 
 

@@ -36,7 +36,7 @@ def write_config(folder: Path, steps: int) -> Path:
 def start(config: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "seam_dist.cli", "--ranks", "2", "--config", str(config)]
     return subprocess.Popen(
-        [*command, "--stage", "shard", "--stage", "train_seam"],
+        [*command, "--only", "shard", "--only", "train_seam"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

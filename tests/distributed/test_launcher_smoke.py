@@ -22,7 +22,7 @@ def test_two_ranks_train_under_the_deepspeed_launcher(
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_accelerators", "2"),
         *("--master_addr", "127.0.0.1", "--master_port", str(ranks.free_port()), "--module", "seam_dist.cli"),
-        *("--config", str(config), "--stage", "shard", "--stage", "train_seam"),
+        *("--config", str(config), "--only", "shard", "--only", "train_seam"),
     ]
     process = ranks.run(0, command, {**os.environ, "OMP_NUM_THREADS": "1"})
     assert ranks.finish([process]) == [0], ranks.logs()

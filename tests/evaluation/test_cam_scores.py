@@ -237,7 +237,7 @@ def test_an_undecodable_image_without_a_cam_is_left_out(root):
 def test_a_good_image_without_a_cam_is_an_error(root):
     cfg = make_config(root)
     key = drop_cam(cfg, "val-00000.tar")
-    with pytest.raises(StageError, match=f"val-00000.tar: image {key} has no CAM: run `--stage infer_cam` again"):
+    with pytest.raises(StageError, match=f"val-00000.tar: image {key} has no CAM: run `--only infer_cam` again"):
         evaluate(cfg)
 
 

@@ -48,4 +48,4 @@ def test_rows_give_mean_spread_and_gain_over_cam_only(tmp_path: Path) -> None:
 def test_run_without_evaluation_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 2
-    assert "empty has no evaluation: run `--stage evaluate`" in capsys.readouterr().err
+    assert "empty has no evaluation: run `--only evaluate`" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_labels_are_scored_without_any_cam(cfg: Config) -> None:
 
 
 def test_inference_must_be_finished(sharded: Path) -> None:
-    with pytest.raises(StageError, match=r"stage infer_cam is not finished there: run `--stage infer_cam` first"):
+    with pytest.raises(StageError, match=r"stage infer_cam is not finished there: run `--only infer_cam` first"):
         evaluate.run(make_config(sharded))
 
 

@@ -237,7 +237,7 @@ def test_too_many_bad_images_stop_the_stage(root):
 
 def test_training_must_be_finished(root):
     cfg = config(root, name="untrained")
-    with pytest.raises(StageError, match=r"stage train_seam is not finished there: run `--stage train_seam` first"):
+    with pytest.raises(StageError, match=r"stage train_seam is not finished there: run `--only train_seam` first"):
         infer_cam.run(cfg)
 
 

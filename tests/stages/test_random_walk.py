@@ -247,7 +247,7 @@ def test_an_image_that_infer_cam_left_out_is_left_out(root):
     cfg = config(root, random_walk={"splits": ["val"]})
     key = samples_of(cfg, "val")[0].key
     rewrite_cams(cfg, "val-00000.tar", lambda cam: None if cam.key == key else cam)
-    with pytest.raises(StageError, match=f"image {key} has no CAM: run `--stage infer_cam` again"):
+    with pytest.raises(StageError, match=f"image {key} has no CAM: run `--only infer_cam` again"):
         random_walk.run(cfg)
     rewrite_shard(cfg, "val-00000.tar", lambda s: cut_jpeg(s) if s.key == key else s)
     random_walk.run(cfg)
@@ -257,7 +257,7 @@ def test_an_image_that_infer_cam_left_out_is_left_out(root):
 def test_cams_that_do_not_fit_the_images_are_refused(root):
     cfg = config(root, random_walk={"splits": ["val"]})
     rewrite_cams(cfg, "val-00000.tar", lambda cam: replace(cam, size=(cam.size[0] - 1, cam.size[1])))
-    with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--stage infer_cam` again on these shards"):
+    with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--only infer_cam` again on these shards"):
         random_walk.run(cfg)
 
 
@@ -272,13 +272,13 @@ def test_a_split_without_cams_is_named(root):
 def test_earlier_stages_must_be_finished(root, stage):
     cfg = config(root)
     (cfg.stage_dir(stage) / "manifest.json").unlink()
-    with pytest.raises(StageError, match=f"stage {stage} is not finished there: run `--stage {stage}` first"):
+    with pytest.raises(StageError, match=f"stage {stage} is not finished there: run `--only {stage}` first"):
         random_walk.run(cfg)
 
 
 def test_weights_of_another_network_are_refused(root):
     cfg = config(root, train_affinity={"channels": [4, 6, 9]})
-    with pytest.raises(StageError, match=r"channels: \[4, 6, 8\] -> \[4, 6, 9\].*run `--stage train_affinity` again"):
+    with pytest.raises(StageError, match=r"channels: \[4, 6, 8\] -> \[4, 6, 9\].*run `--only train_affinity` again"):
         random_walk.run(cfg)
 
 

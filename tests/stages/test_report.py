@@ -193,7 +193,7 @@ def test_a_missing_stage_is_named_with_the_command_that_makes_it(runs: Path, sta
     html = make_report(cfg)
     parse(html)
     assert f"not complete: {stage} is not finished" in html
-    assert re.search(rf"seam-dist --config \S+/runs/seam/\w+/config.yaml --stage {stage}", html)
+    assert re.search(rf"seam-dist --config \S+/runs/seam/\w+/config.yaml --only {stage}", html)
 
 
 def test_an_empty_run_still_has_a_report(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_an_empty_run_still_has_a_report(tmp_path: Path) -> None:
     cfg.run_dir.mkdir(parents=True)
     html = make_report(cfg)
     parse(html)
-    assert "seam-dist --config CONFIG.yaml run.name=new --stage train_seam --stage infer_cam --stage evaluate" in html
+    assert "seam-dist --config CONFIG.yaml run.name=new --only train_seam --only infer_cam --only evaluate" in html
     assert "manifest.json is missing" in html
 
 

@@ -155,7 +155,7 @@ def test_missing_inputs_name_the_remedy(make: Callable[..., Config]) -> None:
     with pytest.raises(StageError, match=r"train-00001\.tar is missing.*add it to infer_cam\.splits"):
         train_affinity.run(cfg)
     shutil.rmtree(folder / "affinity")
-    with pytest.raises(StageError, match=r"affinity is missing.*set infer_cam\.crf=true and run `--stage infer_cam`"):
+    with pytest.raises(StageError, match=r"affinity is missing.*set infer_cam\.crf=true and run `--only infer_cam`"):
         train_affinity.run(cfg)
     (folder / "manifest.json").unlink()
     with pytest.raises(StageError, match="stage infer_cam is not finished"):

@@ -55,7 +55,7 @@ def find_trained(source: Path, stage: Stage, *, default: Mapping[str, Any] | Non
     weights = source if source.is_file() else next((f for f in folders if (f / WEIGHTS).is_file()), source) / WEIGHTS
     if not weights.is_file():
         raise StageError(
-            f"{weights} is missing: run `--stage {stage}` to the end, or give the folder of a finished run, of its "
+            f"{weights} is missing: run `--only {stage}` to the end, or give the folder of a finished run, of its "
             f"{stage}/final, or a weight file"
         )
     description = weights.with_name("model.json")

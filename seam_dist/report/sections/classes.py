@@ -28,7 +28,7 @@ def classes_section(
     result = next((row for row in rows if row.is_own and row.is_primary), None)
     if result is None:
         return missing(
-            f"There is no evaluation of {split}, so there are no class scores.", f"{command} --stage evaluate"
+            f"There is no evaluation of {split}, so there are no class scores.", f"{command} --only evaluate"
         )
     best = result.scores[split].best
     iou, precision, recall = (best.get(key) or [] for key in ("iou", "precision", "recall"))

@@ -29,15 +29,15 @@ def images_section(cfg: Config, own: RunRecord, manifest: Manifest | None, comma
     """Return the pictures of cfg.report.split, or a note on why there are none."""
     split = cfg.report.split
     if manifest is None or split not in manifest.splits:
-        return missing(f"There are no shards of split {split}, so there are no images.", f"{command} --stage shard")
+        return missing(f"There are no shards of split {split}, so there are no images.", f"{command} --only shard")
     if not any((cam_folder(cfg) / shard.file).is_file() for shard in manifest.splits[split].shards):
         return missing(
-            f"Run {own.name} has no CAMs of split {split}, so there are no images.", f"{command} --stage infer_cam"
+            f"Run {own.name} has no CAMs of split {split}, so there are no images.", f"{command} --only infer_cam"
         )
     try:
         return _pictures(cfg, own, manifest)
     except ValueError as error:
-        return missing(f"The images cannot be shown: {error}", f"{command} --stage infer_cam --stage evaluate")
+        return missing(f"The images cannot be shown: {error}", f"{command} --only infer_cam --only evaluate")
 
 
 def _pictures(cfg: Config, own: RunRecord, manifest: Manifest) -> Markup:

@@ -30,7 +30,7 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
     titles = ["best threshold" if source is None else f"threshold of {source}" for _, source in table]
     note = None
     if not any(row.is_own and row.is_primary for row in rows):
-        note = Note(f"Run {own.name} has no evaluation, so there are no scores.", f"{command} --stage evaluate")
+        note = Note(f"Run {own.name} has no evaluation, so there are no scores.", f"{command} --only evaluate")
     return render_template(
         "results.html",
         figures=_figures(own, rows),
@@ -38,7 +38,7 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
         head=["Method and map", *(f"{split} mIoU, {title}" for (split, _), title in zip(table, titles, strict=True))],
         rows=[(row, [column_miou(row, *column) for column in table]) for row in rows],
         not_evaluated=[
-            Note(f"Run {run.name} was to be compared, but it has no evaluation.", f"--stage evaluate for {run.dir}")
+            Note(f"Run {run.name} was to be compared, but it has no evaluation.", f"--only evaluate for {run.dir}")
             for run in others
             if not run.evaluations
         ],

@@ -25,7 +25,7 @@ def thresholds_section(own: RunRecord, others: Sequence[RunRecord], command: str
     """Return a curve of mIoU over background thresholds for each split, with the best, chosen and default points."""
     rows = compare_runs(own, others)
     if not rows:
-        return missing("There is no evaluation, so there are no threshold curves.", f"{command} --stage evaluate")
+        return missing("There is no evaluation, so there are no threshold curves.", f"{command} --only evaluate")
     keys = [
         (mark_swatch("best"), "best on this split"),
         (mark_swatch("chosen"), "chosen on the threshold split"),

@@ -38,7 +38,7 @@ def training_section(own: RunRecord, others: Sequence[RunRecord], command: str) 
             charts.append((chart, title, meaning))
     note = None
     if not own.metrics or not charts:
-        note = Note(f"Run {own.name} has no training metrics.", f"{command} --stage train_seam")
+        note = Note(f"Run {own.name} has no training metrics.", f"{command} --only train_seam")
     keys = [(swatch(style, style), f"{run.method} ({run.name})") for run, style in styles if run.metrics]
     return render_template("training.html", note=note, charts=charts, keys=keys)
 

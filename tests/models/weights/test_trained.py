@@ -14,6 +14,7 @@ from torch import nn
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.stage import StageError
+from seam_dist.config.load import flatten
 from seam_dist.config.schema import Config, Stage
 from seam_dist.models import (
     affinity_architecture,
@@ -75,14 +76,14 @@ def test_network_is_found_in_a_run_a_stage_a_folder_and_a_file(tmp_path: Path, s
 def test_settings_of_the_training_come_along(tmp_path: Path) -> None:
     cfg, _ = trained_run(tmp_path, "train_seg")
     path = cfg.stage_dir("train_seg") / "final" / "model.json"
+    assert find_trained(cfg.run_dir, "train_seg").settings == flatten(cfg)
+    write_json(path, {"architecture": read_json(path)["architecture"]})
     assert find_trained(cfg.run_dir, "train_seg").settings == {}
-    write_json(path, read_json(path) | {"config": {"infer_seg.flip": False}})
-    assert find_trained(cfg.run_dir, "train_seg").settings == {"infer_seg.flip": False}
 
 
 def test_missing_weights_and_foreign_ones_name_the_remedy(tmp_path: Path) -> None:
     cfg, _ = trained_run(tmp_path, "train_seam")
-    with pytest.raises(StageError, match=r"model.safetensors is missing: run `--stage train_seg` to the end, or give"):
+    with pytest.raises(StageError, match=r"model.safetensors is missing: run `--only train_seg` to the end, or give"):
         find_trained(cfg.run_dir, "train_seg")
     final = cfg.stage_dir("train_seam") / "final"
     with pytest.raises(StageError, match="describes no network of train_seg: give the weights of train_seg"):
