@@ -161,9 +161,9 @@ def test_commands_are_noticed_when_they_are_wrong(tmp_path: Path, monkeypatch: p
         ),
     )
     for line in wrong:
+        command = Command("README.md", line, "reading")
         with pytest.raises((ValueError, OSError, AssertionError, SystemExit)):
-            check(Command("README.md", line, "reading"), tmp_path, monkeypatch)
-            pytest.fail(f"{line} was accepted")
+            check(command, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
