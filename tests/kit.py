@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,7 +44,6 @@ from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.data.sources.base import Record
 from seam_dist.models import build_seam, seam_architecture
-from seam_dist.training.task import TrainTask
 
 Section = TypeVar("Section", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
 CLASSES = ("cat", "dog", "horse")  # of the small data sets in memory
@@ -113,15 +113,13 @@ def trained_weights(cfg: Config, stage: Stage) -> dict[str, Tensor]:
     return load_file(cfg.stage_dir(stage) / "final" / "model.safetensors")
 
 
-def before_batch(
-    monkeypatch: pytest.MonkeyPatch, task: type[TrainTask[Any]], number: int, act: Callable[[], Any]
-) -> None:
-    """Let the loaders of a task call `act` before they make batch `number`, counted from 1."""
-    original = task.loader
+def before_batch(monkeypatch: pytest.MonkeyPatch, stage: ModuleType, number: int, act: Callable[[], Any]) -> None:
+    """Let the loader of a training stage call `act` before it makes batch `number`, counted from 1."""
+    original = stage.run_training
 
     class Loader:
-        def __init__(self, *arguments: Any) -> None:
-            self.inner, self.count = original(*arguments), 0
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.count = inner, 0
 
         def __next__(self) -> Any:
             self.count += 1
@@ -132,7 +130,10 @@ def before_batch(
         def close(self) -> None:
             self.inner.close()
 
-    monkeypatch.setattr(task, "loader", lambda *arguments: Loader(*arguments))
+    def run(task: Any, world: Any) -> None:
+        original(replace(task, loader=lambda *arguments: Loader(task.loader(*arguments))), world)
+
+    monkeypatch.setattr(stage, "run_training", run)
 
 
 def write_cams_from_masks(cfg: Config, primary: str = "refined") -> None:

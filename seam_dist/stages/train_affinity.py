@@ -8,7 +8,7 @@ from __future__ import annotations
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
-from seam_dist.training.affinity_task import AffinityTask
+from seam_dist.training.affinity_task import build_affinity_task
 from seam_dist.training.run import run_training
 
 
@@ -19,4 +19,4 @@ def run(cfg: Config) -> None:
     scheduler sees an unfinished job, and StageError when infer_cam made no labels to train on.
     """
     world = init_world(cfg)
-    run_training(AffinityTask(cfg, load_manifest(cfg.shards_dir)), world)
+    run_training(build_affinity_task(cfg, load_manifest(cfg.shards_dir)), world)

@@ -9,7 +9,7 @@ from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.training.run import run_training
-from seam_dist.training.seg_task import SegTask
+from seam_dist.training.seg_task import build_seg_task
 
 
 def run(cfg: Config) -> None:
@@ -19,4 +19,4 @@ def run(cfg: Config) -> None:
     scheduler sees an unfinished job, and StageError when an earlier stage made no labels to train on.
     """
     world = init_world(cfg)
-    run_training(SegTask(cfg, load_manifest(cfg.shards_dir)), world)
+    run_training(build_seg_task(cfg, load_manifest(cfg.shards_dir)), world)

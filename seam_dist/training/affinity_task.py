@@ -8,7 +8,6 @@ one rank with the whole batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,10 @@ from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_label_map_loader
+from seam_dist.data.manifest import Manifest
 from seam_dist.losses.affinity import affinity_losses, pair_counts
-from seam_dist.models import AffinityNet, LoadReport, affinity_architecture, build_affinity_net
-from seam_dist.training.task import Batch, Loader, TrainModule, TrainTask
+from seam_dist.models import AffinityNet, affinity_architecture, build_affinity_net
+from seam_dist.training.task import Batch, TrainModule, TrainTask, missing_labels
 
 
 class AffinityModule(TrainModule[AffinityNet]):
@@ -61,75 +61,45 @@ class AffinityModule(TrainModule[AffinityNet]):
         return {"radius": radius, "border": self.cfg.train_affinity.border}
 
 
-class AffinityTask(TrainTask[AffinityNet]):
-    """Train AffinityNet on the affinity labels of infer_cam."""
+def build_affinity_task(cfg: Config, manifest: Manifest) -> TrainTask[AffinityNet]:
+    """Return the training of AffinityNet on the affinity labels of infer_cam."""
+    split = manifest.split(cfg.data.train_split)
+    labels = cfg.stage_dir("infer_cam") / "affinity"
+    jitter = ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue")
+    of_seam = ("align_grid", "dropout", "pcm_center", "pcm_channels", "pcm_grid", "pcm_impl")
 
-    stage = "train_affinity"
-
-    @property
-    def labels(self) -> Path:
-        """Folder of the affinity labels."""
-        return self.cfg.stage_dir("infer_cam") / "affinity"
-
-    @property
-    def settings(self) -> Sequence[str]:
-        """Settings that the weights depend on: those of the color jitter only where it is on."""
-        jitter = ("augment.brightness", "augment.contrast", "augment.saturation", "augment.hue")
-        return (
-            *("model", "train_affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
-            *(jitter if self.cfg.train_affinity.jitter else ()),
-        )
-
-    @property
-    def ignored(self) -> Sequence[str]:
-        """Keys below `settings` that change nothing in the weights; those of SEAM alone are among them."""
-        of_seam = ("align_grid", "dropout", "pcm_center", "pcm_channels", "pcm_grid", "pcm_impl")
-        return (
-            *super().ignored,
-            *(f"model.{name}" for name in ("activation_checkpointing", "channels_last", *of_seam)),
-        )
-
-    @property
-    def architecture(self) -> Mapping[str, Any]:
-        """What weights of AffinityNet belong to."""
-        return affinity_architecture(self.cfg, self.manifest.classes)
-
-    def inputs(self) -> Mapping[str, str]:
-        """Return the fingerprints of shards and labels; raise StageError when infer_cam made no affinity labels."""
+    def inputs() -> Mapping[str, str]:
         fingerprints = {
-            "shards": input_fingerprint(self.cfg.shards_dir, "shard"),
-            "infer_cam": input_fingerprint(self.labels.parent, "infer_cam"),
+            "shards": input_fingerprint(cfg.shards_dir, "shard"),
+            "infer_cam": input_fingerprint(labels.parent, "infer_cam"),
         }
-        if not self.labels.is_dir():
+        if not labels.is_dir():
             raise StageError(
-                f"{self.labels} is missing, so infer_cam made no affinity labels: set infer_cam.crf=true and run "
+                f"{labels} is missing, so infer_cam made no affinity labels: set infer_cam.crf=true and run "
                 "`--only infer_cam` again"
             )
-        missing = self.missing_labels(self.labels)
+        missing = missing_labels(labels, split)
         if missing is not None:
             raise StageError(
-                f"{missing} is missing, so infer_cam made no affinity labels of split {self.split.name!r}: add it to "
+                f"{missing} is missing, so infer_cam made no affinity labels of split {split.name!r}: add it to "
                 "infer_cam.splits and run `--only infer_cam` again"
             )
         return fingerprints
 
-    def build(self) -> tuple[AffinityNet, LoadReport]:
-        """Return AffinityNet and the report of its start weights."""
-        return build_affinity_net(self.cfg)
-
-    def module(self, network: AffinityNet, world: World) -> AffinityModule:
-        """Return what takes the training steps of AffinityNet."""
-        return AffinityModule(network, self.cfg)
-
-    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
-        """Return images with affinity labels."""
-        return make_label_map_loader(
-            self.cfg,
-            self.manifest,
-            world.rank,
-            world.size,
-            start_sample,
-            micro_batch_size,
-            labels=self.labels,
-            stage=self.stage,
-        )
+    return TrainTask(
+        cfg=cfg,
+        stage="train_affinity",
+        split=split,
+        architecture=affinity_architecture(cfg, manifest.classes),
+        settings=(
+            *("model", "train_affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
+            *(jitter if cfg.train_affinity.jitter else ()),
+        ),
+        ignored=[f"model.{name}" for name in ("activation_checkpointing", "channels_last", *of_seam)],
+        inputs=inputs,
+        build=lambda: build_affinity_net(cfg),
+        module=lambda network, world: AffinityModule(network, cfg),
+        loader=lambda world, start, size: make_label_map_loader(
+            cfg, manifest, world.rank, world.size, start, size, labels=labels, stage="train_affinity"
+        ),
+    )

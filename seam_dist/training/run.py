@@ -24,7 +24,10 @@ from seam_dist.config.schema import Config
 from seam_dist.training.checkpoint import CheckpointStore, TrainState
 from seam_dist.training.engine import fit, num_steps, start_training
 from seam_dist.training.logger import TrainLogger
-from seam_dist.training.task import TrainTask
+from seam_dist.training.task import TrainTask, schedule_of
+
+# Settings of a schedule on which the trained weights do not depend, apart from rounding.
+_IGNORED = ("checkpoint_every", "keep_checkpoints", "log_every", "micro_batch_size", "resume")
 
 
 def run_training(task: TrainTask[Any], world: World) -> None:
@@ -34,14 +37,13 @@ def run_training(task: TrainTask[Any], world: World) -> None:
     when another process trains it, and SystemExit with 128 + the signal's number after a checkpoint when SIGINT or
     SIGTERM ended the training, so that a scheduler sees an unfinished job.
     """
-    cfg, stage, schedule = task.cfg, task.stage, task.schedule
+    cfg, stage, schedule = task.cfg, task.stage, schedule_of(task.cfg, task.stage)
+    ignored = (*task.ignored, *(f"{stage}.schedule.{name}" for name in _IGNORED))
     with ExitStack() as stack:
 
         def open_and_lock() -> tuple[StageRun, bool]:
             stack.enter_context(stage_lock(cfg.run_dir, stage))
-            opened = open_stage(
-                cfg, stage, settings=task.settings, ignore=task.ignored, inputs=task.inputs(), precious=True
-            )
+            opened = open_stage(cfg, stage, settings=task.settings, ignore=ignored, inputs=task.inputs(), precious=True)
             done = opened.is_done() and schedule.resume != "never"
             if not done:
                 (opened.dir / "manifest.json").unlink(missing_ok=True)

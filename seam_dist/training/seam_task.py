@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_classification_loader
+from seam_dist.data.manifest import Manifest
 from seam_dist.losses.seam import seam_loss
-from seam_dist.models import SEAM, LoadReport, SEAMOutput, build_seam, seam_architecture
+from seam_dist.models import SEAM, SEAMOutput, build_seam, seam_architecture
 from seam_dist.models.grid import scaled_size
 from seam_dist.models.seam import present_channels
-from seam_dist.training.task import Batch, Loader, TrainModule, TrainTask
+from seam_dist.training.task import Batch, TrainModule, TrainTask
 
 
 class SeamModule(TrainModule[SEAM]):
@@ -75,48 +76,28 @@ class SeamModule(TrainModule[SEAM]):
         return output
 
 
-class SeamTask(TrainTask[SEAM]):
-    """Train SEAM from image-level labels."""
-
-    stage = "train_seam"
-    settings = (
-        *("model", "augment", "loss", "train_seam"),
-        *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
-    )
-
-    @property
-    def ignored(self) -> Sequence[str]:
-        """Keys below `settings` that change nothing in the weights."""
-        return (
-            *super().ignored,
+def build_seam_task(cfg: Config, manifest: Manifest) -> TrainTask[SEAM]:
+    """Return the training of SEAM from image-level labels."""
+    return TrainTask(
+        cfg=cfg,
+        stage="train_seam",
+        split=manifest.split(cfg.data.train_split),
+        architecture=seam_architecture(cfg, manifest.classes),
+        settings=(
+            *("model", "augment", "loss", "train_seam"),
+            *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
+        ),
+        ignored=(
             "train_seam.pictures_every",
-            "model.activation_checkpointing",
-            "model.channels_last",
-            "model.pcm_impl",
-        )
-
-    @property
-    def architecture(self) -> Mapping[str, Any]:
-        """What weights of SEAM belong to."""
-        return seam_architecture(self.cfg, self.manifest.classes)
-
-    def inputs(self) -> Mapping[str, str]:
-        """Return the fingerprint of the shards."""
-        return {"shards": input_fingerprint(self.cfg.shards_dir, "shard")}
-
-    def build(self) -> tuple[SEAM, LoadReport]:
-        """Return SEAM and the report of its start weights."""
-        return build_seam(self.cfg, self.manifest.num_classes)
-
-    def module(self, network: SEAM, world: World) -> SeamModule:
-        """Return what takes the training steps of SEAM."""
-        return SeamModule(network, self.cfg)
-
-    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
-        """Return images with image-level labels."""
-        return make_classification_loader(
-            self.cfg, self.manifest, world.rank, world.size, start_sample, micro_batch_size
-        )
+            *("model.activation_checkpointing", "model.channels_last", "model.pcm_impl"),
+        ),
+        inputs=lambda: {"shards": input_fingerprint(cfg.shards_dir, "shard")},
+        build=lambda: build_seam(cfg, manifest.num_classes),
+        module=lambda network, world: SeamModule(network, cfg),
+        loader=lambda world, start, size: make_classification_loader(
+            cfg, manifest, world.rank, world.size, start, size
+        ),
+    )
 
 
 def warmup_factor(step: int, warmup_steps: int) -> float:

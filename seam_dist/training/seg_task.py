@@ -15,7 +15,6 @@ out differently.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +26,11 @@ from seam_dist.artifacts.stage import StageError, input_fingerprint
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import IGNORE_INDEX, Config
 from seam_dist.data.loader import make_label_map_loader
+from seam_dist.data.manifest import Manifest
 from seam_dist.losses.segmentation import segmentation_sums
-from seam_dist.models import DeepLab, LoadReport, build_deeplab, deeplab_architecture
+from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture
 from seam_dist.models.deeplab import SEAM_STAGE
-from seam_dist.training.task import Batch, Loader, TrainModule, TrainTask
+from seam_dist.training.task import Batch, TrainModule, TrainTask, missing_labels
 
 
 class SegModule(TrainModule[DeepLab]):
@@ -71,78 +71,55 @@ class SegModule(TrainModule[DeepLab]):
         return {"loss": loss * self._scale, "accuracy": hits * self._scale}
 
 
-class SegTask(TrainTask[DeepLab]):
-    """Train the final network on images and label maps alone; image-level labels went into the pseudo-labels.
+def build_seg_task(cfg: Config, manifest: Manifest) -> TrainTask[DeepLab]:
+    """Return the training of the final network on images and label maps; image-level labels went into those.
 
     train_seg.labels=masks trains on the true masks instead, the fully supervised bound.
     """
+    split, seg = manifest.split(cfg.data.train_split), cfg.train_seg
+    label_type = None if seg.labels == "masks" else LABEL_TYPES[seg.labels]
+    labels = None if label_type is None else label_folder(cfg, label_type)
 
-    stage = "train_seg"
-
-    @property
-    def labels(self) -> Path | None:
-        """Folder of label tars that train_seg.labels names, None for the masks in the shards."""
-        if self.cfg.train_seg.labels == "masks":
-            return None
-        return label_folder(self.cfg, LABEL_TYPES[self.cfg.train_seg.labels])
-
-    @property
-    def settings(self) -> Sequence[str]:
-        """Settings that the weights depend on; with live BatchNorm they depend on the micro-batches, too."""
-        settings = [
-            *("train_seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride"),
-            *("model.align_grid", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
-        ]
-        if self.cfg.model.activation_checkpointing and not self.cfg.train_seg.freeze_batchnorm:
-            # A block that runs twice counts its batch twice in its running statistics.
-            settings.append("model.activation_checkpointing")
-        return settings
-
-    @property
-    def architecture(self) -> Mapping[str, Any]:
-        """What weights of the final network belong to."""
-        return deeplab_architecture(self.cfg, self.manifest.classes)
-
-    def inputs(self) -> Mapping[str, str]:
-        """Return the fingerprints of shards and labels; raise StageError when a label tar of the split is missing."""
-        cfg = self.cfg
+    def inputs() -> Mapping[str, str]:
         fingerprints = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
-        if cfg.train_seg.pretrained == SEAM_STAGE:
+        if seg.pretrained == SEAM_STAGE:
             fingerprints[SEAM_STAGE] = input_fingerprint(cfg.stage_dir(SEAM_STAGE), SEAM_STAGE)
-        if self.labels is None:
+        if label_type is None or labels is None:
             return fingerprints
-        label_type = LABEL_TYPES[cfg.train_seg.labels]
         stage = label_type.stage
         fingerprints[stage] = input_fingerprint(cfg.stage_dir(stage), stage)
-        missing = self.missing_labels(self.labels)
+        missing = missing_labels(labels, split)
         if missing is not None:
             raise StageError(
-                f"train_seg.labels={cfg.train_seg.labels} needs {missing}, which stage {stage} did not write: run it "
-                f"again with {label_type.remedy} that include {self.split.name!r}, or change train_seg.labels"
+                f"train_seg.labels={seg.labels} needs {missing}, which stage {stage} did not write: run it again with "
+                f"{label_type.remedy} that include {split.name!r}, or change train_seg.labels"
             )
         return fingerprints
 
-    def build(self) -> tuple[DeepLab, LoadReport]:
-        """Return the network and the report of its start weights."""
-        return build_deeplab(self.cfg, self.manifest.num_classes)
-
-    def module(self, network: DeepLab, world: World) -> SegModule:
-        """Return what takes the training steps of the network, whose BatchNorm is synchronized where it can be."""
+    def module(network: DeepLab, world: World) -> SegModule:
         synchronize_batchnorm(network, world)
-        return SegModule(network, self.cfg)
+        return SegModule(network, cfg)
 
-    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
-        """Return images with label maps."""
-        return make_label_map_loader(
-            self.cfg,
-            self.manifest,
-            world.rank,
-            world.size,
-            start_sample,
-            micro_batch_size,
-            labels=self.labels,
-            stage=self.stage,
-        )
+    # A block that runs twice counts its batch twice in live running statistics.
+    twice = cfg.model.activation_checkpointing and not seg.freeze_batchnorm
+    return TrainTask(
+        cfg=cfg,
+        stage="train_seg",
+        split=split,
+        architecture=deeplab_architecture(cfg, manifest.classes),
+        # With live BatchNorm the weights depend on the micro-batches, too.
+        settings=(
+            *("train_seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride"),
+            *("model.align_grid", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
+            *(("model.activation_checkpointing",) if twice else ()),
+        ),
+        inputs=inputs,
+        build=lambda: build_deeplab(cfg, manifest.num_classes),
+        module=module,
+        loader=lambda world, start, size: make_label_map_loader(
+            cfg, manifest, world.rank, world.size, start, size, labels=labels, stage="train_seg"
+        ),
+    )
 
 
 def synchronize_batchnorm(model: DeepLab, world: World) -> int:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -16,16 +17,13 @@ from torch import Tensor, nn
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config, ScheduleConfig
 from seam_dist.data.augment.normalize import normalize_images
-from seam_dist.data.manifest import Manifest, Split
+from seam_dist.data.manifest import Split
 from seam_dist.models import SEAM, AffinityNet, DeepLab, LoadReport
 from seam_dist.models.dropout import DropoutKeys, key_dropout
 
 Batch = Mapping[str, Any]
 Network = TypeVar("Network", bound=SEAM | AffinityNet | DeepLab)
 TrainStage = Literal["train_seam", "train_affinity", "train_seg"]
-
-# Settings of a schedule on which the trained weights do not depend, apart from rounding.
-_IGNORED_SCHEDULE = ("checkpoint_every", "keep_checkpoints", "log_every", "micro_batch_size", "resume")
 
 
 class TrainModule(nn.Module, ABC, Generic[Network]):
@@ -43,6 +41,7 @@ class TrainModule(nn.Module, ABC, Generic[Network]):
         super().__init__()
         self.model = model
         self.cfg = cfg
+        self.schedule = schedule_of(cfg, self.stage)
         self.keys = DropoutKeys(cfg.run.seed)
         key_dropout(model, self.keys)
         # Buffers that move with the module and stay out of its state dict: they belong to the backbone, not to the run.
@@ -50,11 +49,6 @@ class TrainModule(nn.Module, ABC, Generic[Network]):
         self.register_buffer("std", torch.tensor(model.backbone.std), persistent=False)
         self.mean: Tensor
         self.std: Tensor
-
-    @property
-    def schedule(self) -> ScheduleConfig:
-        """Schedule of the stage."""
-        return schedule_of(self.cfg, self.stage)
 
     @abstractmethod
     def begin_step(self, batches: Sequence[MutableMapping[str, Any]], step: int, world: World) -> None:
@@ -102,63 +96,37 @@ class Loader(Iterator[Batch], Protocol):
         """End the loader's processes."""
 
 
-class TrainTask(ABC, Generic[Network]):
+@dataclass(frozen=True, kw_only=True)
+class TrainTask(Generic[Network]):
     """One training stage of one run: what is trained, from what, and what its weights depend on."""
 
-    stage: ClassVar[TrainStage]
-
-    def __init__(self, cfg: Config, manifest: Manifest) -> None:
-        self.cfg = cfg
-        self.manifest = manifest
-
-    @property
-    def schedule(self) -> ScheduleConfig:
-        """Schedule of the stage."""
-        return schedule_of(self.cfg, self.stage)
-
-    @property
-    def split(self) -> Split:
-        """The split that trains."""
-        return self.manifest.split(self.cfg.data.train_split)
-
-    @property
-    @abstractmethod
-    def settings(self) -> Sequence[str]:
-        """Dotted keys or sections that the trained weights depend on, apart from rounding."""
-
-    @property
-    def ignored(self) -> Sequence[str]:
-        """Keys below `settings` that change nothing in the weights."""
-        return [f"{self.stage}.schedule.{name}" for name in _IGNORED_SCHEDULE]
-
-    @property
-    @abstractmethod
-    def architecture(self) -> Mapping[str, Any]:
-        """What weights belong to: a checkpoint of another architecture is refused. It has "classes", their names."""
-
-    @abstractmethod
-    def inputs(self) -> Mapping[str, str]:
-        """Return name -> fingerprint of each input; called on the main rank. Raise StageError for what is missing."""
-
-    @abstractmethod
-    def build(self) -> tuple[Network, LoadReport]:
-        """Return the network whose weights are kept; random weights come from torch's global generator."""
-
-    @abstractmethod
-    def module(self, network: Network, world: World) -> TrainModule[Network]:
-        """Return what takes the training steps of the network."""
-
-    @abstractmethod
-    def loader(self, world: World, start_sample: int, micro_batch_size: int) -> Loader:
-        """Return the micro-batches of this rank from global sample `start_sample` on."""
-
-    def missing_labels(self, folder: Path) -> Path | None:
-        """Return the first label tar of the split that `folder` lacks, None when all are there."""
-        tars = [folder / shard.file for shard in self.split.shards]
-        return next((tar for tar in tars if not tar.is_file()), None)
+    cfg: Config
+    stage: TrainStage
+    split: Split
+    """The split that trains."""
+    architecture: Mapping[str, Any]
+    """What weights belong to: a checkpoint of another one is refused. It has "classes", their names."""
+    settings: Sequence[str]
+    """Dotted keys or sections that the trained weights depend on, apart from rounding."""
+    ignored: Sequence[str] = ()
+    """Keys below `settings` that change nothing in the weights, besides those of every schedule."""
+    inputs: Callable[[], Mapping[str, str]]
+    """Name -> fingerprint of each input; called on the main rank. Raises StageError for what is missing."""
+    build: Callable[[], tuple[Network, LoadReport]]
+    """The network whose weights are kept; random weights come from torch's global generator."""
+    module: Callable[[Network, World], TrainModule[Network]]
+    """What takes the training steps of the network."""
+    loader: Callable[[World, int, int], Loader]
+    """(world, first global sample, images a micro-batch) -> batches of this rank."""
 
 
 def schedule_of(cfg: Config, stage: TrainStage) -> ScheduleConfig:
     """Return the schedule of a training stage."""
     schedule: ScheduleConfig = getattr(cfg, stage).schedule
     return schedule
+
+
+def missing_labels(folder: Path, split: Split) -> Path | None:
+    """Return the first label tar of the split that `folder` lacks, None when all are there."""
+    tars = [folder / shard.file for shard in split.shards]
+    return next((tar for tar in tars if not tar.is_file()), None)

@@ -25,7 +25,6 @@ from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.models import build_affinity_net, load_weights
 from seam_dist.stages import shard, train_affinity
-from seam_dist.training.affinity_task import AffinityTask
 
 pytestmark = pytest.mark.usefixtures("own_world")
 SCHEDULE = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
@@ -76,7 +75,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert set(curve(whole)[0]) == {"step", "lr", "loss/total", "loss/bg", "loss/fg", "loss/neg"}
     parted = make("parted")
-    before_batch(monkeypatch, AffinityTask, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before_batch(monkeypatch, train_affinity, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train_affinity.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM

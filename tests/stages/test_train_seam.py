@@ -22,7 +22,6 @@ from seam_dist.config.schema import Config
 from seam_dist.models import build_seam
 from seam_dist.stages import shard, train_seam
 from seam_dist.training.checkpoint import CheckpointError
-from seam_dist.training.seam_task import SeamTask
 
 pytestmark = pytest.mark.usefixtures("own_world")
 BASE: dict[str, dict[str, Any]] = {
@@ -63,7 +62,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     train_seam.run(whole)
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4, 5]
     parted = make("parted", checkpoint_every=2)
-    before_batch(monkeypatch, SeamTask, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before_batch(monkeypatch, train_seam, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train_seam.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM
@@ -88,7 +87,7 @@ def test_run_that_fails_after_its_checkpoint_repeats_the_lost_steps(
     def fail() -> None:
         raise OSError("the disk went away")
 
-    before_batch(monkeypatch, SeamTask, 4, fail)
+    before_batch(monkeypatch, train_seam, 4, fail)
     with pytest.raises(OSError, match="went away"):
         train_seam.run(cfg)
     before = curve(cfg)
@@ -117,7 +116,7 @@ def test_finished_stage_leaves_what_the_next_ones_need_and_is_skipped(
     assert set(manifest["outputs"]) == {"final/model.safetensors", "final/model.json", "metrics.jsonl"}
     assert list((folder / "tensorboard").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(SeamTask, "build", None)
+        patch.setattr("seam_dist.training.run.start_training", None)
         train_seam.run(cfg)
     assert "done already" in capsys.readouterr().out
     # What changes no result asks for no new training.

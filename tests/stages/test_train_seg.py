@@ -23,7 +23,6 @@ from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.models import build_seam, find_trained, load_deeplab, seam_architecture
 from seam_dist.stages import shard, train_seg
-from seam_dist.training.seg_task import SegTask
 
 pytestmark = pytest.mark.usefixtures("own_world")
 SCHEDULE = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
@@ -75,7 +74,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert {"loss/total", "loss/accuracy"} <= curve(whole)[0].keys()
     parted = make("parted", checkpoint_every=2)
-    before_batch(monkeypatch, SegTask, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before_batch(monkeypatch, train_seg, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train_seg.run(parted)
     assert stop.value.code == 128 + signal.SIGTERM
@@ -103,7 +102,7 @@ def test_finished_stage_describes_its_network_and_is_skipped(
         "final/model.json",
         "metrics.jsonl",
     }
-    monkeypatch.setattr(SegTask, "build", None)
+    monkeypatch.setattr("seam_dist.training.run.start_training", None)
     capsys.readouterr()
     # What changes no result asks for no new training.
     train_seg.run(
