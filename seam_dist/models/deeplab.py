@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from seam_dist.config.schema import Config, ModelConfig
 from seam_dist.models.backbones.base import Backbone, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
-from seam_dist.models.grid import resize
 from seam_dist.models.weights.load import PACKAGE, LoadReport, read_weights
 from seam_dist.models.weights.trained import Trained
 
@@ -36,6 +36,14 @@ def _conv_norm(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) ->
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def _upsample(x: Tensor, like: Tensor) -> Tensor:
+    """Resize x to the height and width of `like`, as seam_dist.models.grid.resize does, but without its shortcut.
+
+    The shortcut compares sizes; a branch on sizes cannot be exported as a program for images of any size.
+    """
+    return interpolate(x, (like.shape[2], like.shape[3]), mode="bilinear", align_corners=True)
 
 
 def _classifier(inputs: int, outputs: int) -> nn.Conv2d:
@@ -103,7 +111,7 @@ class PyramidDecoder(nn.Module):
     def forward(self, conv4: Tensor, conv6: Tensor) -> Tensor:
         """Return logits (B, C + 1, h, w) at the grid of conv4."""
         pyramid = self.project(torch.cat([*(branch(conv6) for branch in self.branches), self.pooling(conv6)], dim=1))
-        fine = torch.cat([resize(pyramid, (conv4.shape[2], conv4.shape[3])), self.reduce(conv4)], dim=1)
+        fine = torch.cat([_upsample(pyramid, conv4), self.reduce(conv4)], dim=1)
         logits: Tensor = self.classifier(self.dropout(self.decode(fine)))
         return logits
 
@@ -131,7 +139,7 @@ class DeepLab(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, C + 1, H, W), float32, at the size of the normalized image (B, 3, H, W)."""
-        return resize(self.forward_grid(image), (image.shape[2], image.shape[3]))
+        return _upsample(self.forward_grid(image), image)
 
     def forward_grid(self, image: Tensor) -> Tensor:
         """Return logits (B, C + 1, h, w), float32, at the grid of the head."""
