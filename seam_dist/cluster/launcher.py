@@ -1,4 +1,4 @@
-"""Run the command on all devices of this machine through the DeepSpeed launcher, and report truly how it ended.
+"""Run the command on all devices of this machine through the DeepSpeed launcher, and report how it really ended.
 
 The launcher alone exits 0 when it is killed or when a rank is, and ends at a signal without waiting for its ranks;
 here success is a file that rank 0 writes at the very end, and signals reach every rank, which then has 30 s to save.

@@ -34,7 +34,7 @@ if world.is_main:
         barrier(world)
     except RuntimeError:
         results["gave up"] = True
-    # As the command does at its end: a thread of the group that outlives the interpreter's own end aborts the process.
+    # As the command does: a thread of the group that frees a tensor while the interpreter ends aborts the process.
     shutdown(world)
     print(json.dumps(results), flush=True)
 else:
