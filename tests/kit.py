@@ -1,9 +1,9 @@
-"""What many tests build: settings, small data sets, networks and runs. `import kit` (pyproject.toml: pythonpath)."""
+"""What many tests build: settings, small data sets in memory and on disk. `import kit` (pyproject.toml: pythonpath)."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,19 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from seam_dist.artifacts.atomic import read_json, write_json
-from seam_dist.artifacts.cam_file import StoredCam, read_cams, store_cam, write_cams
-from seam_dist.artifacts.label_file import read_label_shard, write_labels
-from seam_dist.artifacts.layout import LABEL_TYPES
-from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.artifacts.stage import open_stage
-from seam_dist.config.load import flatten, from_tree
+from seam_dist.artifacts.label_file import write_labels
+from seam_dist.config.load import from_tree
 from seam_dist.config.schema import (
     AugmentConfig,
     Config,
@@ -32,18 +26,16 @@ from seam_dist.config.schema import (
     LossConfig,
     RunConfig,
     ScheduleConfig,
-    Stage,
     TrainAffinityConfig,
     TrainSeamConfig,
     TrainSegConfig,
 )
 from seam_dist.data.convert import convert
-from seam_dist.data.images import decode_labels
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
-from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
+from seam_dist.data.shards import read_raw
 from seam_dist.data.sources.base import Record
-from seam_dist.models import build_seam, seam_architecture
+from seam_dist.models import Backbone, Features
 
 Section = TypeVar("Section", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
 CLASSES = ("cat", "dog", "horse")  # of the small data sets in memory
@@ -75,122 +67,9 @@ def run_config(
     return from_tree(tree)
 
 
-def finish_training(cfg: Config, stage: Stage, model: nn.Module, architecture: Mapping[str, Any]) -> None:
-    """Leave what a training stage leaves: final/model.safetensors and model.json of `model`."""
-    opened = open_stage(cfg, stage, settings=(stage,))
-    final = opened.dir / "final"
-    final.mkdir(exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, final / "model.safetensors")
-    write_json(final / "model.json", {"architecture": dict(architecture), "config": flatten(cfg)})
-    opened.finish(final.iterdir())
-
-
 def authors_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict under the authors' flat names, as their code saves it."""
     return {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items()}
-
-
-def samples_of(cfg: Config, split: str, *, masks: bool = False) -> list[Sample]:
-    """All samples of a split, in the order of its shards."""
-    return [
-        sample
-        for part in load_manifest(cfg.shards_dir).split(split).shards
-        for sample in read_shard(cfg.shards_dir / part.file, masks=masks, max_pixels=10**6)
-    ]
-
-
-def metrics_of(cfg: Config, stage: Stage) -> list[dict[str, float]]:
-    """The lines of a stage's metrics.jsonl without times and memory."""
-    lines = (cfg.stage_dir(stage) / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name in ("step", "lr") or name.startswith("loss/")}
-        for line in lines
-    ]
-
-
-def trained_weights(cfg: Config, stage: Stage) -> dict[str, Tensor]:
-    """The final weights of a training stage."""
-    return load_file(cfg.stage_dir(stage) / "final" / "model.safetensors")
-
-
-def before_batch(monkeypatch: pytest.MonkeyPatch, stage: ModuleType, number: int, act: Callable[[], Any]) -> None:
-    """Let the loader of a training stage call `act` before it makes batch `number`, counted from 1."""
-    original = stage.run_training
-
-    class Loader:
-        def __init__(self, inner: Any) -> None:
-            self.inner, self.count = inner, 0
-
-        def __next__(self) -> Any:
-            self.count += 1
-            if self.count == number:
-                act()
-            return next(self.inner)
-
-        def close(self) -> None:
-            self.inner.close()
-
-    def run(task: Any, world: Any) -> None:
-        original(replace(task, loader=lambda *arguments: Loader(task.loader(*arguments))), world)
-
-    monkeypatch.setattr(stage, "run_training", run)
-
-
-def write_cams_from_masks(cfg: Config, primary: str = "refined") -> None:
-    """What infer_cam leaves: maps that know the masks, with noise; the plain one has more of it.
-
-    Those of val are weaker, so that their best threshold is lower. `primary` is infer_cam.cam.
-    """
-    rng = np.random.default_rng(0)
-    stage = open_stage(cfg, "infer_cam", settings=("infer_cam",))
-    for name, split in load_manifest(cfg.shards_dir).splits.items():
-        for part in split.shards:
-            cams = []
-            for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
-                inside = np.stack([sample.mask == index for index in sample.classes]).astype(np.float32)
-                scale = 0.9 if name == "train" else 0.5
-                maps = [scale * inside + 0.4 * strength * rng.random(inside.shape, np.float32) for strength in (0.7, 1)]
-                refined, plain = (store_cam(torch.from_numpy(m), 4) for m in maps)
-                size = (inside.shape[1], inside.shape[2])
-                cams.append(
-                    StoredCam(sample.key, sample.classes, size, refined, plain)
-                    if primary == "refined"
-                    else StoredCam(sample.key, sample.classes, size, plain)
-                )
-            write_cams(stage.dir / "cams" / part.file, cams)
-    stage.finish((stage.dir / "cams").iterdir(), cam=primary)
-
-
-WRONG_PIXELS = {"walk": 0.5, "walk_crf": 0.4, "seg": 0.3, "seg_crf": 0.2, "seg_oracle": 0.1}
-
-
-def write_labels_from_masks(cfg: Config, wrong: Mapping[str, float] = WRONG_PIXELS) -> None:
-    """What random_walk and infer_seg leave: the masks with a share of wrong pixels by label type, for all splits."""
-    rng = np.random.default_rng(7)
-    for name in dict.fromkeys(LABEL_TYPES[name].stage for name in wrong):
-        stage = open_stage(cfg, name, settings=("run.seed",))
-        outputs = []
-        for label_type in (LABEL_TYPES[name] for name in wrong):
-            if label_type.stage != name:
-                continue
-            for split in load_manifest(cfg.shards_dir).splits.values():
-                for part in split.shards:
-                    items = []
-                    for sample in read_shard(cfg.shards_dir / part.file, masks=True, max_pixels=10**6):
-                        assert sample.mask is not None
-                        noise = rng.random(sample.mask.shape) < wrong[label_type.name]
-                        values = np.where(sample.mask == 255, 0, sample.mask)
-                        items.append((sample.key, np.where(noise, 0, values).astype(np.uint8)))
-                    outputs.append(stage.dir / label_type.folder / part.file)
-                    write_labels(outputs[-1], items)
-        stage.finish(outputs)
-
-
-def miou_of(confusion: NDArray[np.int64]) -> float:
-    """Mean IoU of a confusion matrix over the classes that have one."""
-    hits = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return float(np.mean(hits[union > 0] / union[union > 0]))
 
 
 def pixels(seed: int, height: int = 30, width: int = 40) -> NDArray[np.uint8]:
@@ -344,44 +223,58 @@ def label_map_loader(
     return make_label_map_loader(cfg, manifest, rank, ranks, start, batch, labels=labels, stage=stage)
 
 
-def finish_seam(cfg: Config, seed: int = 0) -> None:
-    """Leave what train_seam leaves, with random weights that give CAMs of all values."""
-    classes = load_manifest(cfg.shards_dir).classes
-    torch.manual_seed(seed)
-    model, _ = build_seam(cfg, len(classes))
-    nn.init.normal_(model.fc8.weight, std=5)
-    finish_training(cfg, "train_seam", model, seam_architecture(cfg, classes))
+def digest(batches: Sequence[Any]) -> list[tuple[int, str, str]]:
+    """(sample number, key, hash of everything else) of each sample of a training stream, by number."""
+    rows = []
+    for batch in batches:
+        tensors = [batch[name] for name in sorted(batch) if name not in ("key", "sample_number")]
+        for i, (key, number) in enumerate(zip(batch["key"], batch["sample_number"].tolist(), strict=True)):
+            data = b"".join(tensor[i].contiguous().numpy().tobytes() for tensor in tensors)
+            rows.append((number, key, hashlib.sha256(data).hexdigest()))
+    return sorted(rows)
 
 
-def stored_cams(cfg: Config, split: str) -> dict[str, StoredCam]:
-    """The CAMs of a split by key, in the order of its shards."""
-    parts = load_manifest(cfg.shards_dir).split(split).shards
-    return {cam.key: cam for part in parts for cam in read_cams(cfg.stage_dir("infer_cam") / "cams" / part.file)}
+def record_paths(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str) -> list[str]:
+    """Return a list that gets the name of the file at each call of `function` of `module`, which takes a path."""
+    original, names = getattr(module, function), []
+
+    def recorded(path: Path, *arguments: Any) -> Any:
+        names.append(path.name)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(module, function, recorded)
+    return names
 
 
-def stored_labels(cfg: Config, stage: Stage, folder: str, split: str) -> dict[str, NDArray[np.uint8]]:
-    """The labels of a split in one folder of a stage by key, in the order of its shards."""
-    return {
-        key: decode_labels(data, max_pixels=10**6, num_classes=3)
-        for part in load_manifest(cfg.shards_dir).split(split).shards
-        for key, data in read_label_shard(cfg.stage_dir(stage) / folder / part.file).items()
-    }
+class Probe(Backbone):
+    """Three convolutions, conv4 on a grid twice as fine as conv6."""
+
+    name = "probe"
+    channels = (4, 6, 10)
+
+    def __init__(self) -> None:
+        super().__init__(output_stride=16)
+        self.first = nn.Conv2d(3, 4, 3, stride=8, padding=1)
+        self.second = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(6, 10, 1)
+
+    def stem(self) -> list[nn.Module]:
+        return [self.first]
+
+    def forward(self, image: Tensor) -> Features:
+        conv4 = self.first(image).relu()
+        conv5 = self.second(conv4).relu()
+        return Features(conv4, conv5, self.third(conv5).relu())
 
 
-def rewrite_shard(cfg: Config, name: str, change: Callable[[RawSample], RawSample]) -> None:
-    """Pass the samples of one shard through `change` and correct the manifest."""
-    path = cfg.shards_dir / name
-    samples = [change(sample) for sample in read_raw(path)]
-    with open(path, "wb") as file:
-        write_shard(file, samples)
-    record = read_json(cfg.shards_dir / "manifest.json")
-    for split in record["splits"].values():
-        for part in split["shards"]:
-            if part["file"] == name:
-                part.update(num_bytes=path.stat().st_size, sha256=sha256_file(path))
-    write_json(cfg.shards_dir / "manifest.json", record)
+class LargestTensor(TorchDispatchMode):
+    """Records the element count of the largest tensor that any operator returns."""
 
+    largest = 0
 
-def cut_jpeg(sample: RawSample) -> RawSample:
-    """A sample whose image cannot be decoded."""
-    return RawSample(sample.key, {**sample.members, "jpg": sample.members["jpg"][:40]})
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.largest = max(self.largest, value.untyped_storage().nbytes() // value.element_size())
+        return result

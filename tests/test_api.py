@@ -12,6 +12,7 @@ from typing import Any
 import kit
 import numpy as np
 import pytest
+import stage_kit
 import torch
 from PIL import Image
 
@@ -47,7 +48,7 @@ def finish_seam(cfg: Config) -> None:
     torch.manual_seed(0)
     network = build_seam(cfg, len(CLASSES))[0]
     network.fc8.weight.data.abs_()  # scores below 0 would leave the maps empty
-    kit.finish_training(cfg, "train_seam", network, seam_architecture(cfg, CLASSES))
+    stage_kit.finish_training(cfg, "train_seam", network, seam_architecture(cfg, CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def run(cfg: Config) -> Path:
     """A run whose two trainings are finished, with random weights."""
     finish_seam(cfg)
-    kit.finish_training(cfg, "train_seg", build_deeplab(cfg, len(CLASSES))[0], deeplab_architecture(cfg, CLASSES))
+    stage_kit.finish_training(cfg, "train_seg", build_deeplab(cfg, len(CLASSES))[0], deeplab_architecture(cfg, CLASSES))
     return cfg.run_dir
 
 

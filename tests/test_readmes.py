@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import kit
 import pytest
+import stage_kit
 from PIL import Image
 
 from seam_dist import cli
@@ -181,8 +182,8 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shard.run(cfg)
     names = ("cat", "dog", "bird")
-    kit.finish_training(cfg, "train_seam", build_seam(cfg, 3)[0], seam_architecture(cfg, names))
-    kit.finish_training(cfg, "train_seg", build_deeplab(cfg, 3)[0], deeplab_architecture(cfg, names))
+    stage_kit.finish_training(cfg, "train_seam", build_seam(cfg, 3)[0], seam_architecture(cfg, names))
+    stage_kit.finish_training(cfg, "train_seg", build_deeplab(cfg, 3)[0], deeplab_architecture(cfg, names))
     Image.fromarray(kit.pixels(0, 48, 64)).save(root / "cat.jpg")
     return root
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from kit import changed
+from torch import Tensor
 
 from seam_dist.cluster.distributed import World, init_world
 from seam_dist.config.schema import AugmentConfig, Config, LossConfig, ModelConfig, RunConfig, TrainSeamConfig
@@ -36,22 +37,35 @@ def seam_config(ablation: Any = "er", **train: Any) -> Config:
     )
 
 
-def seam_batches(size: int = BATCH, start: int = 0) -> Iterator[dict[str, Any]]:
-    """Batches of noise in the form of the loader: sample n is the same whatever the size and the start."""
+def noise_batches(
+    side: int, size: int, start: int, target: Callable[[int, torch.Generator], dict[str, Tensor]]
+) -> Iterator[dict[str, Any]]:
+    """Batches of noise in the form of the loaders, with `target` of each sample's number.
+
+    Sample n is the same whatever the size and the start.
+    """
     for first in itertools.count(start, size):
-        images, labels = [], []
+        samples = []
         for number in range(first, first + size):
             generator = torch.Generator().manual_seed(number)
-            images.append(torch.randint(0, 256, (3, SIDE, SIDE), generator=generator, dtype=torch.uint8))
-            labels.append((torch.rand(CLASSES, generator=generator) < 0.5).float())
+            image = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+            samples.append({"image": image, **target(number, generator)})
         yield {
-            "image": torch.stack(images),
-            "label": torch.stack(labels),
-            "valid": torch.tensor([[0, 0, SIDE, SIDE]], dtype=torch.int32).repeat(size, 1),
+            **{name: torch.stack([sample[name] for sample in samples]) for name in samples[0]},
+            "valid": torch.tensor([[0, 0, side, side]], dtype=torch.int32).repeat(size, 1),
             "color": torch.tensor(IDENTITY).repeat(size, 1),
             "key": [f"image-{number}" for number in range(first, first + size)],
             "sample_number": torch.arange(first, first + size),
         }
+
+
+def seam_batches(size: int = BATCH, start: int = 0) -> Iterator[dict[str, Any]]:
+    """Batches of noise with random image-level labels."""
+
+    def label(number: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"label": (torch.rand(CLASSES, generator=generator) < 0.5).float()}
+
+    return noise_batches(SIDE, size, start, label)
 
 
 def seam_module(cfg: Config) -> SeamModule:

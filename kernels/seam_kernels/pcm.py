@@ -132,17 +132,8 @@ def _pcm_backward(
 
 
 @_pcm_backward.register_fake
-def _pcm_backward_fake(
-    dout: Tensor,
-    cam: Tensor,
-    feature: Tensor,
-    out: Tensor,
-    colsum: Tensor,
-    eps: float,
-    need_cam: bool,
-    need_feature: bool,
-    impl: str = "torch",
-) -> tuple[Tensor, Tensor]:
+def _pcm_backward_fake(dout: Tensor, cam: Tensor, feature: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    need_cam, need_feature = settings[3:5]  # after out, colsum and eps
     return cam.new_empty(cam.shape if need_cam else 0), feature.new_empty(feature.shape if need_feature else 0)
 
 

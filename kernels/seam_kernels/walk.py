@@ -32,6 +32,11 @@ from seam_kernels.stencil import check_radius, half_plane_offsets, pair_mask, sh
 
 CHEBYSHEV_TOLERANCE = 1e-5
 METHODS = ("exact", "chebyshev")
+# What both operators take after their tensors; the lists have an entry for each image of a packed batch.
+_SETTINGS = (
+    "SymInt[] channels, SymInt[] heights, SymInt[] widths, "
+    "SymInt radius, float beta, SymInt num_steps, str method, str impl"
+)
 
 
 @lru_cache
@@ -174,27 +179,21 @@ def _split(
         c0, a0 = c1, a1
 
 
-@torch.library.custom_op("seam_kernels::random_walk_forward", mutates_args=())
-def _walk_forward(
-    cam: Tensor,
-    affinity: Tensor,
-    channels: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    radius: int,
-    beta: float,
-    num_steps: int,
-    method: str,
-    impl: str,
-) -> Tensor:
+@torch.library.custom_op(
+    "seam_kernels::random_walk_forward",
+    mutates_args=(),
+    schema=f"(Tensor cam, Tensor affinity, {_SETTINGS}) -> Tensor",
+)
+def _walk_forward(cam: Tensor, affinity: Tensor, *settings: Any) -> Tensor:
     """Return the packed scores after the walk, one dimension, in the dtype of cam."""
+    *sizes, radius, beta, num_steps, method, impl = settings
     if impl == "triton":
         from seam_kernels import walk_kernels
 
-        return walk_kernels.forward(cam, affinity, channels, heights, widths, radius, beta, num_steps, method)
+        return walk_kernels.forward(cam, affinity, *sizes, radius, beta, num_steps, method)
     result = torch.empty_like(cam, memory_format=torch.contiguous_format)
-    parts = _split(cam.contiguous(), affinity.contiguous(), channels, heights, widths, radius)
-    for start, (x, a, height, width) in zip(_starts(channels, heights, widths), parts, strict=True):
+    parts = _split(cam.contiguous(), affinity.contiguous(), *sizes, radius)
+    for start, (x, a, height, width) in zip(_starts(*sizes), parts, strict=True):
         stencil = _Stencil(working(a), height, width, radius, beta)
         result[start : start + x.numel()] = _walk(stencil, working(x), num_steps, method).flatten()
     return result
@@ -209,48 +208,28 @@ def _starts(channels: Sequence[int], heights: Sequence[int], widths: Sequence[in
 
 
 @_walk_forward.register_fake
-def _walk_forward_fake(
-    cam: Tensor,
-    affinity: Tensor,
-    channels: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    radius: int,
-    beta: float,
-    num_steps: int,
-    method: str,
-    impl: str,
-) -> Tensor:
+def _walk_forward_fake(cam: Tensor, affinity: Tensor, *settings: Any) -> Tensor:
     return cam.new_empty(cam.shape)
 
 
-@torch.library.custom_op("seam_kernels::random_walk_backward", mutates_args=())
-def _walk_backward(
-    grad: Tensor,
-    cam: Tensor,
-    affinity: Tensor,
-    channels: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    radius: int,
-    beta: float,
-    num_steps: int,
-    method: str,
-    impl: str,
-    need_cam: bool,
-    need_affinity: bool,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "seam_kernels::random_walk_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor cam, Tensor affinity, {_SETTINGS}, bool need_cam, bool need_affinity)"
+    " -> (Tensor, Tensor)",
+)
+def _walk_backward(grad: Tensor, cam: Tensor, affinity: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """Return the packed gradients of cam and affinity; one that is not needed comes back with no elements."""
+    *sizes, radius, beta, num_steps, method, impl, need_cam, need_affinity = settings
     if impl == "triton":
         from seam_kernels import walk_kernels
 
-        settings = (channels, heights, widths, radius, beta, num_steps, method)
-        return walk_kernels.backward(grad, cam, affinity, *settings, need_cam, need_affinity)
-    sizes = (channels, heights, widths, radius)
+        walk = (radius, beta, num_steps, method)
+        return walk_kernels.backward(grad, cam, affinity, *sizes, *walk, need_cam, need_affinity)
     dcams, daffinities = [], []
-    gradients = _split(grad.contiguous(), affinity.contiguous(), *sizes)
+    gradients = _split(grad.contiguous(), affinity.contiguous(), *sizes, radius)
     for (x, a, height, width), (g, *_) in zip(
-        _split(cam.contiguous(), affinity.contiguous(), *sizes), gradients, strict=True
+        _split(cam.contiguous(), affinity.contiguous(), *sizes, radius), gradients, strict=True
     ):
         stencil = _Stencil(working(a), height, width, radius, beta)
         pull = working(g) * stencil.inverse
@@ -275,21 +254,8 @@ def _walk_backward(
 
 
 @_walk_backward.register_fake
-def _walk_backward_fake(
-    grad: Tensor,
-    cam: Tensor,
-    affinity: Tensor,
-    channels: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    radius: int,
-    beta: float,
-    num_steps: int,
-    method: str,
-    impl: str,
-    need_cam: bool,
-    need_affinity: bool,
-) -> tuple[Tensor, Tensor]:
+def _walk_backward_fake(grad: Tensor, cam: Tensor, affinity: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    need_cam, need_affinity = settings[-2:]
     return cam.new_empty(cam.shape if need_cam else 0), affinity.new_empty(affinity.shape if need_affinity else 0)
 
 
@@ -401,12 +367,7 @@ def random_walk_packed(
     packed: Tensor = _walk_forward(
         torch.cat([cam.reshape(-1) for cam in cams]),
         torch.cat([affinity.reshape(-1) for affinity in affinities]),
-        *sizes,
-        radius,
-        float(beta),
-        num_steps,
-        method,
-        chosen,
+        *(*sizes, radius, float(beta), num_steps, method, chosen),
     )
     parts = torch.split(packed, [cam.numel() for cam in cams])
     return [part.view(cam.shape) for part, cam in zip(parts, cams, strict=True)]

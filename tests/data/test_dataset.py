@@ -17,7 +17,7 @@ from seam_dist.artifacts.atomic import write_json
 from seam_dist.data import dataset as dataset_module
 from seam_dist.data.dataset import ShardDataset
 from seam_dist.data.manifest import ShardError, load_manifest
-from seam_dist.data.shards import BadSampleError, Sample, index_shard, read_raw, read_shard
+from seam_dist.data.shards import BadSampleError, Sample, read_raw, read_shard
 
 
 def stored(folder: Path) -> list[Sample]:
@@ -46,13 +46,7 @@ def test_items_are_the_samples_of_the_shards_in_order(shards: Path) -> None:
 
 
 def test_shards_are_indexed_once_and_only_those_that_are_used(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    indexed: list[str] = []
-
-    def counted(path: Path, *args: Any) -> Any:
-        indexed.append(path.name)
-        return index_shard(path, *args)
-
-    monkeypatch.setattr(dataset_module, "index_shard", counted)
+    indexed = kit.record_paths(monkeypatch, dataset_module, "index_shard")
     data = ShardDataset(shards)
     for index in (22, 7, 6, 23):
         assert set(data[index]) == {"image", "label", "key", "size"}

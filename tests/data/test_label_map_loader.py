@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,22 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import HEIGHT, WIDTH, block_labels, label_map_config, label_map_loader, label_tars, pixel_labels
+from kit import HEIGHT, WIDTH, block_labels, digest, label_map_config, label_map_loader, label_tars, pixel_labels
 from numpy.typing import NDArray
 
 from seam_dist.config.schema import Config
-from seam_dist.data.loader import LabelMapBatch, make_label_map_loader
+from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import ShardError, load_manifest
-
-
-def digest(batches: Sequence[LabelMapBatch]) -> list[tuple[int, str, str]]:
-    rows = []
-    for batch in batches:
-        for i, (key, number) in enumerate(zip(batch["key"], batch["sample_number"].tolist(), strict=True)):
-            parts = [batch["image"][i], batch["target"][i], batch["valid"][i], batch["color"][i]]
-            data = b"".join(part.contiguous().numpy().tobytes() for part in parts)
-            rows.append((number, key, hashlib.sha256(data).hexdigest()))
-    return sorted(rows)
 
 
 def global_steps(cfg: Config, labels: Path, stage: Any, ranks: int, steps: int, start: int = 0) -> Any:

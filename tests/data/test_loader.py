@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.schema import Config
 from seam_dist.data import reader as reader_module
-from seam_dist.data.loader import ClassificationBatch, ClassificationLoader, make_classification_loader
+from seam_dist.data.loader import ClassificationLoader, make_classification_loader
 from seam_dist.data.manifest import ShardError, load_manifest
 from seam_dist.data.shards import RawSample, read_raw, write_shard
 
@@ -35,21 +34,10 @@ def loader(
     return make_classification_loader(cfg, load_manifest(cfg.shards_dir), rank, world_size, start, batch)
 
 
-def digest(batches: Sequence[ClassificationBatch]) -> list[tuple[int, str, str]]:
-    """(sample number, key, hash of everything else) of each sample, by number."""
-    rows = []
-    for batch in batches:
-        for i, (key, number) in enumerate(zip(batch["key"], batch["sample_number"].tolist(), strict=True)):
-            parts = [batch["image"][i], batch["valid"][i], batch["color"][i], batch["label"][i]]
-            data = b"".join(part.contiguous().numpy().tobytes() for part in parts)
-            rows.append((number, key, hashlib.sha256(data).hexdigest()))
-    return sorted(rows)
-
-
 def global_steps(cfg: Config, ranks: int, steps: int, start: int = 0) -> list[list[tuple[int, str, str]]]:
     loaders = [loader(cfg, rank=r, world_size=ranks, start=start, batch=GLOBAL_BATCH // ranks) for r in range(ranks)]
     try:
-        return [digest([next(one) for one in loaders]) for _ in range(steps)]
+        return [kit.digest([next(one) for one in loaders]) for _ in range(steps)]
     finally:
         for one in loaders:
             one.close()
@@ -77,17 +65,11 @@ def test_resuming_at_another_number_of_ranks_continues_sample_for_sample(shards:
 def test_accumulated_micro_batches_are_the_large_batch(shards: Path) -> None:
     large = loader(kit.stream_config(shards), batch=8)
     small = loader(kit.stream_config(shards), batch=2)
-    assert digest([next(large)]) == digest([next(small) for _ in range(4)])
+    assert kit.digest([next(large)]) == kit.digest([next(small) for _ in range(4)])
 
 
 def test_seeking_reads_only_the_groups_it_needs(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-
-    def counted(path: Path, *args: Any) -> Any:
-        opened.append(path.name)
-        return read_raw(path, *args)
-
-    monkeypatch.setattr(reader_module, "read_raw", counted)
+    opened = kit.record_paths(monkeypatch, reader_module, "read_raw")
     next(loader(kit.stream_config(shards, shuffle_shards=1), start=4 * 1000, batch=4))
     assert len(opened) == 4  # one shard of each stream, of the two that it has
     opened.clear()
@@ -152,14 +134,14 @@ def test_workers_outlive_a_signal_to_the_whole_job_and_end_with_the_loader(shard
     before = set(multiprocessing.active_children())
     one = loader(kit.stream_config(shards, num_workers=2))
     expected = loader(kit.stream_config(shards))
-    assert digest([next(one)]) == digest([next(expected)])
+    assert kit.digest([next(one)]) == kit.digest([next(expected)])
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
         for signum in (signal.SIGINT, signal.SIGTERM):
             os.kill(worker.pid or 0, signum)
     for _ in range(6):
-        assert digest([next(one)]) == digest([next(expected)])
+        assert kit.digest([next(one)]) == kit.digest([next(expected)])
     one.close()
     for worker in workers:
         worker.join(20)
@@ -191,7 +173,7 @@ def test_bad_sample_is_reported_once_and_replaced_the_same_everywhere(
     damage(shards, ["image-005"], truncate)
     with caplog.at_level(logging.WARNING):
         one = loader(kit.stream_config(shards))
-        with_replacement = digest([next(one) for _ in range(6)])
+        with_replacement = kit.digest([next(one) for _ in range(6)])
     (message,) = [r.getMessage() for r in caplog.records]
     assert "bad sample image-005 in" in message
     assert "train-00005.tar is left out: the JPEG is damaged" in message

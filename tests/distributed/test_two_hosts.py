@@ -99,10 +99,7 @@ infer_cam: {{scales: [1.0], flip: false}}
 train_affinity: {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}, crop_size: 48, radius: 3}}
 random_walk: {{num_steps: 8}}
 train_seg:
-  schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}
-  crop_size: 48
-  width: 16
-  freeze_batchnorm: true
+  {{schedule: {{global_batch_size: 4, max_steps: 3, log_every: 1}}, crop_size: 48, width: 16, freeze_batchnorm: true}}
 infer_seg: {{scales: [1.0], flip: false}}
 deepspeed: {{zero_optimization: {{stage: 2}}}}
 """

@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from kit import miou_of, run_config, write_cams_from_masks
+from kit import run_config
+from stage_kit import finished_copy, miou_of, prepared_run, write_cams_from_masks
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import read_cams, upsample_cam, write_cams
@@ -32,29 +33,12 @@ def evaluate(cfg: Config) -> None:
     evaluate_cams(cfg, load_manifest(cfg.shards_dir), init_world(cfg))
 
 
-@pytest.fixture(scope="module")
-def inferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("evaluate")
-    cfg = make_config(root)
-    shard.run(cfg)
-    write_cams_from_masks(cfg)
-    return root
-
-
-@pytest.fixture
-def root(inferred: Path, tmp_path: Path) -> Path:
-    """A copy of shards and CAMs, for tests that write."""
-    shutil.copytree(inferred, tmp_path / "root")
-    return tmp_path / "root"
+prepared, root = prepared_run(make_config, shard.run, write_cams_from_masks)
 
 
 @pytest.fixture(scope="module")
-def finished(inferred: Path) -> Config:
-    root = inferred.parent / "evaluated"
-    shutil.copytree(inferred, root)
-    cfg = make_config(root)
-    evaluate(cfg)
-    return cfg
+def finished(prepared: Path) -> Config:
+    return finished_copy(prepared, make_config, evaluate)
 
 
 def direct_confusion(cfg: Config, split: str, name: str, threshold: float, key: str | None = None) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kit import WRONG_PIXELS, miou_of, run_config, samples_of, write_labels_from_masks
+from kit import run_config
+from stage_kit import WRONG_PIXELS, miou_of, prepared_run, samples_of, write_labels_from_masks
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.label_file import read_label_shard, write_labels
@@ -21,20 +21,12 @@ from seam_dist.data.manifest import load_manifest
 from seam_dist.evaluation.label_scores import evaluate_labels
 from seam_dist.stages import shard
 
-
-@pytest.fixture(scope="module")
-def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("labels")
-    cfg = run_config(root)
-    shard.run(cfg)
-    write_labels_from_masks(cfg)
-    return root
+prepared, root = prepared_run(run_config, shard.run, write_labels_from_masks)
 
 
 @pytest.fixture
-def cfg(labeled: Path, tmp_path: Path) -> Config:
-    shutil.copytree(labeled, tmp_path / "root")
-    return run_config(tmp_path / "root")
+def cfg(root: Path) -> Config:
+    return run_config(root)
 
 
 def evaluate(cfg: Config) -> list[dict[str, object]]:

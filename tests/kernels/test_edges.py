@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from kit import LargestTensor
 from seam_kernels import edge_affinity, edge_affinity_reference, edges, half_plane_offsets, shrunk_radius
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPES = [(1, 3, 1, 1), (2, 5, 7, 11), (1, 16, 13, 10), (2, 3, 1, 9), (1, 3, 9, 1), (1, 2, 3, 2), (1, 195, 9, 10)]
 BORDERS = ["paper", "full"]
@@ -161,19 +161,6 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(dtype):
     exact_gradient = gradient(edge_affinity_reference, wide, weight.double())
     plain_error = (gradient(edge_affinity_reference, feature, weight).double() - exact_gradient).norm()
     assert (gradient(edge_affinity, feature, weight).double() - exact_gradient).norm() <= 2 * plain_error
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the element count of the largest tensor that any operator returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.largest = max(self.largest, value.untyped_storage().nbytes() // value.element_size())
-        return result
 
 
 def test_no_tensor_holds_more_than_one_copy_of_the_features(monkeypatch):

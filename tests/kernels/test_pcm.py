@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kit import LargestTensor
 from seam_kernels import pcm, pcm_attention, pcm_attention_reference
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPES = [(1, 1, 3), (2, 1, 16), (63, 2, 195), (131, 21, 192), (131, 2, 3), (63, 21, 16)]
 
@@ -142,19 +142,6 @@ def test_only_the_asked_gradient_is_computed(asks, monkeypatch):
     reference = [x.detach().clone().requires_grad_() for x in (cam, feature)]
     pcm_attention_reference(*reference).square().sum().backward()
     torch.testing.assert_close(asked.grad, reference[asks == "feature"].grad)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the element count of the largest tensor that any operator returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.largest = max(self.largest, value.untyped_storage().nbytes() // value.element_size())
-        return result
 
 
 def test_no_tensor_reaches_n_by_n_in_either_direction():

@@ -5,33 +5,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from kit import Probe
+from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, multilabel_soft_margin_loss
 
-from seam_dist.models import SEAM, Backbone, Features
+from seam_dist.models import SEAM, Features
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.seam import pcm_input_cam
-
-
-class Probe(Backbone):
-    """Three convolutions, conv4 on a grid twice as fine as conv6."""
-
-    name = "probe"
-    channels = (4, 6, 10)
-
-    def __init__(self) -> None:
-        super().__init__(output_stride=16)
-        self.first = nn.Conv2d(3, 4, 3, stride=8, padding=1)
-        self.second = nn.Conv2d(4, 6, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(6, 10, 1)
-
-    def stem(self) -> list[nn.Module]:
-        return [self.first]
-
-    def forward(self, image: Tensor) -> Features:
-        conv4 = self.first(image).relu()
-        conv5 = self.second(conv4).relu()
-        return Features(conv4, conv5, self.third(conv5).relu())
 
 
 def _bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:

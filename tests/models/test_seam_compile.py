@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kit import Probe
 from seam_kernels import dense_crf, edge_affinity, random_walk
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from seam_dist.losses.seam import seam_loss
-from seam_dist.models import SEAM, Backbone, Features
+from seam_dist.models import SEAM
 
 _SIDE, _SECOND = 41, 25
 
@@ -41,27 +42,6 @@ def _step(run: Callable[..., dict[str, Tensor]], model: SEAM, autocast: bool) ->
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = run(model, *_inputs(), autocast)
     return losses, list(torch.autograd.grad(losses["loss"], parameters))
-
-
-class Probe(Backbone):
-    """Three convolutions: what matters here is seconds of tracing."""
-
-    name = "probe"
-    channels = (4, 6, 10)
-
-    def __init__(self) -> None:
-        super().__init__(output_stride=8)
-        self.first = nn.Conv2d(3, 4, 3, stride=8, padding=1)
-        self.second = nn.Conv2d(4, 6, 1)
-        self.third = nn.Conv2d(6, 10, 1)
-
-    def stem(self) -> list[nn.Module]:
-        return [self.first]
-
-    def forward(self, image: Tensor) -> Features:
-        conv4 = self.first(image).relu()
-        conv5 = self.second(conv4).relu()
-        return Features(conv4, conv5, self.third(conv5).relu())
 
 
 def _check(model: SEAM, autocast: bool) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from kit import WRONG_PIXELS, run_config, write_cams_from_masks, write_labels_from_masks
+from kit import run_config
+from stage_kit import WRONG_PIXELS, prepared_run, run_on_two_ranks, write_cams_from_masks, write_labels_from_masks
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.layout import LABEL_TYPES
@@ -25,18 +22,13 @@ def make_config(root: Path, **sections: dict[str, object]) -> Config:
     return run_config(root, base={"evaluate": {"num_thresholds": 10}}, **sections)
 
 
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("evaluate")
-    shard.run(make_config(root))
-    return root
+prepared, root = prepared_run(make_config, shard.run)
 
 
 @pytest.fixture
-def cfg(sharded: Path, tmp_path: Path) -> Config:
+def cfg(root: Path) -> Config:
     """Shards, CAMs and the labels of the random walk and the final network."""
-    shutil.copytree(sharded, tmp_path / "root")
-    cfg = make_config(tmp_path / "root")
+    cfg = make_config(root)
     write_cams_from_masks(cfg)
     write_labels_from_masks(cfg)
     return cfg
@@ -123,9 +115,9 @@ def test_labels_are_scored_without_any_cam(cfg: Config) -> None:
     assert list(read_json(cfg.stage_dir("evaluate") / "manifest.json")["inputs"]) == list(WRONG_PIXELS)
 
 
-def test_inference_must_be_finished(sharded: Path) -> None:
+def test_inference_must_be_finished(prepared: Path) -> None:
     with pytest.raises(StageError, match=r"stage infer_cam is not finished there: run `--only infer_cam` first"):
-        evaluate.run(make_config(sharded))
+        evaluate.run(make_config(prepared))
 
 
 def test_the_tables_name_splits_maps_thresholds_and_labels(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,28 +144,7 @@ def test_two_ranks_find_the_same_scores(cfg: Config, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     shutil.move(cfg.stage_dir("evaluate"), alone)
     (tmp_path / "config.yaml").write_text(dump_yaml(cfg))
-    code = (
-        "import sys; from pathlib import Path; from seam_dist.config.load import load_config;"
-        "from seam_dist.cluster import distributed; from seam_dist.stages import evaluate;"
-        "cfg = load_config(Path(sys.argv[1]), [], None).config; world = distributed.init_world(cfg);"
-        "evaluate.run(cfg); distributed.shutdown(world)"
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "config.yaml")],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=300)
-        assert rank.returncode == 0, f"exit code {rank.returncode}: {errors.decode()[-2000:]}"
+    run_on_two_ranks("evaluate", tmp_path / "config.yaml")
     scores = [path for path in alone.glob("*/*") if path.name.startswith(("train", "val"))]
     assert len(scores) == 6 + 4 * len(WRONG_PIXELS)
     for path in scores:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from kit import (
-    authors_state_dict,
+from kit import authors_state_dict
+from stage_kit import (
+    cam_config,
     cut_jpeg,
     finish_seam,
+    finished_copy,
+    prepared_run,
     rewrite_shard,
-    run_config,
+    run_on_two_ranks,
     samples_of,
     stored_cams,
 )
@@ -34,41 +33,13 @@ from seam_dist.data.shards import Sample, read_raw
 from seam_dist.models import find_trained, load_seam
 from seam_dist.stages import infer_cam, shard
 
-SCALES = [0.5, 1.0]
-BASE = {
-    "model": {"backbone": "resnet38d", "width": 0.05, "pcm_channels": [8, 8]},
-    "infer_cam": {"scales": SCALES, "batch_size": 2, "crf": False},
-}
-
-
-def config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
-    return run_config(root, name, BASE, **sections)
+prepared, root = prepared_run(cam_config, shard.run, finish_seam)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("infer")
-    cfg = config(root)
-    shard.run(cfg)
-    finish_seam(cfg)
-    return root
-
-
-@pytest.fixture
-def root(trained: Path, tmp_path: Path) -> Path:
-    """A copy of shards and training, for tests that write."""
-    shutil.copytree(trained, tmp_path / "root")
-    return tmp_path / "root"
-
-
-@pytest.fixture(scope="module")
-def finished(trained: Path) -> Config:
+def finished(prepared: Path) -> Config:
     """A run whose CAMs are there, with the authors' files."""
-    root = trained.with_name(f"{trained.name}-finished")
-    shutil.copytree(trained, root)
-    cfg = config(root, infer_cam={"interop": True})
-    infer_cam.run(cfg)
-    return cfg
+    return finished_copy(prepared, cam_config, infer_cam.run, infer_cam={"interop": True})
 
 
 def published_map(dense_reading: ModuleType, cfg: Config, sample: Sample, which: str) -> np.ndarray:
@@ -132,7 +103,7 @@ def test_a_finished_stage_is_left_alone(finished, capsys):
 
 
 def test_an_interrupted_stage_writes_the_missing_shards_only(root):
-    cfg = config(root)
+    cfg = cam_config(root)
     infer_cam.run(cfg)
     folder = cfg.stage_dir("infer_cam")
     files = sorted((folder / "cams").iterdir())
@@ -147,7 +118,7 @@ def test_an_interrupted_stage_writes_the_missing_shards_only(root):
 
 
 def test_a_stage_interrupted_before_its_manifest_is_finished(root):
-    cfg = config(root)
+    cfg = cam_config(root)
     infer_cam.run(cfg)
     manifest = cfg.stage_dir("infer_cam") / "manifest.json"
     outputs = read_json(manifest)["outputs"]
@@ -157,8 +128,8 @@ def test_a_stage_interrupted_before_its_manifest_is_finished(root):
 
 
 def test_another_split_is_added_to_those_there_are(root):
-    infer_cam.run(config(root, infer_cam={"splits": ["train"]}))
-    cfg = config(root, infer_cam={"splits": ["train", "val"]})
+    infer_cam.run(cam_config(root, infer_cam={"splits": ["train"]}))
+    cfg = cam_config(root, infer_cam={"splits": ["train", "val"]})
     first = cfg.stage_dir("infer_cam") / "cams" / "train-00000.tar"
     before = first.stat().st_mtime_ns
     infer_cam.run(cfg)
@@ -167,7 +138,7 @@ def test_another_split_is_added_to_those_there_are(root):
 
 
 def test_all_cams_are_rerun_with_other_weights(root):
-    cfg = config(root)
+    cfg = cam_config(root)
     infer_cam.run(cfg)
     before = stored_cams(cfg, "val")
     shutil.rmtree(cfg.stage_dir("train_seam"))
@@ -182,7 +153,7 @@ def test_all_cams_are_rerun_with_other_weights(root):
     ids=["asked for", "no PCM"],
 )
 def test_plain_map_alone_is_the_only_one_stored(root, finished, sections):
-    cfg = config(root, **sections)
+    cfg = cam_config(root, **sections)
     if "loss" in sections:
         shutil.rmtree(cfg.stage_dir("train_seam"))
         finish_seam(cfg)
@@ -195,7 +166,7 @@ def test_plain_map_alone_is_the_only_one_stored(root, finished, sections):
 
 
 def test_weights_of_another_run_bring_their_network(root, finished):
-    other = config(
+    other = cam_config(
         root,
         name="other",
         model={"backbone": "lite0", "width": 1.0},
@@ -209,14 +180,14 @@ def test_weights_of_another_run_bring_their_network(root, finished):
 def test_authors_weight_file_gives_the_same_cams(root, finished, tmp_path):
     model = load_seam(find_trained(finished.run_dir, "train_seam"))
     torch.save(authors_state_dict(model), tmp_path / "authors.pth")
-    cfg = config(root, name="authors", infer_cam={"checkpoint": str(tmp_path / "authors.pth")})
+    cfg = cam_config(root, name="authors", infer_cam={"checkpoint": str(tmp_path / "authors.pth")})
     infer_cam.run(cfg)
     expected = stored_cams(finished, "val")
     assert all(np.array_equal(cam.cam, expected[key].cam) for key, cam in stored_cams(cfg, "val").items())
 
 
 def test_a_bad_image_is_left_out_and_reported(root, capsys):
-    cfg = config(root, data={"max_bad_fraction": 0.5})
+    cfg = cam_config(root, data={"max_bad_fraction": 0.5})
     broken = samples_of(cfg, "val")[-1].key
     rewrite_shard(cfg, "val-00001.tar", lambda s: cut_jpeg(s) if s.key == broken else s)
     infer_cam.run(cfg)
@@ -228,7 +199,7 @@ def test_a_bad_image_is_left_out_and_reported(root, capsys):
 
 
 def test_too_many_bad_images_stop_the_stage(root):
-    cfg = config(root)
+    cfg = cam_config(root)
     rewrite_shard(cfg, "val-00001.tar", cut_jpeg)
     with pytest.raises(ValueError, match=r"1 of 8 images cannot be used, more than data\.max_bad_fraction=0\.01"):
         infer_cam.run(cfg)
@@ -236,19 +207,19 @@ def test_too_many_bad_images_stop_the_stage(root):
 
 
 def test_training_must_be_finished(root):
-    cfg = config(root, name="untrained")
+    cfg = cam_config(root, name="untrained")
     with pytest.raises(StageError, match=r"stage train_seam is not finished there: run `--only train_seam` first"):
         infer_cam.run(cfg)
 
 
 def test_a_checkpoint_without_weights_is_refused(root, tmp_path):
-    cfg = config(root, infer_cam={"checkpoint": str(tmp_path)})
+    cfg = cam_config(root, infer_cam={"checkpoint": str(tmp_path)})
     with pytest.raises(StageError, match=r"model\.safetensors is missing: run .* or give the folder of a finished run"):
         infer_cam.run(cfg)
 
 
 def test_weights_of_other_classes_are_refused(root):
-    cfg = config(root)
+    cfg = cam_config(root)
     path = cfg.stage_dir("train_seam") / "final" / "model.json"
     record = read_json(path)
     record["architecture"]["classes"][0] = "unicorn"
@@ -260,7 +231,7 @@ def test_weights_of_other_classes_are_refused(root):
 
 
 def test_a_split_without_labels_is_refused(root):
-    cfg = config(root)
+    cfg = cam_config(root)
     record = read_json(cfg.shards_dir / "manifest.json")
     record["splits"]["val"]["has_labels"] = False
     write_json(cfg.shards_dir / "manifest.json", record)
@@ -270,46 +241,26 @@ def test_a_split_without_labels_is_refused(root):
 
 def test_bad_images_of_an_earlier_call_count_too(root):
     """One bad image in each of two shards, of 8 images: 2 are too many, 1 is not."""
-    cfg = config(root, data={"max_bad_fraction": 0.15})
+    cfg = cam_config(root, data={"max_bad_fraction": 0.15})
     for name in ("train-00000.tar", "val-00001.tar"):
         first = next(iter(read_raw(cfg.shards_dir / name))).key
         rewrite_shard(cfg, name, lambda s, first=first: cut_jpeg(s) if s.key == first else s)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"2 of 8 images cannot be used, more than data\.max_bad_fraction=0\.15"):
             infer_cam.run(cfg)
-    cfg = config(root, data={"max_bad_fraction": 0.25})
+    cfg = cam_config(root, data={"max_bad_fraction": 0.25})
     infer_cam.run(cfg)
     assert len(read_json(cfg.stage_dir("infer_cam") / "manifest.json")["bad_samples"]) == 2
 
 
 @pytest.mark.slow
 def test_two_ranks_share_the_shards_and_write_the_same_files(root):
-    alone = config(root)
+    alone = cam_config(root)
     infer_cam.run(alone)
     expected = {path.name: path.read_bytes() for path in (alone.stage_dir("infer_cam") / "cams").iterdir()}
     shutil.rmtree(alone.stage_dir("infer_cam"))
-    code = (
-        "import sys; from pathlib import Path; from seam_dist.config.load import load_config;"
-        "from seam_dist.stages import infer_cam;"
-        "infer_cam.run(load_config(Path(sys.argv[1]), [], None).config)"
-    )
     path = root / "config.yaml"
     path.write_text(dump_yaml(alone))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(path)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=300)
-        assert rank.returncode == 0, errors.decode()
+    run_on_two_ranks("infer_cam", path)
     assert {p.name: p.read_bytes() for p in (alone.stage_dir("infer_cam") / "cams").iterdir()} == expected
     assert input_fingerprint(alone.stage_dir("infer_cam"), "infer_cam")

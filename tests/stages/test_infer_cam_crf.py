@@ -10,7 +10,16 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from kit import finish_seam, rewrite_shard, run_config, samples_of, stored_cams, stored_labels
+from stage_kit import (
+    cam_config,
+    finish_seam,
+    finished_copy,
+    prepared_run,
+    rewrite_shard,
+    samples_of,
+    stored_cams,
+    stored_labels,
+)
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.authors_files import read_cam_dict, read_crf_dict, write_cam_dict, write_crf_dict
@@ -21,41 +30,13 @@ from seam_dist.data.shards import RawSample, Sample
 from seam_dist.inference.crf_pool import affinity_labels
 from seam_dist.stages import infer_cam, shard
 
-SCALES = [0.5, 1.0]
-BASE = {
-    "model": {"backbone": "resnet38d", "width": 0.05, "pcm_channels": [8, 8]},
-    "infer_cam": {"scales": SCALES, "batch_size": 2, "crf": False},
-}
-
-
-def config(root: Path, name: str = "run", **sections: dict[str, object]) -> Config:
-    return run_config(root, name, BASE, **sections)
+prepared, root = prepared_run(cam_config, shard.run, finish_seam)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("infer")
-    cfg = config(root)
-    shard.run(cfg)
-    finish_seam(cfg)
-    return root
-
-
-@pytest.fixture
-def root(trained: Path, tmp_path: Path) -> Path:
-    """A copy of shards and training, for tests that write."""
-    shutil.copytree(trained, tmp_path / "root")
-    return tmp_path / "root"
-
-
-@pytest.fixture(scope="module")
-def finished(trained: Path) -> Config:
+def finished(prepared: Path) -> Config:
     """A run whose CAMs are there, with the authors' files."""
-    root = trained.with_name(f"{trained.name}-finished")
-    shutil.copytree(trained, root)
-    cfg = config(root, infer_cam={"interop": True})
-    infer_cam.run(cfg)
-    return cfg
+    return finished_copy(prepared, cam_config, infer_cam.run, infer_cam={"interop": True})
 
 
 CRF = {"impl": "torch", "num_iters": 2, "num_workers": 0, "bilateral_sxy": 20.0}
@@ -66,7 +47,7 @@ def refined(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A run on small images with CRF labels, affinity labels and the authors' files."""
     root = tmp_path_factory.mktemp("refined")
     sizes = {"kind": "synthetic", "num_images": [5, 3], "num_classes": 3, "image_size": [45, 35]}
-    cfg = config(root, source=sizes, crf=CRF, infer_cam={"crf": True, "interop": True})
+    cfg = cam_config(root, source=sizes, crf=CRF, infer_cam={"crf": True, "interop": True})
     shard.run(cfg)
     finish_seam(cfg)
     infer_cam.run(cfg)
@@ -111,7 +92,7 @@ def test_crf_dicts_equal_the_dense_reading(refined, dense_reading):
 
 def test_lattice_labels_equal_the_published_ones(root, finished, dense_reading):
     pytest.importorskip("pydensecrf")
-    cfg = config(
+    cfg = cam_config(
         root,
         crf={"num_workers": 0},
         infer_cam={"crf": True, "splits": ["train"], "from_interop": str(finished.stage_dir("infer_cam") / "interop")},
@@ -183,16 +164,16 @@ def test_settings_of_the_crf_count_only_where_there_is_one(finished, refined):
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    cfg = config(root, infer_cam={"crf": True})
+    cfg = cam_config(root, infer_cam={"crf": True})
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
         infer_cam.run(cfg)
     assert not cfg.stage_dir("infer_cam").exists()
-    infer_cam.run(config(root, infer_cam={"splits": ["val"]}))
+    infer_cam.run(cam_config(root, infer_cam={"splits": ["val"]}))
 
 
 def test_authors_files_take_the_place_of_a_network(root, finished):
     folder = finished.stage_dir("infer_cam") / "interop"
-    cfg = config(root, name="authors", infer_cam={"from_interop": str(folder)})
+    cfg = cam_config(root, name="authors", infer_cam={"from_interop": str(folder)})
     infer_cam.run(cfg)
     expected = stored_cams(finished, "val")
     cams = stored_cams(cfg, "val")
@@ -206,7 +187,7 @@ def test_authors_files_take_the_place_of_a_network(root, finished):
 
 def test_authors_files_may_be_named_by_source(root, finished, tmp_path):
     shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "named")
-    cfg = config(root, name="named", infer_cam={"from_interop": str(tmp_path / "named"), "splits": ["val"]})
+    cfg = cam_config(root, name="named", infer_cam={"from_interop": str(tmp_path / "named"), "splits": ["val"]})
     for name in ("val-00000.tar", "val-00001.tar"):
         rewrite_shard(cfg, name, lambda s: with_source(s, f"2007_{s.key}"))
     for sample in samples_of(cfg, "val"):
@@ -223,7 +204,7 @@ def with_source(sample: RawSample, source: str) -> RawSample:
 @pytest.mark.parametrize("fault", ["missing", "class", "size", "path"])
 def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fault):
     shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "authors")
-    cfg = config(root, name="authors", infer_cam={"from_interop": str(tmp_path / "authors"), "splits": ["val"]})
+    cfg = cam_config(root, name="authors", infer_cam={"from_interop": str(tmp_path / "authors"), "splits": ["val"]})
     sample = samples_of(cfg, "val")[1]
     path = tmp_path / "authors" / f"{sample.key}.npy"
     cam = np.zeros((len(sample.classes), *sample.image.shape[:2]), np.float32)
@@ -246,14 +227,14 @@ def test_authors_files_that_do_not_fit_are_refused(root, finished, tmp_path, fau
 
 
 def test_a_folder_without_the_authors_files_is_named(root, tmp_path):
-    cfg = config(root, name="none", infer_cam={"from_interop": str(tmp_path)})
+    cfg = cam_config(root, name="none", infer_cam={"from_interop": str(tmp_path)})
     with pytest.raises(StageError, match=r"\(infer_cam\.from_interop\) holds no \.npy file"):
         infer_cam.run(cfg)
 
 
 def test_changed_authors_files_rerun_the_stage(root, finished, tmp_path):
     shutil.copytree(finished.stage_dir("infer_cam") / "interop", tmp_path / "authors")
-    cfg = config(root, name="authors", infer_cam={"from_interop": str(tmp_path / "authors"), "splits": ["val"]})
+    cfg = cam_config(root, name="authors", infer_cam={"from_interop": str(tmp_path / "authors"), "splits": ["val"]})
     infer_cam.run(cfg)
     sample = samples_of(cfg, "val")[0]
     cam = np.full((len(sample.classes), *sample.image.shape[:2]), 0.5, np.float32)

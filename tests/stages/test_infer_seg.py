@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import cut_jpeg, finish_training, rewrite_shard, run_config, samples_of
+from kit import run_config
 from PIL import Image
+from stage_kit import cut_jpeg, finish_training, finished_copy, prepared_run, rewrite_shard, samples_of
 from torch.nn.functional import interpolate
 
 from seam_dist.artifacts.atomic import read_json, write_json
@@ -60,28 +61,12 @@ def network_of(cfg: Config) -> DeepLab:
     return load_deeplab(find_trained(cfg.run_dir, "train_seg"))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("infer_seg")
-    cfg = config(root)
-    shard.run(cfg)
-    finish_seg(cfg)
-    return root
-
-
-@pytest.fixture
-def root(trained: Path, tmp_path: Path) -> Path:
-    """A copy of shards and training, for tests that write."""
-    shutil.copytree(trained, tmp_path / "root")
-    return tmp_path / "root"
+prepared, root = prepared_run(config, shard.run, finish_seg)
 
 
 @pytest.fixture(scope="module")
-def finished(trained: Path) -> Config:
-    shutil.copytree(trained, trained.parent / "finished_seg")
-    cfg = config(trained.parent / "finished_seg")
-    infer_seg.run(cfg)
-    return cfg
+def finished(prepared: Path) -> Config:
+    return finished_copy(prepared, config, infer_seg.run)
 
 
 def files_of(cfg: Config) -> list[str]:

@@ -10,7 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from kit import cut_jpeg, finish_training, rewrite_shard, run_config, samples_of, stored_cams, stored_labels
+from kit import run_config
+from stage_kit import cut_jpeg, finish_training, finished_copy, prepared_run, rewrite_shard, samples_of, stored_cams, stored_labels
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam, write_cams
@@ -64,21 +65,7 @@ def finish_affinity(cfg: Config) -> None:
     finish_training(cfg, "train_affinity", model, affinity_architecture(cfg, load_manifest(cfg.shards_dir).classes))
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("walk")
-    cfg = config(root)
-    shard.run(cfg)
-    finish_cams(cfg)
-    finish_affinity(cfg)
-    return root
-
-
-@pytest.fixture
-def root(prepared: Path, tmp_path: Path) -> Path:
-    """A copy of shards, CAMs and weights, for tests that write."""
-    shutil.copytree(prepared, tmp_path / "root")
-    return tmp_path / "root"
+prepared, root = prepared_run(config, shard.run, finish_cams, finish_affinity)
 
 
 def published_labels(
@@ -143,11 +130,8 @@ EXACT_CRF = {"impl": "torch", "source_stride": 4, "num_workers": 0, "num_iters":
 @pytest.fixture(scope="module")
 def finished(prepared: Path) -> Config:
     """A run of the split val with CRF labels and files."""
-    root = prepared.parent / "finished-walk"
-    shutil.copytree(prepared, root)
-    cfg = config(root, crf=EXACT_CRF, random_walk={"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True})
-    random_walk.run(cfg)
-    return cfg
+    walk = {"crf": True, "splits": ["val"], "crf_num_iters": 2, "files": True}
+    return finished_copy(prepared, config, random_walk.run, crf=EXACT_CRF, random_walk=walk)
 
 
 def walked_scores(cfg: Config, samples: list[Sample], cams: dict[str, StoredCam]) -> dict[str, np.ndarray]:

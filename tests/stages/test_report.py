@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from kit import WRONG_PIXELS, run_config, write_cams_from_masks, write_labels_from_masks
+from kit import run_config
+from stage_kit import WRONG_PIXELS, write_cams_from_masks, write_labels_from_masks
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.layout import LABEL_TYPES
@@ -109,8 +110,11 @@ def parse(html: str) -> Outline:
 
 
 def make_report(cfg: Config) -> str:
+    """The page, its elements closed in order."""
     report.run(cfg)
-    return (cfg.stage_dir("report") / "report.html").read_text()
+    html = (cfg.stage_dir("report") / "report.html").read_text()
+    parse(html)
+    return html
 
 
 def test_report_is_one_file_that_asks_for_nothing_else(runs: Path) -> None:
@@ -191,7 +195,6 @@ def test_a_missing_stage_is_named_with_the_command_that_makes_it(runs: Path, sta
     cfg = make_config(runs, "seam")
     shutil.rmtree(cfg.stage_dir(stage))
     html = make_report(cfg)
-    parse(html)
     assert f"not complete: {stage} is not finished" in html
     assert re.search(rf"seam-dist --config \S+/runs/seam/\w+/config.yaml --only {stage}", html)
 
@@ -200,7 +203,6 @@ def test_an_empty_run_still_has_a_report(tmp_path: Path) -> None:
     cfg = make_config(tmp_path, "new")
     cfg.run_dir.mkdir(parents=True)
     html = make_report(cfg)
-    parse(html)
     assert "seam-dist --config CONFIG.yaml run.name=new --only train_seam --only infer_cam --only evaluate" in html
     assert "manifest.json is missing" in html
 
@@ -211,7 +213,6 @@ def test_damaged_files_are_listed_and_the_rest_is_shown(runs: Path) -> None:
     metrics = cfg.stage_dir("train_seam") / "metrics.jsonl"
     metrics.write_text("no metrics\n" + metrics.read_text())
     html = make_report(cfg)
-    parse(html)
     assert "val.json is not valid JSON" in html
     assert "metrics.jsonl:1 is not a line of metrics" in html
     assert "mIoU on train by threshold" in html
@@ -222,7 +223,6 @@ def test_cams_that_cannot_be_read_cost_the_pictures_only(runs: Path) -> None:
     for path in (cfg.stage_dir("infer_cam") / "cams").glob("val-*.tar"):
         path.write_bytes(path.read_bytes()[:700])
     html = make_report(cfg)
-    parse(html)
     assert "The images cannot be shown" in html
     assert "is not a whole tar of CAMs" in html
     assert "mIoU on val by threshold" in html

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from kit import before_batch, changed, metrics_of, run_config, trained_weights
+from kit import changed, run_config
+from stage_kit import assert_same_training, metrics_of, stop_training, trained_weights
 
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.label_file import write_labels
@@ -75,21 +73,12 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert set(curve(whole)[0]) == {"step", "lr", "loss/total", "loss/bg", "loss/fg", "loss/neg"}
     parted = make("parted")
-    before_batch(monkeypatch, train_affinity, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as stop:
-        train_affinity.run(parted)
-    assert stop.value.code == 128 + signal.SIGTERM
+    stop_training(monkeypatch, train_affinity, parted, 2)
     folder = parted.stage_dir("train_affinity")
     assert (folder / "checkpoints" / "latest").read_text() == "step-00000002\n"
     assert not (folder / "manifest.json").exists()
-    monkeypatch.undo()
-    torch.manual_seed(99)
     train_affinity.run(parted)
-    # float32 on one rank: bit for bit.
-    assert curve(parted) == curve(whole)
-    expected, found = final(whole), final(parted)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert_same_training(whole, parted, "train_affinity")
 
 
 def test_training_lowers_the_loss_and_leaves_what_the_random_walk_needs(make: Callable[..., Config]) -> None:

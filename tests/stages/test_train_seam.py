@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from kit import before_batch, changed, metrics_of, run_config, trained_weights
+from kit import changed, run_config
+from stage_kit import assert_same_training, before_batch, metrics_of, prepared_training, stop_training, trained_weights
 
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config
 from seam_dist.models import build_seam
-from seam_dist.stages import shard, train_seam
+from seam_dist.stages import train_seam
 from seam_dist.training.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("own_world")
@@ -36,23 +34,7 @@ curve = partial(metrics_of, stage="train_seam")
 final = partial(trained_weights, stage="train_seam")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards of a few scenes."""
-    folder = tmp_path_factory.mktemp("data")
-    shard.run(run_config(folder, base=BASE))
-    return folder
-
-
-@pytest.fixture
-def make(root: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Return make(name, **train): settings of a run of this test."""
-
-    def config(name: str = "run", **train: Any) -> Config:
-        cfg = run_config(root, name, BASE, run={"dir": str(tmp_path)})
-        return replace(cfg, train_seam=changed(cfg.train_seam, **train))
-
-    return config
+prepared, make = prepared_training("train_seam", BASE)
 
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
@@ -62,21 +44,12 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     train_seam.run(whole)
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4, 5]
     parted = make("parted", checkpoint_every=2)
-    before_batch(monkeypatch, train_seam, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as stop:
-        train_seam.run(parted)
-    assert stop.value.code == 128 + signal.SIGTERM
+    stop_training(monkeypatch, train_seam, parted, 3)
     folder = parted.stage_dir("train_seam")
     assert (folder / "checkpoints" / "latest").read_text() == "step-00000003\n"
     assert not (folder / "manifest.json").exists()
-    monkeypatch.undo()
-    torch.manual_seed(99)
     train_seam.run(parted)
-    # float32 on one rank: bit for bit.
-    assert curve(parted) == curve(whole)
-    expected, found = final(whole), final(parted)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert_same_training(whole, parted, "train_seam")
 
 
 def test_run_that_fails_after_its_checkpoint_repeats_the_lost_steps(

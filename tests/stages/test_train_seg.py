@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kit import before_batch, changed, finish_training, metrics_of, run_config, trained_weights
+from kit import changed
+from stage_kit import (
+    assert_same_training,
+    finish_training,
+    metrics_of,
+    prepared_training,
+    stop_training,
+    trained_weights,
+)
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.label_file import write_labels
@@ -22,7 +27,7 @@ from seam_dist.config.schema import Config, RandomWalkConfig
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
 from seam_dist.models import build_seam, find_trained, load_deeplab, seam_architecture
-from seam_dist.stages import shard, train_seg
+from seam_dist.stages import train_seg
 
 pytestmark = pytest.mark.usefixtures("own_world")
 SCHEDULE = {"global_batch_size": 4, "max_steps": 4, "log_every": 1, "lr": 1e-3}
@@ -36,23 +41,7 @@ curve = partial(metrics_of, stage="train_seg")
 final = partial(trained_weights, stage="train_seg")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards of a few scenes."""
-    folder = tmp_path_factory.mktemp("data")
-    shard.run(run_config(folder, base=BASE))
-    return folder
-
-
-@pytest.fixture
-def make(root: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Return make(name, **seg): settings of a run of this test."""
-
-    def config(name: str = "run", **seg: Any) -> Config:
-        cfg = run_config(root, name, BASE, run={"dir": str(tmp_path)})
-        return replace(cfg, train_seg=changed(cfg.train_seg, **seg))
-
-    return config
+prepared, make = prepared_training("train_seg", BASE)
 
 
 def write_walk(cfg: Config, folder: str, *, constant: int | None = None) -> None:
@@ -74,17 +63,9 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in curve(whole)] == [1, 2, 3, 4]
     assert {"loss/total", "loss/accuracy"} <= curve(whole)[0].keys()
     parted = make("parted", checkpoint_every=2)
-    before_batch(monkeypatch, train_seg, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as stop:
-        train_seg.run(parted)
-    assert stop.value.code == 128 + signal.SIGTERM
-    monkeypatch.undo()
-    torch.manual_seed(99)
+    stop_training(monkeypatch, train_seg, parted, 2)
     train_seg.run(parted)
-    assert curve(parted) == curve(whole)
-    expected, found = final(whole), final(parted)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert_same_training(whole, parted, "train_seg")
 
 
 def test_finished_stage_describes_its_network_and_is_skipped(

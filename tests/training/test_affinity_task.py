@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from kit import changed
-from training_kit import one_rank
+from torch import Tensor
+from training_kit import noise_batches, one_rank
 
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import Config, ModelConfig, RunConfig, TrainAffinityConfig
-from seam_dist.data.augment.color import IDENTITY
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models import build_affinity_net
 from seam_dist.training.affinity_task import AffinityModule
@@ -35,22 +34,13 @@ def settings(micro: int = BATCH, **affinity: Any) -> Config:
 
 def stream(size: int = BATCH, start: int = 0) -> Iterator[dict[str, Any]]:
     """Images of very different numbers of pairs: sample n has about n mod 4 fifths of its cells ignored."""
-    for first in itertools.count(start, size):
-        images, targets = [], []
-        for number in range(first, first + size):
-            generator = torch.Generator().manual_seed(number)
-            images.append(torch.randint(0, 256, (3, SIDE, SIDE), generator=generator, dtype=torch.uint8))
-            target = torch.randint(0, 3, (11, 11), generator=generator, dtype=torch.uint8)
-            drop = torch.rand(11, 11, generator=generator) < number % 4 / 5
-            targets.append(target.masked_fill(drop, 255))
-        yield {
-            "image": torch.stack(images),
-            "target": torch.stack(targets),
-            "valid": torch.tensor([[0, 0, SIDE, SIDE]], dtype=torch.int32).repeat(size, 1),
-            "color": torch.tensor(IDENTITY).repeat(size, 1),
-            "key": [f"image-{number}" for number in range(first, first + size)],
-            "sample_number": torch.arange(first, first + size),
-        }
+
+    def target(number: int, generator: torch.Generator) -> dict[str, Tensor]:
+        cells = torch.randint(0, 3, (11, 11), generator=generator, dtype=torch.uint8)
+        drop = torch.rand(11, 11, generator=generator) < number % 4 / 5
+        return {"target": cells.masked_fill(drop, 255)}
+
+    return noise_batches(SIDE, size, start, target)
 
 
 def build(cfg: Config) -> AffinityModule:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from kit import authors_state_dict, finish_training, run_config
+from kit import authors_state_dict, run_config
+from stage_kit import finish_training
 from torch import nn
 
 from seam_dist.artifacts.atomic import read_json, write_json
