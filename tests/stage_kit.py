@@ -36,7 +36,7 @@ from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.models import build_seam, seam_architecture
-from seam_dist.stages import shard
+from seam_dist.stages import infer_cam, shard
 
 
 def prepared_run(config: Callable[[Path], Config], *steps: Callable[[Config], Any]) -> tuple[Any, Any]:
@@ -94,6 +94,17 @@ cam_config = partial(
         "infer_cam": {"scales": [0.5, 1.0], "batch_size": 2, "crf": False},
     },
 )
+
+
+def prepared_cams() -> tuple[Any, Any, Any]:
+    """Three fixtures: `prepared` and `root`, with a trained SEAM, and `finished`, with CAMs and interop files."""
+    prepared, root = prepared_run(cam_config, shard.run, finish_seam)
+
+    @pytest.fixture(scope="module")
+    def finished(prepared: Path) -> Config:
+        return finished_copy(prepared, cam_config, infer_cam.run, infer_cam={"interop": True})
+
+    return prepared, root, finished
 
 
 def samples_of(cfg: Config, split: str, *, masks: bool = False) -> list[Sample]:
@@ -252,13 +263,21 @@ def before_batch(monkeypatch: pytest.MonkeyPatch, stage: ModuleType, number: int
     monkeypatch.setattr(stage, "run_training", run)
 
 
+def stage_folder(stage: ModuleType, cfg: Config) -> Path:
+    """The folder of the stage that a module of seam_dist.stages runs."""
+    return cfg.run_dir / stage.__name__.rpartition(".")[2]
+
+
 def stop_training(monkeypatch: pytest.MonkeyPatch, stage: ModuleType, cfg: Config, number: int) -> None:
-    """Run a training stage and stop it by SIGTERM before it takes batch `number`."""
+    """Run a training stage and stop it by SIGTERM at batch `number`, which it still trains and saves."""
     with monkeypatch.context() as patch:
         before_batch(patch, stage, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit) as stop:
             stage.run(cfg)
     assert stop.value.code == 128 + signal.SIGTERM
+    folder = stage_folder(stage, cfg)
+    assert (folder / "checkpoints" / "latest").read_text() == f"step-{number:08d}\n"
+    assert not (folder / "manifest.json").exists()
     torch.manual_seed(99)  # a resumed training has its own random state
 
 
@@ -268,6 +287,14 @@ def assert_same_training(first: Config, second: Config, stage: Stage) -> None:
     expected, actual = trained_weights(first, stage), trained_weights(second, stage)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(value, actual[name]) for name, value in expected.items())
+
+
+def assert_lattice_is_missed(monkeypatch: pytest.MonkeyPatch, stage: ModuleType, cfg: Config, match: str) -> None:
+    """Without pydensecrf2 a stage that needs it stops before it begins, with a message that names the remedy."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=match):
+        stage.run(cfg)
+    assert not stage_folder(stage, cfg).exists()
 
 
 def run_on_two_ranks(stage: Stage, config: Path) -> None:

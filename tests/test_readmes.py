@@ -50,11 +50,11 @@ def commands() -> Iterator[Command]:
                     if line.strip():
                         yield Command(readme, line.split(" #")[0].strip(), needs)
         for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
-            words = code.split()
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                words.pop(0)
-            if len(words) > 1 and words[0] in PROGRAMS and "..." not in code and "[" not in code:
-                yield Command(readme, " ".join(words), "reading")
+            argv = code.split()
+            while argv and re.fullmatch(r"[A-Z_]+=\S*", argv[0]):
+                argv.pop(0)
+            if len(argv) > 1 and argv[0] in PROGRAMS and "..." not in code and "[" not in code:
+                yield Command(readme, " ".join(argv), "reading")
 
 
 def snippets() -> Iterator[tuple[str, str]]:
@@ -64,15 +64,15 @@ def snippets() -> Iterator[tuple[str, str]]:
                 yield readme, body
 
 
-def check_seam_dist(words: list[str], folder: Path) -> None:
+def check_seam_dist(argv: list[str], folder: Path) -> None:
     """Check the arguments of seam-dist: a command's options, or stages, config, preset and settings of a run."""
-    if words and words[0] in ("status", "predict"):
+    if argv and argv[0] in ("status", "predict"):
         from seam_dist.commands import predict, status
 
-        parser = {"status": status, "predict": predict}[words[0]].build_parser()
-        parser.parse_args([word for word in words[1:] if word not in ("|", "head")])
+        parser = {"status": status, "predict": predict}[argv[0]].build_parser()
+        parser.parse_args([word for word in argv[1:] if word not in ("|", "head")])
         return
-    arguments = cli.build_parser().parse_intermixed_args([word for word in words if word != "RUN-OPTIONS"])
+    arguments = cli.build_parser().parse_intermixed_args([word for word in argv if word != "RUN-OPTIONS"])
     if arguments.config is not None and str(arguments.config).endswith(".yaml"):
         path = folder / arguments.config
         path.write_text((ROOT / "configs" / path.name).read_text())
@@ -80,54 +80,54 @@ def check_seam_dist(words: list[str], folder: Path) -> None:
     load_config(arguments.config, arguments.settings, arguments.preset)
 
 
-def check_script(words: list[str], folder: Path) -> None:
+def check_script(argv: list[str], folder: Path) -> None:
     """Check that a shell script exists and knows its options; what it passes on to seam-dist is checked as such."""
-    path = ROOT / words[0]
+    path = ROOT / argv[0]
     text = path.read_text()
     subprocess.run(["bash", "-n", str(path)], check=True)
     if path.name in ("demo.sh", "pipeline.sh", "ablation.sh", "slurm.sbatch"):
-        check_seam_dist(words[1:], folder)
+        check_seam_dist(argv[1:], folder)
         return
-    for word in words[1:]:
+    for word in argv[1:]:
         if word.startswith("--"):
             assert word in text, f"{path.name} does not know {word}"
         elif word.startswith("tests/"):
             assert (ROOT / word.split("::")[0]).exists(), word
 
 
-def check_python(words: list[str]) -> None:
+def check_python(argv: list[str]) -> None:
     """Check that a module or script prints its help and knows the options."""
-    start = words[:2] if words[0] == "-m" else words[:1]
+    start = argv[:2] if argv[0] == "-m" else argv[:1]
     if start == ["-m", "pytest"]:
         return
     result = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
-    for word in words:
+    for word in argv:
         if word.startswith("--"):
             assert word in result.stdout, f"{' '.join(start)} has no option {word}"
 
 
 def check(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, *words = shlex.split(command.line)
+    program, *argv = shlex.split(command.line)
     if program == "seam-dist":
-        check_seam_dist(words, folder)
+        check_seam_dist(argv, folder)
         if not command.needs:
             monkeypatch.chdir(folder)
-            assert cli.main(words) == 0
+            assert cli.main(argv) == 0
     elif program in ("bash", "sbatch"):
-        check_script(words, folder)
+        check_script(argv, folder)
     elif program == "python":
-        check_python(words)
+        check_python(argv)
     elif program == "deepspeed":
         from deepspeed.launcher.runner import parse_args
 
-        arguments = parse_args(words)
+        arguments = parse_args(argv)
         assert arguments.user_script == "seam_dist.cli"
         check_seam_dist(arguments.user_args, folder)
     elif program == "torchrun":
         from torch.distributed.run import get_args_parser
 
-        arguments = get_args_parser().parse_args(words)
+        arguments = get_args_parser().parse_args(argv)
         check_seam_dist(arguments.training_script_args, folder)
     elif program == "pip":
         extras = set(re.findall(r"[\w-]+(?=[,\]])", command.line))
@@ -135,7 +135,7 @@ def check(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert known is not None
         assert extras <= set(re.findall(r'"(\w+)":', known[1])), extras
     elif program == "pytest":
-        for word in words:
+        for word in argv:
             if word.startswith("tests/"):
                 assert (ROOT / word.split("::")[0]).exists(), word
     else:

@@ -169,10 +169,10 @@ def test_interface_follows_the_route(
         def __init__(self, address: str) -> None:
             self.address = address
 
-    found = {name: [Entry(address) for address in addresses] for name, addresses in INTERFACES.items()}
+    interfaces = {name: [Entry(address) for address in addresses] for name, addresses in INTERFACES.items()}
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(socket, "socket", Probe)
-    monkeypatch.setattr(distributed.psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(distributed.psutil, "net_if_addrs", lambda: interfaces)
     assert interface_to(host, 29500, crosses_hosts=crosses_hosts) == interface
 
 

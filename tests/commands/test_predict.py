@@ -90,8 +90,8 @@ def test_folder_of_odd_images_keeps_its_structure(
     (images / "deep" / "plain.txt").write_text("no image")
     assert run(weights, images, out) == 0
     expected = ["deep/er/ink", "deep/glass", "deep/gray", "plain", "turned"]
-    found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    assert found == sorted([f"{n}.png" for n in expected] + [f"{n}_overlay.jpg" for n in expected])
+    files = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    assert files == sorted([f"{n}.png" for n in expected] + [f"{n}_overlay.jpg" for n in expected])
     assert labels_at(out / "turned.png").shape == (56, 40)
     # As it was trained for: two scales, no mirror image.
     assert np.array_equal(labels_at(out / "plain.png"), expected_labels(weights, plain, (0.5, 1.0), False))
@@ -107,9 +107,9 @@ def test_options_go_before_what_the_network_was_trained_for(weights: Path, tmp_p
     picture().save(tmp_path / "a.png")
     assert run(weights, tmp_path / "a.png", tmp_path / "out", "--scales", "1.5", "--flip", "--no-overlay") == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
-    found = labels_at(tmp_path / "out" / "a.png")
-    assert np.array_equal(found, expected_labels(weights, picture(), (1.5,), True))
-    assert not np.array_equal(found, expected_labels(weights, picture(), (0.5, 1.0), False))
+    labels = labels_at(tmp_path / "out" / "a.png")
+    assert np.array_equal(labels, expected_labels(weights, picture(), (1.5,), True))
+    assert not np.array_equal(labels, expected_labels(weights, picture(), (0.5, 1.0), False))
     assert run(weights, tmp_path / "a.png", tmp_path / "small", "--max-side", "28", "--scales", "1") == 0
     assert np.array_equal(labels_at(tmp_path / "small" / "a.png"), expected_labels(weights, picture(), (0.5,), False))
 
@@ -205,11 +205,11 @@ def test_masks_give_the_scores(weights: Path, tmp_path: Path, capsys: pytest.Cap
     assert run(weights, images, tmp_path / "again", "--masks", str(masks)) == 0
     printed = capsys.readouterr().out
     truth = np.concatenate([labels.ravel(), other.ravel()])
-    found = np.concatenate([labels.ravel(), labels_at(tmp_path / "out" / "b.png").ravel()])
+    predicted = np.concatenate([labels.ravel(), labels_at(tmp_path / "out" / "b.png").ravel()])
     ious = [
-        np.logical_and(truth == c, found == c).sum() / union
+        np.logical_and(truth == c, predicted == c).sum() / union
         for c in range(4)
-        if (union := np.logical_or(truth == c, found == c).sum())
+        if (union := np.logical_or(truth == c, predicted == c).sum())
     ]
     assert f"mIoU {100 * np.mean(ious):.2f} over 2 images with masks" in printed
     Image.fromarray(labels[:5]).save(masks / "c.png")
@@ -263,8 +263,8 @@ def test_onnx_model_gives_the_networks_labels_at_any_size(tmp_path: Path) -> Non
         image = torch.from_numpy(np.array(picture(*size))).permute(2, 0, 1)[None]
         with torch.no_grad():
             logits = export.ExportNetwork(model)(image)
-        found = session.run(None, {"image": image.numpy()})[0]
-        np.testing.assert_allclose(found, logits.numpy(), rtol=1e-3, atol=1e-4)
+        exported = session.run(None, {"image": image.numpy()})[0]
+        np.testing.assert_allclose(exported, logits.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_network_without_a_program_for_any_size_gets_one_for_its_size(

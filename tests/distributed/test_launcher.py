@@ -52,11 +52,11 @@ def wait_for_step(config: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
+    ranks = []
     for child in psutil.Process(process.pid).children(recursive=True):
         if "RANK" in child.environ() and "seam_dist.cli" in " ".join(child.cmdline()):
-            found.append(child)
-    return found
+            ranks.append(child)
+    return ranks
 
 
 def steps_of(config: Path) -> list[int]:

@@ -63,12 +63,12 @@ def slow_losses(
 @pytest.mark.parametrize(("batch", "height", "width", "radius"), SHAPES)
 def test_loss_equals_the_pair_by_pair_reading(batch: int, height: int, width: int, radius: int, border: str) -> None:
     labels, feature = label_map((batch, height, width)), feature_map(batch, height, width)
-    expected, counts = slow_losses(feature.numpy(), labels.numpy(), radius, border)
-    found = pair_counts(labels, radius=radius, border=border)
-    assert found.dtype == torch.int64
-    assert found.tolist() == counts
+    expected, expected_counts = slow_losses(feature.numpy(), labels.numpy(), radius, border)
+    counts = pair_counts(labels, radius=radius, border=border)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == expected_counts
     affinity = edge_affinity(feature.float(), radius=radius, border=border)
-    losses = affinity_losses(affinity, labels, found, radius=radius, border=border)
+    losses = affinity_losses(affinity, labels, counts, radius=radius, border=border)
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
@@ -100,8 +100,8 @@ def test_gradient_equals_that_of_gathered_pairs(border: str) -> None:
     leaf = feature.detach().float().requires_grad_()
     affinity = edge_affinity(leaf, radius=5, border=border)
     losses = affinity_losses(affinity, labels, counts, radius=5, border=border)
-    (found,) = torch.autograd.grad(losses["loss"], leaf)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-7)
+    (gradient,) = torch.autograd.grad(losses["loss"], leaf)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_parts_add_up_to_the_batch_when_counts_are_global() -> None:

@@ -54,8 +54,8 @@ def test_confidence_carries_no_gradient() -> None:
     logits = torch.randn(1, 4, 2, 2, requires_grad=True)
     target = torch.tensor([[[0, 3], [2, 255]]])
     loss, _ = segmentation_sums(logits, target, confidence=True)
-    (found,) = torch.autograd.grad(loss, logits)
+    (gradient,) = torch.autograd.grad(loss, logits)
     probability = logits.detach().softmax(dim=1)
     onehot = torch.nn.functional.one_hot(target.clamp(max=3), 4).permute(0, 3, 1, 2)
     weight = (probability * onehot).sum(dim=1, keepdim=True) * (target != 255)[:, None]
-    torch.testing.assert_close(found, weight * (probability - onehot))
+    torch.testing.assert_close(gradient, weight * (probability - onehot))

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from kit import authors_state_dict
-from stage_kit import (
-    cam_config,
-    cut_jpeg,
-    finish_seam,
-    finished_copy,
-    prepared_run,
-    rewrite_shard,
-    run_on_two_ranks,
-    samples_of,
-    stored_cams,
-)
+from stage_kit import cam_config, cut_jpeg, prepared_cams, rewrite_shard, run_on_two_ranks, samples_of, stored_cams
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import store_cam
@@ -31,15 +20,9 @@ from seam_dist.config.schema import Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import Sample, read_raw
 from seam_dist.models import find_trained, load_seam
-from seam_dist.stages import infer_cam, shard
+from seam_dist.stages import infer_cam
 
-prepared, root = prepared_run(cam_config, shard.run, finish_seam)
-
-
-@pytest.fixture(scope="module")
-def finished(prepared: Path) -> Config:
-    """A run whose CAMs are there, with the authors' files."""
-    return finished_copy(prepared, cam_config, infer_cam.run, infer_cam={"interop": True})
+prepared, root, finished = prepared_cams()
 
 
 def published_map(dense_reading: ModuleType, cfg: Config, sample: Sample, which: str) -> np.ndarray:

@@ -11,10 +11,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 from stage_kit import (
+    assert_lattice_is_missed,
     cam_config,
     finish_seam,
-    finished_copy,
-    prepared_run,
+    prepared_cams,
     rewrite_shard,
     samples_of,
     stored_cams,
@@ -30,13 +30,7 @@ from seam_dist.data.shards import RawSample, Sample
 from seam_dist.inference.crf_pool import affinity_labels
 from seam_dist.stages import infer_cam, shard
 
-prepared, root = prepared_run(cam_config, shard.run, finish_seam)
-
-
-@pytest.fixture(scope="module")
-def finished(prepared: Path) -> Config:
-    """A run whose CAMs are there, with the authors' files."""
-    return finished_copy(prepared, cam_config, infer_cam.run, infer_cam={"interop": True})
+prepared, root, finished = prepared_cams()
 
 
 CRF = {"impl": "torch", "num_iters": 2, "num_workers": 0, "bilateral_sxy": 20.0}
@@ -163,11 +157,8 @@ def test_settings_of_the_crf_count_only_where_there_is_one(finished, refined):
 
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     cfg = cam_config(root, infer_cam={"crf": True})
-    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
-        infer_cam.run(cfg)
-    assert not cfg.stage_dir("infer_cam").exists()
+    assert_lattice_is_missed(monkeypatch, infer_cam, cfg, r"pip install 'seam-dist\[crf\]'")
     infer_cam.run(cam_config(root, infer_cam={"splits": ["val"]}))
 
 

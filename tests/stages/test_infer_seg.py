@@ -227,10 +227,10 @@ def test_voc_server_archive_has_the_layout_the_names_and_stable_bytes(
             name = json.loads(raw.members["json"])["source_id"]
             expected[f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png"] = stored[raw.key]
     with tarfile.open(archive, "r:gz") as tar:
-        found = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         assert all(member.isreg() and member.mtime == 0 and member.uname == "" for member in tar.getmembers())
-    assert found == expected
-    image = Image.open(io.BytesIO(next(iter(found.values()))))
+    assert files == expected
+    image = Image.open(io.BytesIO(next(iter(files.values()))))
     assert image.mode == "P"
     assert bytes(image.getpalette() or [])[:63] == voc_palette()[:63]
     first = archive.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from kit import run_config
-from stage_kit import cut_jpeg, finish_training, finished_copy, prepared_run, rewrite_shard, samples_of, stored_cams, stored_labels
+from stage_kit import (
+    cut_jpeg,
+    finish_training,
+    finished_copy,
+    prepared_run,
+    rewrite_shard,
+    samples_of,
+    stored_cams,
+    stored_labels,
+)
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam, write_cams

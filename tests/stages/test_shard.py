@@ -38,14 +38,16 @@ def config(tmp_path: Path, root: Path, *, source: dict[str, Any] | None = None, 
     )
 
 
+@pytest.fixture
+def cfg(tmp_path: Path, root: Path) -> Config:
+    return config(tmp_path, root)
+
+
 def written(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
 
 
-def test_converts_every_split_and_says_so_in_one_line_each(
-    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = config(tmp_path, root)
+def test_converts_every_split_and_says_so_in_one_line_each(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run(cfg)
     manifest = load_manifest(cfg.shards_dir)
     assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 5, "val": 1}
@@ -56,9 +58,8 @@ def test_converts_every_split_and_says_so_in_one_line_each(
 
 
 def test_second_run_changes_nothing_even_without_the_data_set(
-    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+    cfg: Config, tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = config(tmp_path, root)
     run(cfg)
     before = written(cfg.shards_dir)
     root.rename(tmp_path / "moved")
@@ -70,8 +71,7 @@ def test_second_run_changes_nothing_even_without_the_data_set(
 
 
 @pytest.mark.parametrize("change", [{"samples_per_shard": 2}, {"streams": 4}, {"splits": ("train",)}])
-def test_changed_settings_convert_again(tmp_path: Path, root: Path, change: dict[str, Any]) -> None:
-    cfg = config(tmp_path, root)
+def test_changed_settings_convert_again(cfg: Config, tmp_path: Path, root: Path, change: dict[str, Any]) -> None:
     run(cfg)
     before = load_manifest(cfg.shards_dir)
     run(config(tmp_path, root, **change))
@@ -81,8 +81,7 @@ def test_changed_settings_convert_again(tmp_path: Path, root: Path, change: dict
     assert {path.name for path in cfg.shards_dir.glob("*.tar")} == listed
 
 
-def test_changed_labels_convert_again(tmp_path: Path, root: Path) -> None:
-    cfg = config(tmp_path, root)
+def test_changed_labels_convert_again(cfg: Config, root: Path) -> None:
     run(cfg)
     before = load_manifest(cfg.shards_dir)
     labels = (root / "labels.csv").read_text()
@@ -103,8 +102,7 @@ def test_shards_of_other_settings_in_a_shared_folder_are_not_replaced(tmp_path: 
     assert load_manifest(shared).source["samples_per_shard"] == 256
 
 
-def test_cut_shard_of_a_finished_conversion_is_named(tmp_path: Path, root: Path) -> None:
-    cfg = config(tmp_path, root)
+def test_cut_shard_of_a_finished_conversion_is_named(cfg: Config) -> None:
     run(cfg)
     path = cfg.shards_dir / "train-00001.tar"
     path.write_bytes(path.read_bytes()[:1024])
@@ -112,8 +110,7 @@ def test_cut_shard_of_a_finished_conversion_is_named(tmp_path: Path, root: Path)
         run(cfg)
 
 
-def test_conversion_goes_on_after_a_bad_image_was_corrected(tmp_path: Path, root: Path) -> None:
-    cfg = config(tmp_path, root)
+def test_conversion_resumes_after_a_bad_image_was_corrected(cfg: Config, root: Path) -> None:
     good = (root / "images" / "train" / "3.jpg").read_bytes()
     (root / "images" / "train" / "3.jpg").write_bytes(good[:-20])
     with pytest.raises(SourceError, match=r"image 3\.jpg: .* damaged"):

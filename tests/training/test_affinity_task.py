@@ -57,9 +57,9 @@ def test_accumulation_equals_the_larger_batch() -> None:
     assert (whole.accumulation, parts.accumulation) == (1, 4)
     for step in range(3):
         start = step * BATCH
-        expected, found = whole.train_step(stream(start=start)), parts.train_step(stream(2, start))
+        expected, actual = whole.train_step(stream(start=start)), parts.train_step(stream(2, start))
         assert set(expected) == {"loss", "bg", "fg", "neg"}
-        assert found == pytest.approx(expected, rel=1e-5), step
+        assert actual == pytest.approx(expected, rel=1e-5), step
     weights = whole.state().weights, parts.state().weights
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
@@ -103,11 +103,11 @@ def test_forward_equals_the_network_and_the_loss() -> None:
     counts = pair_counts(batch["target"], radius=4, border="paper")
     affinity = module.model(image, "paper")
     expected = affinity_losses(affinity, batch["target"], counts, radius=4, border="paper")
-    found = module(batch)
+    actual = module(batch)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value)
-    assert found["loss"].requires_grad
-    assert not found["bg"].requires_grad
+        torch.testing.assert_close(actual[name], value)
+    assert actual["loss"].requires_grad
+    assert not actual["bg"].requires_grad
 
 
 def test_padding_is_black_after_color_jitter() -> None:

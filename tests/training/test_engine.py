@@ -39,10 +39,10 @@ def test_resumed_run_is_bit_equal(zero: dict[str, Any]) -> None:
     resumed = begin_training(cfg, saved)
     batches = seam_batches(start=saved.samples)
     assert [resumed.train_step(batches) for _ in range(2)] == curve[2:]
-    expected, found = whole.state(), resumed.state()
-    assert (found.step, found.samples) == (4, 4 * BATCH)
+    expected, actual = whole.state(), resumed.state()
+    assert (actual.step, actual.samples) == (4, 4 * BATCH)
     assert expected.momentum.keys() == {name for name, p in whole.module.model.named_parameters() if p.requires_grad}
-    for before, after in ((expected.weights, found.weights), (expected.momentum, found.momentum)):
+    for before, after in ((expected.weights, actual.weights), (expected.momentum, actual.momentum)):
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -75,8 +75,8 @@ def test_resume_needs_the_momentum() -> None:
     lacking = begin_training(cfg, saved)
     for training, source in ((whole, batches), (lacking, seam_batches(start=2 * BATCH))):
         training.train_step(source)
-    expected, found = whole.state().weights, lacking.state().weights
-    assert any(not torch.equal(value, found[name]) for name, value in expected.items())
+    expected, actual = whole.state().weights, lacking.state().weights
+    assert any(not torch.equal(value, actual[name]) for name, value in expected.items())
 
 
 def test_accumulation_equals_the_larger_batch() -> None:
@@ -110,8 +110,8 @@ def test_step_equals_a_plain_loop() -> None:
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-        found = training.train_step(batches)
-        assert found == pytest.approx({name: float(value.detach()) for name, value in losses.items()}, rel=1e-5)
+        actual = training.train_step(batches)
+        assert actual == pytest.approx({name: float(value.detach()) for name, value in losses.items()}, rel=1e-5)
     state = training.state().weights
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)

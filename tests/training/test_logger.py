@@ -35,13 +35,13 @@ def test_lines_hold_what_the_report_reads(tmp_path: Path, capsys: pytest.Capture
     with logger(tmp_path) as log:
         for step in range(1, 6):
             log.log(step, {"loss": 1.5, "cls": 0.5}, lr=0.01)
-    found = records(tmp_path)
+    lines = records(tmp_path)
     # Every second step, and the last one.
-    assert [record["step"] for record in found] == [2, 4, 5]
-    assert set(found[0]) == {"step", "time_s", "images_per_s", "lr", "loss/total", "loss/cls", "memory/peak_gib"}
-    assert (found[0]["loss/total"], found[0]["loss/cls"], found[0]["lr"]) == (1.5, 0.5, 0.01)
-    assert found[0]["images_per_s"] > 0
-    assert 0 < found[0]["memory/peak_gib"] < 1000
+    assert [record["step"] for record in lines] == [2, 4, 5]
+    assert set(lines[0]) == {"step", "time_s", "images_per_s", "lr", "loss/total", "loss/cls", "memory/peak_gib"}
+    assert (lines[0]["loss/total"], lines[0]["loss/cls"], lines[0]["lr"]) == (1.5, 0.5, 0.01)
+    assert lines[0]["images_per_s"] > 0
+    assert 0 < lines[0]["memory/peak_gib"] < 1000
     bar = capsys.readouterr().err
     assert "5/5" in bar
     assert "images/s" in bar

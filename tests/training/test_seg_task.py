@@ -79,7 +79,7 @@ def test_loss_is_the_mean_over_all_labeled_pixels() -> None:
     module.eval()
     batch = batch_of(range(1, 4))
     module.begin_step([batch], 0, one_rank())
-    found = module(batch)
+    losses = module(batch)
     image = (batch["image"].float() / 255 - module.mean[:, None, None]) / module.std[:, None, None]
     with torch.no_grad():
         logits = module.model(image)
@@ -87,10 +87,10 @@ def test_loss_is_the_mean_over_all_labeled_pixels() -> None:
     mean = torch.nn.functional.cross_entropy(logits.double(), target, ignore_index=255)
     known = target != 255
     assert not known.all()
-    assert float(found["loss"].detach()) == pytest.approx(float(mean), rel=1e-5)
+    assert float(losses["loss"].detach()) == pytest.approx(float(mean), rel=1e-5)
     hits = (logits.argmax(dim=1) == target)[known]
-    assert float(found["accuracy"]) == pytest.approx(float(hits.double().mean()), rel=1e-6)
-    assert found["loss"].dtype == torch.float32
+    assert float(losses["accuracy"]) == pytest.approx(float(hits.double().mean()), rel=1e-6)
+    assert losses["loss"].dtype == torch.float32
 
 
 def test_one_batch_of_eight_equals_two_of_four_with_frozen_batchnorm() -> None:
@@ -139,16 +139,16 @@ def test_ignored_batch_has_zero_loss_and_gradient() -> None:
 def test_bfloat16_gives_a_float32_loss_near_the_full_one() -> None:
     cfg = settings(dropout=0.0)
     low = settings(dropout=0.0, precision="bf16")
-    found = []
+    losses = []
     for each in (cfg, low):
         module = make(each)
         freeze_head(module)
         batch = batch_of(range(2))
         module.begin_step([batch], 0, one_rank())
-        found.append(module(batch)["loss"].detach())
-    assert found[1].dtype == torch.float32
-    assert float(found[1]) == pytest.approx(float(found[0]), rel=0.05)
-    assert float(found[1]) != float(found[0])
+        losses.append(module(batch)["loss"].detach())
+    assert losses[1].dtype == torch.float32
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.05)
+    assert float(losses[1]) != float(losses[0])
 
 
 def test_batchnorm_is_synchronized_on_several_gpus_only() -> None:
