@@ -1,4 +1,4 @@
-"""What many tests build: settings, small data sets in memory and on disk. `import kit` (pyproject.toml: pythonpath)."""
+"""What many tests build: settings, data sets, small networks. `import kit` (pyproject.toml: pythonpath)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of a tiny SEAM without a stage around it, for tests of the trainer. Imported as `training_kit`."""
+"""What tests of the trainer build: a training without a stage around it, its batches, a tiny SEAM."""
 
 from __future__ import annotations
 

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from kit import authors_state_dict
-from stage_kit import cam_config, cut_jpeg, prepared_cams, rewrite_shard, run_on_two_ranks, samples_of, stored_cams
+from stage_kit import (
+    cam_config,
+    cut_jpeg,
+    finish_seam,
+    prepared_cams,
+    rewrite_shard,
+    run_on_two_ranks,
+    samples_of,
+    stored_cams,
+)
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import store_cam
