@@ -186,7 +186,8 @@ def _split(
 )
 def _walk_forward(cam: Tensor, affinity: Tensor, *settings: Any) -> Tensor:
     """Return the packed scores after the walk, one dimension, in the dtype of cam."""
-    *sizes, radius, beta, num_steps, method, impl = settings
+    channels, heights, widths, radius, beta, num_steps, method, impl = settings
+    sizes = (channels, heights, widths)
     if impl == "triton":
         from seam_kernels import walk_kernels
 
@@ -220,16 +221,16 @@ def _walk_forward_fake(cam: Tensor, affinity: Tensor, *settings: Any) -> Tensor:
 )
 def _walk_backward(grad: Tensor, cam: Tensor, affinity: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """Return the packed gradients of cam and affinity; one that is not needed comes back with no elements."""
-    *sizes, radius, beta, num_steps, method, impl, need_cam, need_affinity = settings
+    channels, heights, widths, radius, beta, num_steps, method, impl, need_cam, need_affinity = settings
+    sizes = (channels, heights, widths, radius)
     if impl == "triton":
         from seam_kernels import walk_kernels
 
-        walk = (radius, beta, num_steps, method)
-        return walk_kernels.backward(grad, cam, affinity, *sizes, *walk, need_cam, need_affinity)
+        return walk_kernels.backward(grad, cam, affinity, *sizes, beta, num_steps, method, need_cam, need_affinity)
     dcams, daffinities = [], []
-    gradients = _split(grad.contiguous(), affinity.contiguous(), *sizes, radius)
+    gradients = _split(grad.contiguous(), affinity.contiguous(), *sizes)
     for (x, a, height, width), (g, *_) in zip(
-        _split(cam.contiguous(), affinity.contiguous(), *sizes, radius), gradients, strict=True
+        _split(cam.contiguous(), affinity.contiguous(), *sizes), gradients, strict=True
     ):
         stencil = _Stencil(working(a), height, width, radius, beta)
         pull = working(g) * stencil.inverse

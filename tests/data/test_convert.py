@@ -87,7 +87,7 @@ def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "ranks")
 
 
-def test_conversion_that_was_cut_goes_on_with_the_missing_shards(tmp_path: Path) -> None:
+def test_interrupted_conversion_resumes_with_the_missing_shards(tmp_path: Path) -> None:
     def killed() -> bytes:
         raise KeyboardInterrupt
 

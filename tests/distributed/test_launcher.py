@@ -64,7 +64,7 @@ def steps_of(config: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_terminated_training_saves_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_terminated_training_saves_says_so_and_resumes(tmp_path: Path) -> None:
     config = write_config(tmp_path, steps=60)
     process = start(config)
     wait_for_step(config, 3, process)

@@ -1,4 +1,4 @@
-"""Where a run's trained network is found, and that it is built again as it was."""
+"""Where a run's trained network lies, and that it is built again as it was."""
 
 from __future__ import annotations
 
