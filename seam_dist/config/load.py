@@ -65,7 +65,7 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset
     for override in overrides:
         key, value = _parse_override(override)
         values = _merge(values, _nest(key, value))
-        origins.update((leaf, "command line") for leaf, _ in _leaves(_nest(key, value)))
+        origins.update((leaf, "command line") for leaf, _ in leaves(_nest(key, value)))
     return Resolved(config=_validate(values, origins), origins=origins)
 
 
@@ -128,7 +128,7 @@ def _names(folder: Path) -> list[str]:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Return every setting under its dotted key, as JSON types: paths are text, tuples are lists."""
-    return dict(_leaves(to_tree(config)))
+    return dict(leaves(to_tree(config)))
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -223,10 +223,11 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of all that is no section in a nested mapping; an empty one is a value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeGuard
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,20 +18,20 @@ NONE = "\N{EN DASH}"  # where a table has no number
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of the page: its anchor, its heading and its HTML."""
-
-    anchor: str
-    heading: str
-    body: Markup
-
-
-@dataclass(frozen=True)
 class Note:
     """A note that something is missing and, where there is one, the command that makes it."""
 
     text: str
     command: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: its anchor, its heading and its HTML, or a note on why there is none."""
+
+    anchor: str
+    heading: str
+    body: Markup | Note
 
 
 def render_page(title: str, lead: str, notes: Sequence[Note], sections: Sequence[Section]) -> str:
@@ -45,11 +45,6 @@ def render_template(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(values))
 
 
-def missing(text: str, command: str | None = None) -> Markup:
-    """Return a section's HTML that is a note alone."""
-    return render_template("missing.html", note=Note(text, command))
-
-
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
@@ -58,32 +53,37 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=False,
     )
-    environment.filters.update(percent=percent, duration=duration)
+    environment.filters.update(percent=percent, signed=signed, decimals=decimals, duration=duration)
     environment.globals["NONE"] = NONE
     return environment
 
 
-def percent(value: object, digits: int = 1) -> str:
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value read from a file is a number, and not NaN."""
+    return isinstance(value, int | float) and value == value
+
+
+def percent(value: object) -> str:
     """Return a share in 0..1 as a percentage without its sign, or a dash where there is no number."""
-    if not isinstance(value, int | float) or value != value:
-        return NONE
-    return f"{100 * value:.{digits}f}"
+    return f"{100 * value:.1f}" if is_number(value) else NONE
 
 
-def threshold_text(value: float | None) -> str:
-    """Return a background threshold, or a dash where there is none."""
-    return NONE if value is None else f"{value:.2f}"
+def decimals(value: object) -> str:
+    """Return a number with two decimals, or a dash where there is none."""
+    return f"{value:.2f}" if is_number(value) else NONE
+
+
+def signed(share: float) -> str:
+    """Return a difference of shares in percentage points with its sign."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: object) -> str:
     """Return a time span as text: 42 s, 3 min 20 s, 2 h 05 min."""
-    if not isinstance(seconds, int | float) or seconds != seconds:
+    if not is_number(seconds):
         return NONE
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

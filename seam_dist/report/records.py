@@ -33,6 +33,10 @@ class MapScores:
     chosen: Mapping[str, Any] | None
     default: Mapping[str, Any] | None
 
+    def chosen_elsewhere(self, split: str) -> Mapping[str, Any] | None:
+        """Return the point at the threshold that a split other than `split` chose, if there is one."""
+        return None if self.chosen is None or self.chosen.get("from") == split else self.chosen
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -98,10 +102,6 @@ class RunRecord:
             name: MapScores(part["thresholds"], part["miou"], part["best"], part.get("chosen"), part.get("default"))
             for name, part in parts.items()
         }
-
-    def missing(self, stages: Sequence[str] = STAGES[:-1]) -> list[str]:
-        """Return the stages that are not finished in this run's folder, in their order."""
-        return [stage for stage in stages if stage not in self.manifests]
 
 
 def read_run(folder: Path) -> RunRecord:

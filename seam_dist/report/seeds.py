@@ -10,64 +10,54 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from seam_dist.artifacts.layout import LABEL_TYPES
-from seam_dist.report.comparison import MAP_NAMES, Row, best_miou, compare_runs, number, splits_of
-from seam_dist.report.records import METHODS, RunRecord, read_run
+from seam_dist.report.comparison import MAP_NAMES, Row, compare_runs, number, splits_of
+from seam_dist.report.records import METHODS, read_run
 
 
 def seeds_table(folders: Sequence[Path]) -> str:
     """Return the table of the runs in `folders` as Markdown; raise ValueError for a run without evaluation."""
     rows: list[Row] = []
-    runs: list[RunRecord] = []
-    for folder in folders:
-        run = read_run(folder)
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
         maps = compare_runs(run, [])
         if not maps:
-            raise ValueError(f"{folder} has no evaluation: run `--only evaluate` for it, or leave it out")
+            raise ValueError(f"{run.dir} has no evaluation: run `--only evaluate` for it, or leave it out")
         rows += maps
-        runs.append(run)
     splits = splits_of(rows)
+    groups: dict[tuple[str, str], list[list[float | None]]] = defaultdict(list)
+    for row in rows:
+        groups[row.run.ablation, row.map_name].append([row.miou(split) for split in splits])
+    for run in runs:
+        for name, records in run.labels.items():
+            values = [number(records.get(split), "miou") for split in splits]
+            groups[run.ablation, LABEL_TYPES[name].title].append(values)
     lines = ["| method and labels | seeds | " + " | ".join(f"{split} mIoU" for split in splits) + " |"]
     lines.append("|---" * (2 + len(splits)) + "|")
     base: dict[str, float] = {}
-
-    def add(name: str, count: int, scores: Mapping[str, Sequence[float]]) -> None:
-        cells = []
-        for split in splits:
-            values = [100 * value for value in scores[split]]
-            if not values:
-                cells.append("-")
-                continue
-            mean = statistics.mean(values)
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            gain = f" ({mean - base[split]:+.1f})" if split in base else ""
-            cells.append(f"{mean:.1f}{spread}{gain}")
-            base.setdefault(split, mean)
-        lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
-
-    for ablation in METHODS:
-        for name, title in MAP_NAMES.items():
-            group = [row for row in rows if row.run.ablation == ablation and row.map == name]
-            if group:
-                scores = {split: _known(best_miou(row, split) for row in group) for split in splits}
-                add(f"{METHODS[ablation]}, {title}", len(group), scores)
-        for label_type in LABEL_TYPES.values():
-            records = [
-                run.labels[label_type.name]
-                for run in runs
-                if run.ablation == ablation and label_type.name in run.labels
-            ]
-            if records:
-                scores = {split: _known(number(record.get(split), "miou") for record in records) for split in splits}
-                add(f"{METHODS[ablation]}, {label_type.title}", len(records), scores)
+    titles = [*MAP_NAMES.values(), *(label_type.title for label_type in LABEL_TYPES.values())]
+    for ablation, title in product(METHODS, titles):
+        if of_seeds := groups[ablation, title]:
+            cells = [_cell(split, miou, base) for split, miou in zip(splits, zip(*of_seeds, strict=True), strict=True)]
+            lines.append(f"| {METHODS[ablation]}, {title} | {len(of_seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def _cell(split: str, miou: Sequence[float | None], base: dict[str, float]) -> str:
+    """Return mean, spread and gain over `base`; the first mean of a split becomes its base."""
+    values = [100 * value for value in miou if value is not None]
+    if not values:
+        return "-"
+    mean = statistics.mean(values)
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    gain = f" ({mean - base[split]:+.1f})" if split in base else ""
+    base.setdefault(split, mean)
+    return f"{mean:.1f}{spread}{gain}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

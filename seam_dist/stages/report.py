@@ -59,7 +59,7 @@ def report_html(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str
     except ShardError as error:
         notes.append(Note(f"The data set's shards cannot be read: {error}", f"{command} --only shard"))
     names = manifest.classes if manifest is not None else ()
-    stages = own.missing(("train_seam", "infer_cam", "evaluate"))
+    stages = [stage for stage in ("train_seam", "infer_cam", "evaluate") if stage not in own.manifests]
     if stages:
         text = f"This run is not complete: {', '.join(stages)} {'is' if len(stages) == 1 else 'are'} not finished."
         notes.append(Note(text, f"{command} {' '.join(f'--only {stage}' for stage in stages)}"))

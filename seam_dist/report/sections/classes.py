@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import zip_longest
+from statistics import fmean
 
 from markupsafe import Markup
 
-from seam_dist.report.comparison import MAP_NAMES, best_miou, compare_runs, number
-from seam_dist.report.page import missing, render_template, threshold_text
+from seam_dist.report.comparison import compare_runs, own_result
+from seam_dist.report.page import Note, is_number, render_template
 from seam_dist.report.pictures import class_colors
 from seam_dist.report.records import RunRecord
 
@@ -22,44 +23,29 @@ def class_name(index: int, names: Sequence[str]) -> str:
 
 def classes_section(
     own: RunRecord, others: Sequence[RunRecord], names: Sequence[str], split: str, command: str
-) -> Markup:
+) -> Markup | Note:
     """Return the per-class table of one split at the best threshold: IoU, precision, recall, and IoU of other maps."""
     rows = [row for row in compare_runs(own, others) if split in row.scores]
-    result = next((row for row in rows if row.is_own and row.is_primary), None)
+    result = own_result(rows)
     if result is None:
-        return missing(
-            f"There is no evaluation of {split}, so there are no class scores.", f"{command} --only evaluate"
-        )
+        return Note(f"There is no evaluation of {split}, so there are no class scores.", f"{command} --only evaluate")
     best = result.scores[split].best
-    iou, precision, recall = (best.get(key) or [] for key in ("iou", "precision", "recall"))
     rest = [row for row in rows if row is not result]
     labels = [row.label for row in rest]
     rest_head = [f"IoU, {row.label}" + (f" ({row.run.name})" if labels.count(row.label) > 1 else "") for row in rest]
-    rest_iou = [row.scores[split].best.get("iou") or [] for row in rest]
+    main = [best.get(key) or [] for key in ("iou", "precision", "recall")]
+    cells = zip_longest(*main, *(row.scores[split].best.get("iou") or [] for row in rest))
+    known = ([value for value in column if is_number(value)] for column in main)
     return render_template(
         "classes.html",
-        map=MAP_NAMES[result.map],
+        map=result.map_name,
         split=split,
-        threshold=threshold_text(number(best, "threshold")),
+        threshold=best.get("threshold"),
         run=own.name,
         head=["Class", "IoU", "", "Precision", "Recall", *rest_head],
         rows=[
-            {
-                "color": [int(channel) for channel in class_colors()[index]],
-                "name": class_name(index, names),
-                "iou": value,
-                "others": [_at(values, index) for values in (precision, recall, *rest_iou)],
-            }
-            for index, value in enumerate(iou)
+            (class_colors()[index].tolist(), class_name(index, names), values)
+            for index, values in enumerate([*cells][: len(main[0])])
         ],
-        means=[*(_mean(values) for values in (iou, precision, recall)), *(best_miou(row, split) for row in rest)],
+        means=[*(fmean(values) if values else None for values in known), *(row.miou(split) for row in rest)],
     )
-
-
-def _at(values: Sequence[Any], index: int) -> Any:
-    return values[index] if index < len(values) else None
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [value for value in values if isinstance(value, int | float) and value == value]
-    return sum(known) / len(known) if known else None

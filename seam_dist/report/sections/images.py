@@ -12,7 +12,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest
 from seam_dist.report.comparison import MAP_NAMES, number
 from seam_dist.report.examples import Example, first_keys, load_examples, rank_keys
-from seam_dist.report.page import Note, missing, render_template
+from seam_dist.report.page import Note, render_template
 from seam_dist.report.pictures import class_colors, data_uri, heat_map, heat_scale_uri, label_map
 from seam_dist.report.records import RunRecord
 from seam_dist.report.sections.classes import class_name
@@ -25,19 +25,18 @@ _HEADINGS = {
 }
 
 
-def images_section(cfg: Config, own: RunRecord, manifest: Manifest | None, command: str) -> Markup:
+def images_section(cfg: Config, own: RunRecord, manifest: Manifest | None, command: str) -> Markup | Note:
     """Return the pictures of cfg.report.split, or a note on why there are none."""
     split = cfg.report.split
     if manifest is None or split not in manifest.splits:
-        return missing(f"There are no shards of split {split}, so there are no images.", f"{command} --only shard")
+        return Note(f"There are no shards of split {split}, so there are no images.", f"{command} --only shard")
     if not any((cam_folder(cfg) / shard.file).is_file() for shard in manifest.splits[split].shards):
-        return missing(
-            f"Run {own.name} has no CAMs of split {split}, so there are no images.", f"{command} --only infer_cam"
-        )
+        text = f"Run {own.name} has no CAMs of split {split}, so there are no images."
+        return Note(text, f"{command} --only infer_cam")
     try:
         return _pictures(cfg, own, manifest)
     except ValueError as error:
-        return missing(f"The images cannot be shown: {error}", f"{command} --only infer_cam --only evaluate")
+        return Note(f"The images cannot be shown: {error}", f"{command} --only infer_cam --only evaluate")
 
 
 def _pictures(cfg: Config, own: RunRecord, manifest: Manifest) -> Markup:
@@ -63,7 +62,7 @@ def _pictures(cfg: Config, own: RunRecord, manifest: Manifest) -> Markup:
         threshold=source,
         heat_scale=heat_scale_uri(),
         both_maps=all(any(name in example.cams for example in examples) for name in MAP_NAMES),
-        classes=[([int(c) for c in class_colors()[index]], class_name(index, manifest.classes)) for index in classes],
+        classes=[(class_colors()[index].tolist(), class_name(index, manifest.classes)) for index in classes],
         groups=[(heading, cards) for heading, cards in groups if cards],
         wide=any(example.labels for example in examples),
     )
@@ -76,8 +75,7 @@ def _ranked(own: RunRecord, split: str, count: int) -> tuple[list[tuple[str, str
     scored.sort(key=lambda label_type: not label_type.uses_image_labels)
     titles = {label_type.name: label_type.title for label_type in reversed(scored)}
     for name, title in {**titles, CAM: "CAM at its best threshold"}.items():
-        keys = rank_keys(scores_folder(own.dir, name) / f"{split}-images.csv", count)
-        if keys:
+        if keys := rank_keys(scores_folder(own.dir, name) / f"{split}-images.csv", count):
             return [*keys], title
     return [], ""
 
@@ -85,37 +83,31 @@ def _ranked(own: RunRecord, split: str, count: int) -> tuple[list[tuple[str, str
 def _threshold(cfg: Config, own: RunRecord) -> tuple[float, str]:
     """Return the background threshold of the predictions, and how it is introduced."""
     split = cfg.report.split
-    scores = own.scores(split).get(own.primary)
-    if scores is not None:
-        chosen = number(scores.chosen, "threshold")
-        if chosen is not None:
-            source = (scores.chosen or {}).get("from", split)
-            return chosen, f"the background threshold {chosen:.2f}, chosen on {source}"
-        best = number(scores.best, "threshold")
-        if best is not None:
-            return best, f"the background threshold {best:.2f}, the best on {split}"
+    if scores := own.scores(split).get(own.primary):
+        source = (scores.chosen or {}).get("from", split)
+        for point, origin in ((scores.chosen, f"chosen on {source}"), (scores.best, f"the best on {split}")):
+            if (value := number(point, "threshold")) is not None:
+                return value, f"the background threshold {value:.2f}, {origin}"
     value = cfg.evaluate.default_threshold
     return value, f"the default background threshold {value:.2f}"
 
 
 def _card(example: Example, names: Sequence[str]) -> dict[str, Any]:
     """Return an image with the pictures of all that was made of it."""
-    views = [("image", data_uri(example.image))]
-    views += [
-        (title, data_uri(heat_map(example.image, example.cams[name])))
-        for name, title in MAP_NAMES.items()
-        if name in example.cams
-    ]
-    views.append(("labels of the CAM", data_uri(label_map(example.image, example.prediction))))
-    views += [
-        (LABEL_TYPES[name].title, data_uri(label_map(example.image, labels))) for name, labels in example.labels.items()
-    ]
+    image = example.image
+    maps = [(title, example.cams[name]) for name, title in MAP_NAMES.items() if name in example.cams]
+    labels = [("labels of the CAM", example.prediction)]
+    labels += [(LABEL_TYPES[name].title, of_type) for name, of_type in example.labels.items()]
     if example.truth is not None:
-        views.append(("truth", data_uri(label_map(example.image, example.truth))))
+        labels.append(("truth", example.truth))
     return {
         "key": example.key,
         "classes": ", ".join(class_name(index, names) for index in example.classes) or "no class",
         "miou": example.miou,
-        "size": example.image.shape[:2],
-        "views": views,
+        "size": image.shape[:2],
+        "views": [
+            ("image", data_uri(image)),
+            *((title, data_uri(heat_map(image, score))) for title, score in maps),
+            *((title, data_uri(label_map(image, mask))) for title, mask in labels),
+        ],
     }

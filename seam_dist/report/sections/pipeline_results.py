@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from seam_dist.artifacts.layout import LABEL_TYPES
 from seam_dist.config.schema import STAGES
 from seam_dist.evaluation.text_table import aligned
-from seam_dist.report.comparison import best_miou, chosen_miou, compare_runs, in_order, number, splits_of
-from seam_dist.report.page import NONE, render_template
+from seam_dist.report.comparison import compare_runs, in_order, number, percent_cell
+from seam_dist.report.page import render_template
 from seam_dist.report.records import RunRecord
 
 
@@ -22,7 +21,7 @@ class PipelineResult:
 
     title: str
     miou: Mapping[str, float]
-    uses_image_labels: bool
+    uses_image_labels: bool = True
     """It was made with the image-level labels of the image itself."""
 
 
@@ -30,23 +29,21 @@ def results_by_stage(run: RunRecord) -> list[PipelineResult]:
     """Return what the run's stages made, in order; CAMs at the threshold chosen elsewhere where there is one."""
     results = []
     for row in compare_runs(run, []):
-        best = {split: value for split in splits_of([row]) if (value := best_miou(row, split)) is not None}
-        chosen = {split: value for split in splits_of([row]) if (value := chosen_miou(row, split)) is not None}
-        name = "refined CAM" if row.map == "refined" else "CAM"
-        if not row.is_primary:
-            name += " of the classifier"
-        results.append(PipelineResult(f"{name}, best threshold", best, True))
+        title = row.map_name if row.is_primary else f"{row.map_name} of the classifier"
+        best = _known((split, row.miou(split)) for split in row.scores)
+        results.append(PipelineResult(f"{title}, best threshold", best))
+        chosen = _known((split, row.miou(split, "another split")) for split in row.scores)
         if chosen and row.is_primary:
-            results.append(PipelineResult(f"{name}, threshold of another split", chosen, True))
+            results.append(PipelineResult(f"{title}, threshold of another split", chosen))
     for label_type in LABEL_TYPES.values():
-        scores = {
-            split: value
-            for split, record in run.labels.get(label_type.name, {}).items()
-            if (value := number(record, "miou")) is not None
-        }
-        if scores:
+        records = run.labels.get(label_type.name, {})
+        if scores := _known((split, number(record, "miou")) for split, record in records.items()):
             results.append(PipelineResult(label_type.title, scores, label_type.uses_image_labels))
     return results
+
+
+def _known(scores: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    return {split: miou for split, miou in scores if miou is not None}
 
 
 def _splits(results: Sequence[PipelineResult]) -> list[str]:
@@ -57,41 +54,20 @@ def pipeline_table(run: RunRecord) -> str:
     """Return the results as aligned text: mIoU in percent by stage and split."""
     results = results_by_stage(run)
     splits = _splits(results)
-    rows = [["labels", *(f"{split} mIoU" for split in splits)]]
-    for result in results:
-        values = (result.miou.get(split) for split in splits)
-        rows.append([result.title, *("-" if value is None else f"{100 * value:.2f}" for value in values)])
-    return aligned(rows, num_left=1, rule=True)
+    rows = [[result.title, *(percent_cell(result.miou.get(split)) for split in splits)] for result in results]
+    return aligned([["labels", *(f"{split} mIoU" for split in splits)], *rows], num_left=1, rule=True)
 
 
 def pipeline_section(run: RunRecord) -> Markup:
     """Return the table of mIoU by stage and the table of what each stage cost."""
     results = results_by_stage(run)
     splits = _splits(results)
-    from_image_alone = [index for index, result in enumerate(results) if not result.uses_image_labels]
+    from_image_alone = [result for result in results if not result.uses_image_labels]
     return render_template(
         "pipeline_results.html",
         head=["Labels", *(cell for split in splits for cell in (f"{split} mIoU", "")), "image-level labels"],
-        numbers=[1 + 2 * index for index in range(len(splits))],
         splits=splits,
         results=results,
-        best=from_image_alone[-1] if from_image_alone else len(results) - 1,
-        costs=[_cost(stage, run.manifests[stage]) for stage in STAGES[:-1] if "time_s" in run.manifests.get(stage, {})],
+        best=(from_image_alone or results)[-1],
+        costs={stage: run.manifests[stage] for stage in STAGES[:-1] if "time_s" in run.manifests.get(stage, {})},
     )
-
-
-def _cost(stage: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    ranks = manifest.get("world_size")
-    return {
-        "stage": stage,
-        "time_s": manifest["time_s"],
-        "ranks": ranks if isinstance(ranks, int) else None,
-        "host_gib": _gib(manifest, "host_peak_gib"),
-        "device_gib": _gib(manifest, "device_peak_gib"),
-        "device": str(manifest.get("device", "")),
-    }
-
-
-def _gib(manifest: Mapping[str, Any], key: str) -> str:
-    value = number(manifest, key)
-    return NONE if value is None else f"{value:.2f}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from seam_dist.report.charts import OWN, Line, line_chart, other_style, smooth, swatch
+from seam_dist.report.charts import OWN, Line, line_chart, other_style, smooth
 from seam_dist.report.page import Note, render_template
 from seam_dist.report.records import RunRecord, series
 
@@ -39,7 +39,7 @@ def training_section(own: RunRecord, others: Sequence[RunRecord], command: str) 
     note = None
     if not own.metrics or not charts:
         note = Note(f"Run {own.name} has no training metrics.", f"{command} --only train_seam")
-    keys = [(swatch(style, style), f"{run.method} ({run.name})") for run, style in styles if run.metrics]
+    keys = [(style, f"{run.method} ({run.name})") for run, style in styles if run.metrics]
     return render_template("training.html", note=note, charts=charts, keys=keys)
 
 
@@ -50,7 +50,7 @@ def _lines(run: RunRecord, key: str, style: int) -> list[Line]:
         return []
     noisy = key.startswith("loss/") or key == "images_per_s"
     if not noisy or len(values) < 5:
-        return [Line(run.name, steps, values, style, dash=style)]
+        return [Line(run.name, steps, values, style)]
     average = smooth(values, max(3, len(values) // 12))
     raw = Line(f"{run.name}, raw", steps, values, style, faint=True)
-    return [raw, Line(run.name, steps, average, style, dash=style)]
+    return [raw, Line(run.name, steps, average, style)]
