@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 
-def fsync_dir(path: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -35,17 +35,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        handle = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        fsync(temporary)
         # mkstemp makes files private; outputs are shared like any other file of the user.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
-        fsync_dir(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,6 +75,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}): remove it and run the step that writes it again"
-        ) from None
+        raise ValueError(f"{path} is not valid JSON ({error}): remove it and rerun what writes it") from None

@@ -70,21 +70,13 @@ def crf_folders(cfg: InferCamConfig) -> tuple[Path, Path] | None:
     start = cfg.crf_from_interop
     if start is None:
         return None
-    low, high = (start.with_name(crf_folder(start.name, alpha)) for alpha in cfg.crf_alphas)
-    return low, high
-
-
-def read_cam_dict(path: Path) -> Maps:
-    """Return the authors' CAM dict, {class id from 0: float32 (H, W)}; the maps have one size and are finite.
-
-    Raises ValueError, naming the file, when it is missing or anything else; nothing in the file is run.
-    """
-    return _read(path)
+    low, high = cfg.crf_alphas
+    return start.with_name(crf_folder(start.name, low)), start.with_name(crf_folder(start.name, high))
 
 
 def read_crf_dict(path: Path) -> Maps:
     """Return the authors' CRF dict, {0: background, id from 0 plus 1: ...}, float32 (H, W); raises as read_cam_dict."""
-    maps = _read(path)
+    maps = read_cam_dict(path)
     if 0 not in maps:
         raise ValueError(f"{path} has no background (key 0), so it is no CRF dict: read it with read_cam_dict")
     return maps
@@ -100,10 +92,8 @@ def find_dict(folder: Path, key: str, source_id: str, setting: str) -> Path:
     path = next((p for name in names if (p := folder / f"{name}.npy").is_file()), None)
     if path is None:
         wanted = " or ".join(f"{name}.npy" for name in dict.fromkeys(names))
-        raise ValueError(
-            f"image {key} has no dict {wanted} in {folder} ({setting}): write it, or leave the split out of "
-            "infer_cam.splits"
-        )
+        remedy = "write it, or leave the split out of infer_cam.splits"
+        raise ValueError(f"image {key} has no dict {wanted} in {folder} ({setting}): {remedy}")
     return path
 
 
@@ -112,8 +102,7 @@ def files_fingerprint(folder: Path, setting: str) -> str:
     files = sorted(folder.glob("*.npy"))
     if not files:
         raise StageError(f"{folder} ({setting}) holds no .npy file: give the folder of the authors' dicts")
-    stats = [(path.name, path.stat()) for path in files]
-    return fingerprint([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    return fingerprint([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
 
 
 def stack_maps(
@@ -124,30 +113,30 @@ def stack_maps(
     Raises ValueError when the dict has other ids or its maps another size (height, width).
     """
     if sorted(maps) != sorted(ids):
-        raise ValueError(
-            f"{path} has maps of the ids {sorted(maps)}, the label of its image says {sorted(ids)}: use the maps of "
-            "this data set"
-        )
+        expected = f"ids {sorted(maps)}, the label of its image says {sorted(ids)}"
+        raise ValueError(f"{path} has maps of the {expected}: use the maps of this data set")
     wrong = [full.shape for full in maps.values() if full.shape != size]
     if wrong:
         raise ValueError(f"{path} has maps of {wrong[0]} pixels, its image has {size}: use maps at the image's size")
     return np.stack([maps[index] for index in ids]) if maps else np.empty((0, *size), np.float32)
 
 
-def _read(path: Path) -> Maps:
-    path = Path(path)
+def read_cam_dict(path: Path) -> Maps:
+    """Return the authors' CAM dict, {class id from 0: float32 (H, W)}; the maps have one size and are finite.
+
+    Raises ValueError, naming the file, when it is missing or anything else; nothing in the file is run.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing: write it with the authors' code, or with infer_cam.interop=true")
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {_LARGEST_FILE} that maps may have")
     try:
-        maps = _maps(_load(path.read_bytes()))
+        return _maps(_load(path.read_bytes()))
     except Exception as error:  # a hostile pickle can raise anything
         raise ValueError(
             f"{path} is not a dict of class maps that can be read safely ({error}): write it again with "
             "np.save(path, {class id: float32 array (H, W)})"
         ) from None
-    return maps
 
 
 def _maps(value: object) -> Maps:

@@ -33,11 +33,6 @@ _LARGEST_MAP = 1 << 28  # bytes of one image's map
 _MEMBER = re.compile(rf"({KEY})\.(json|cam|plain\.cam)")
 
 
-def stored_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return the grid (height, width) that holds the map of an image of `size`."""
-    return -(-size[0] // stride), -(-size[1] // stride)
-
-
 @lru_cache(maxsize=1024)
 def _projection(points: int, pixels: int) -> Tensor:
     """Return the (points, pixels) matrix that fits `points` to a line of pixels, least squares under upsample_cam."""
@@ -52,7 +47,7 @@ def store_cam(cam: Tensor, stride: int) -> NDArray[np.float16]:
     Values below 0 are background at every threshold and count as 0. The grid is the one whose `upsample_cam` is
     nearest in the least squares sense; sampling the points alone gives a quarter to a half more wrong labels.
     """
-    grid = stored_size((cam.shape[1], cam.shape[2]), stride)
+    grid = [-(-side // stride) for side in cam.shape[1:]]
     if cam.shape[0] == 0:
         return np.zeros((0, *grid), np.float16)
     rows, columns = (_projection(n, side).to(cam.device) for n, side in zip(grid, cam.shape[1:], strict=True))
@@ -102,9 +97,8 @@ def decode_cam(data: bytes) -> NDArray[np.float16]:
     except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
         raise ValueError(f"the bytes are no stored map ({error}): run `--only infer_cam` again") from None
     if planes.dtype != np.uint8 or planes.ndim != 4 or planes.shape[0] != 2:
-        raise ValueError(
-            f"the array is {planes.dtype} {planes.shape}, expected uint8 (2, K, h, w): run `--only infer_cam` again"
-        )
+        expected = f"{planes.dtype} {planes.shape}, expected uint8 (2, K, h, w)"
+        raise ValueError(f"the array is {expected}: run `--only infer_cam` again")
     steps = planes[0].astype(np.uint16) << 8 | planes[1]
     if steps.size and steps.max() > STEPS:
         raise ValueError(f"the map holds {steps.max()}, expected 0 to {STEPS}: run `--only infer_cam` again")

@@ -42,9 +42,8 @@ def encode_labels(labels: NDArray[np.uint8]) -> bytes:
     in three times the time.
     """
     if labels.dtype != np.uint8 or labels.ndim != 2 or labels.size == 0:
-        raise ValueError(
-            f"labels is {labels.dtype} of shape {labels.shape}, expected uint8 (H, W): convert the indices"
-        )
+        shown = f"{labels.dtype} of shape {labels.shape}"
+        raise ValueError(f"labels is {shown}, expected uint8 (H, W): convert the indices")
     image = Image.frombytes("P", (labels.shape[1], labels.shape[0]), np.ascontiguousarray(labels).tobytes())
     image.putpalette(voc_palette())
     file = io.BytesIO()

@@ -67,11 +67,8 @@ def scores_folder(run_dir: Path, name: str) -> Path:
 
 def finished_label_types(cfg: Config) -> list[LabelType]:
     """Return the types of labels that finished stages of this run have made."""
-    return [
-        label_type
-        for label_type in LABEL_TYPES.values()
-        if (cfg.stage_dir(label_type.stage) / MANIFEST).is_file() and any(label_folder(cfg, label_type).glob("*.tar"))
-    ]
+    finished = [t for t in LABEL_TYPES.values() if (cfg.stage_dir(t.stage) / MANIFEST).is_file()]
+    return [label_type for label_type in finished if any(label_folder(cfg, label_type).glob("*.tar"))]
 
 
 def read_run_config(folder: Path) -> Config:

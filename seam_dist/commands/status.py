@@ -20,8 +20,8 @@ from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folders,
 from seam_dist.artifacts.cam_file import FORMAT
 from seam_dist.artifacts.layout import read_run_config, stage_folder
 from seam_dist.artifacts.lock import lock_holder
-from seam_dist.artifacts.provenance import fingerprint, sha256_file
-from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences
+from seam_dist.artifacts.provenance import sha256_file
+from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences, input_fingerprint
 from seam_dist.config.load import flatten
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import folders_by_name, title_of
@@ -29,6 +29,9 @@ from seam_dist.evaluation.text_table import aligned
 
 # Settings that a stage records only when they are in use, and what they are when it does not.
 _RECORDED_WHEN_ON = {"infer_cam": {"infer_cam.crf": False}}
+
+# Inputs that a record names after what they are, not after the stage that makes them.
+_INPUT_STAGES = {"shards": "shard", "weights": "train_seam"}
 
 # What the command does when it comes to a stage in each state.
 _ACTIONS = {
@@ -62,9 +65,9 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
     """
     folder = stage_folder(cfg, stage)
     if (holder := lock_holder(cfg.run_dir, stage)) is not None:
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder.get("since", time.time())))
-        where = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
-        return StageStatus(stage, "running", ", ".join(filter(None, (where, _progress(folder)))))
+        since = _minute(holder.get("since", time.time()))
+        process = f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {since}"
+        return StageStatus(stage, "running", ", ".join(filter(None, (process, _progress(folder)))))
     # Evaluate keeps its records beside the scores that they belong to.
     parts = folders_by_name(cfg) if stage == "evaluate" else {"": folder}
     records = [read_json(part / RECORD) for part in parts.values() if (part / RECORD).is_file()]
@@ -82,11 +85,11 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
         return StageStatus(stage, "interrupted", _progress(folder))
     manifest = read_json(folder / MANIFEST)
     if damaged := damaged_outputs(folder, manifest):
-        return StageStatus(
-            stage, "damaged", f"{damaged[0]} is missing or has another size ({len(damaged)} files in all)"
-        )
+        detail = f"{damaged[0]} is missing or has another size ({len(damaged)} files in all)"
+        return StageStatus(stage, "damaged", detail)
     took = manifest.get("time_s")
-    return StageStatus(stage, "done", "" if took is None else f"{took:.0f} s, {_day(folder / MANIFEST)}")
+    finished = _minute((folder / MANIFEST).stat().st_mtime)
+    return StageStatus(stage, "done", "" if took is None else f"{took:.0f} s, {finished}")
 
 
 def run_status(cfg: Config, stages: Sequence[str] = STAGES) -> list[StageStatus]:
@@ -104,7 +107,8 @@ def _changes(cfg: Config, stage: str, record: Mapping[str, Any], outdated_inputs
     before = {**_RECORDED_WHEN_ON.get(stage, {}), **record.get("settings", {})}
     changes = differences({"settings": before}, {"settings": {key: now.get(key) for key in before}})
     changes += _changed_inputs(cfg, stage, record)
-    return changes + [f"{name} is rerun" for name in outdated_inputs if name in _input_stages(record)]
+    inputs = {_INPUT_STAGES.get(name, name) for name in record.get("inputs", {})}
+    return changes + [f"{name} is rerun" for name in outdated_inputs if name in inputs]
 
 
 def _changed_inputs(cfg: Config, stage: str, record: Mapping[str, Any]) -> list[str]:
@@ -128,11 +132,9 @@ def _changed_inputs(cfg: Config, stage: str, record: Mapping[str, Any]) -> list[
             if cfg.infer_cam.checkpoint is None and weights.is_file() and sha256_file(weights) != before:
                 changes.append("the weights of train_seam changed")
         elif name == "shards" or name in STAGES:
-            path = stage_folder(cfg, "shard" if name == "shards" else name) / MANIFEST
-            if path.is_file():
-                manifest = read_json(path)
-                if str(manifest.get("fingerprint") or fingerprint(manifest)) != before:
-                    changes.append(f"{name} changed")
+            folder = stage_folder(cfg, _INPUT_STAGES.get(name, name))
+            if (folder / MANIFEST).is_file() and input_fingerprint(folder, name) != before:
+                changes.append(f"{name} changed")
     return changes
 
 
@@ -144,11 +146,6 @@ def _are_files(folder: Path | None, before: str) -> bool:
         return files_fingerprint(folder, "") == before
     except StageError:
         return False
-
-
-def _input_stages(record: Mapping[str, Any]) -> set[str]:
-    names = {"shards": "shard", "weights": "train_seam"}
-    return {names.get(name, name) for name in record.get("inputs", {})}
 
 
 def _progress(folder: Path) -> str:
@@ -166,14 +163,13 @@ def _progress(folder: Path) -> str:
     return f"{len(shards)} tars" if shards else ""
 
 
-def _day(path: Path) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+def _minute(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def format_status(statuses: Sequence[StageStatus], *, action: bool = False) -> str:
     """Return the table; with `action`, what the command would do with each stage."""
-    rows = [(s.stage, *([s.action] if action else []), s.state, s.detail) for s in statuses]
-    return aligned(rows)
+    return aligned([(s.stage, *([s.action] if action else []), s.state, s.detail) for s in statuses])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -41,20 +41,18 @@ def format_config(resolved: Resolved) -> str:
     return "\n".join(text if origin is None else f"{text:<{width}}  # {origin}" for text, origin in rows) + "\n"
 
 
-def settings() -> Iterator[Setting]:
-    """Yield every key of the configuration with its type, default and one-line description."""
-    yield from _settings(Config, Config(), "")
-
-
-def _settings(section: type[Any], defaults: Any, prefix: str) -> Iterator[Setting]:
+def settings(section: type[Any] = Config, defaults: Any = None, prefix: str = "") -> Iterator[Setting]:
+    """Yield every key of the configuration, or of a section of it, with its type, default and one-line description."""
     hints = get_type_hints(section)
+    defaults = defaults or section()
     fields: Mapping[str, FieldInfo] = section.__pydantic_fields__
     for name in fields:
-        if dataclasses.is_dataclass(hints[name]):
-            yield from _settings(hints[name], getattr(defaults, name), f"{prefix}{name}.")
-            continue
-        text = "mapping" if f"{prefix}{name}" == FREE_FORM else str(vars(section)["__annotations__"][name])
-        yield Setting(f"{prefix}{name}", text, getattr(defaults, name), _one_line(fields[name].description))
+        key, default = f"{prefix}{name}", getattr(defaults, name)
+        if dataclasses.is_dataclass(default):
+            yield from settings(hints[name], default, f"{key}.")
+        else:
+            type_name = "mapping" if key == FREE_FORM else str(vars(section)["__annotations__"][name])
+            yield Setting(key, type_name, default, _one_line(fields[name].description))
 
 
 def format_settings() -> str:

@@ -45,70 +45,50 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset
     preset means `presets/NAME.yaml` beside the file at `source` first. `preset` replaces the file's own `preset:` key,
     whose path is relative to that file. Raises ConfigError.
     """
-    values: dict[str, Any] = {}
-    file_values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    file_origins: dict[str, str] = {}
+    layers: list[tuple[Mapping[str, Any], Mapping[str, str]]] = []
     folder: Path | None = None
     if source is not None:
-        path = find_config(source)
+        path = _find("--config", source, [installed_configs()])
         folder = path.parent
         file_values, file_origins = _read_yaml(path)
         named = file_values.pop("preset", None)
         file_origins.pop("preset", None)
         if preset is None and named is not None:
             preset = folder / str(named) if _is_path(named) else str(named)
+        layers.append((file_values, file_origins))
     if preset is not None:
-        values, origins = _read_yaml(find_preset(preset, folder))
-    values = _merge(values, file_values)
-    origins.update(file_origins)
+        places = [place / "presets" for place in (folder, installed_configs()) if place is not None]
+        layers.insert(0, _read_yaml(_find("preset", preset, places)))
     for override in overrides:
-        key, value = _parse_override(override)
-        values = _merge(values, _nest(key, value))
-        origins.update((leaf, "command line") for leaf, _ in leaves(_nest(key, value)))
+        value = _parse_override(override)
+        layers.append((value, {key: "command line" for key, _ in leaves(value)}))
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer, layer_origins in layers:
+        values = _merge(values, layer)
+        origins.update(layer_origins)
     return Resolved(config=_validate(values, origins), origins=origins)
 
 
-def find_config(source: str | Path) -> Path:
-    """Return the file of a config given by its path, or by the name of an installed one; raise ConfigError.
+def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
+    """Return the YAML file at a path, or of that name in the first of `places` that has it; raise ConfigError.
 
     What contains a separator or ends in .yaml is a path.
     """
-    names = _names(installed_configs())
-    path = Path(source) if _is_path(source) else installed_configs() / f"{source}.yaml"
-    if path.is_file():
-        return path
-    if not _is_path(source):
-        raise ConfigError(
-            f"--config={source} is not an installed config{_nearest(str(source), names)}: expected one of "
-            f"{', '.join(names)}, or the path of a file, for example ./{source}.yaml"
-        )
-    near = _nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.yaml")])
-    raise ConfigError(
-        f"config file {path} does not exist{near}: give the path of a YAML file, or the name of an installed config "
-        f"({', '.join(names)})"
-    )
-
-
-def find_preset(source: str | Path, folder: Path | None) -> Path:
-    """Return the file of a preset given by its path, or by its name in folder/presets or among the installed ones.
-
-    Raises ConfigError.
-    """
+    name = str(source)
+    paths = [Path(source)] if _is_path(source) else [place / f"{name}.yaml" for place in places]
+    for path in paths:
+        if path.is_file():
+            return path
+    names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
     if _is_path(source):
-        if not Path(source).is_file():
-            raise ConfigError(
-                f"preset file {source} does not exist: give the path of a YAML file, or the name of a preset"
-            )
-        return Path(source)
-    places = [place / "presets" for place in (folder, installed_configs()) if place is not None]
-    for place in places:
-        if (place / f"{source}.yaml").is_file():
-            return place / f"{source}.yaml"
-    names = sorted({name for place in places for name in _names(place)})
+        near = _nearest(paths[0].name, [neighbor.name for neighbor in paths[0].parent.glob("*.yaml")])
+        raise ConfigError(
+            f"{option}={name} does not exist{near}: give the path of a YAML file, or one of {', '.join(names)}"
+        )
     raise ConfigError(
-        f"preset={source} is not known{_nearest(str(source), names)}: expected one of {', '.join(names)}, or the path "
-        "of a YAML file"
+        f"{option}={name} is not installed{_nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
+        f"a file, for example ./{name}.yaml"
     )
 
 
@@ -120,10 +100,6 @@ def installed_configs() -> Path:
 
 def _is_path(source: object) -> bool:
     return "/" in str(source) or os.sep in str(source) or str(source).endswith((".yaml", ".yml"))
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -144,9 +120,10 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 
 
 def _validate(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
-    _check_keys(values, origins)
+    defaults = to_tree(Config())
+    _check_keys(values, defaults, origins)
     # Merged into the defaults first: those of a nested section differ from stage to stage.
-    whole = _merge(to_tree(Config()), values)
+    whole = _merge(defaults, values)
     try:
         return TypeAdapter(Config).validate_python(whole)
     except ValidationError as error:
@@ -191,7 +168,8 @@ def _walk_nodes(node: yaml.Node, prefix: str, path: Path, origins: dict[str, str
             origins[key] = f"{path}:{line}"
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _parse_override(override: str) -> dict[str, Any]:
+    """Return the value of `section.key=value` in nested dicts."""
     key, equals, text = override.partition("=")
     if not equals or not key or "." not in key:
         raise ConfigError(
@@ -202,17 +180,12 @@ def _parse_override(override: str) -> tuple[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value '{text}' cannot be read ({error}): quote it as in YAML") from None
     # Scalars keep their text, so that run.name=001 stays a name; the field's type reads numbers and booleans itself.
-    if isinstance(value, (list, dict)) or value is None or key.startswith(f"{FREE_FORM}."):
-        return key, value
-    return key, text.strip().strip("'\"")
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    nested = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    assert isinstance(nested, dict)
-    return nested
+    if not (isinstance(value, (list, dict)) or value is None or key.startswith(f"{FREE_FORM}.")):
+        value = text.strip().strip("'\"")
+    section, *parts = key.split(".")
+    for part in reversed(parts):
+        value = {part: value}
+    return {section: value}
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,45 +217,33 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
-def _check_keys(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-    keys = list(flatten(Config()))
-    sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
-    for section, content in values.items():
-        where = next((f"{o}: " for k, o in origins.items() if k == section or k.startswith(f"{section}.")), "")
-        if section not in sections:
-            raise ConfigError(
-                f"{where}unknown section {section}{_nearest(section, sections)}: expected one of {', '.join(sections)}"
-            )
-        if section == FREE_FORM:
-            continue
-        if not isinstance(content, Mapping):
-            raise ConfigError(f"{where}{section}={content!r} is a section: give keys below it: {section}.key=value")
-        _check_names(section, content, keys, origins)
-
-
-def _check_names(prefix: str, content: Mapping[str, Any], keys: Sequence[str], origins: Mapping[str, str]) -> None:
-    """Refuse names below a section, at any depth, that are no settings."""
-    own = [key for key in keys if key.startswith(f"{prefix}.")]
-    for name, value in content.items():
-        key = f"{prefix}.{name}"
-        if key in own:
+def _check_keys(
+    values: Mapping[str, Any], known: Mapping[str, Any], origins: Mapping[str, str], prefix: str = ""
+) -> None:
+    """Refuse names, at any depth, that are no settings; `known` holds those of this depth."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name in known and (key == FREE_FORM or not isinstance(known[name], Mapping)):
             continue
         where = next((f"{o}: " for k, o in origins.items() if k == key or k.startswith(f"{key}.")), "")
-        if any(longer.startswith(f"{key}.") for longer in own):
+        if name in known:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
-            _check_names(key, value, keys, origins)
-            continue
-        elsewhere = [k for k in keys if k.endswith(f".{name}")]
-        hint = _nearest(key, own) or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
-        raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
+            _check_keys(value, known[name], origins, f"{key}.")
+        elif not prefix:
+            raise ConfigError(f"{where}unknown section {key}{_nearest(key, known)}: expected one of {', '.join(known)}")
+        else:
+            keys = list(flatten(Config()))
+            elsewhere = [k for k in keys if k.endswith(f".{name}")]
+            near = _nearest(key, [k for k in keys if k.startswith(prefix)])
+            hint = near or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
+            raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     lines = []
     for item in error.errors(include_url=False):
-        location = [str(part) for part in item["loc"]]
-        key = ".".join(location)
+        key = ".".join(str(part) for part in item["loc"])
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "value_error":
             lines.append(message)

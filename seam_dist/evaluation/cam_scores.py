@@ -103,18 +103,16 @@ def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str]
     grid = threshold_grid(cfg.evaluate.num_thresholds, cfg.evaluate.default_threshold)
     counts = {name: MapCounts(ThresholdHistogram(manifest.num_classes, grid)) for name in maps}
     own = manifest.split(split).shards[world.rank :: world.size]
+    pairs = (pair for shard in own for pair in read_pairs(cfg, shard))
     total = sum(shard.num_samples for shard in own)
-    with tqdm(total=total, unit="image", desc=f"evaluate {split}", disable=not world.is_main) as bar:
-        for shard in own:
-            for stored, mask in read_pairs(cfg, shard):
-                for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
-                    if cam is None:
-                        raise StageError(f"{shard.file}: {stored.key} has no {name} map: run `--only infer_cam` again")
-                    miou = counts[name].histogram.update(upsample_cam(cam, stored.size), stored.classes, mask)
-                    counts[name].images[stored.key] = miou.float().numpy()
-                bar.update(1)
+    for stored, mask in tqdm(pairs, f"evaluate {split}", total, unit="image", disable=not world.is_main):
+        for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
+            if cam is None:
+                raise StageError(f"image {stored.key} of {split} has no {name} map: run `--only infer_cam` again")
+            miou = counts[name].histogram.update(upsample_cam(cam, stored.size), stored.classes, mask)
+            counts[name].images[stored.key] = miou.float().numpy()
     for count in counts.values():
-        count.histogram.all_reduce(lambda values: all_reduce_sum(values, world))
+        count.histogram.counts = all_reduce_sum(count.histogram.counts, world)
         count.images = {key: miou for part in all_gather_object(count.images, world) for key, miou in part.items()}
     return counts
 
@@ -132,15 +130,14 @@ def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[n
             if not _is_bad(raw, cfg.data.max_pixels):
                 raise StageError(f"{shard.file}: image {raw.key} has no CAM: run `--only infer_cam` again")
             continue
+        where = f"{shard.file}: the mask of {raw.key}"
         try:
             mask = decode_mask(raw.members["png"], max_pixels=cfg.data.max_pixels)
         except (BadImageError, KeyError) as error:
-            raise StageError(f"{shard.file}: the mask of {raw.key} cannot be read ({error}): correct it") from None
+            raise StageError(f"{where} cannot be read ({error}): correct it") from None
         if mask.shape != stored.size:
-            raise StageError(
-                f"{shard.file}: the mask of {raw.key} has {mask.shape} pixels, its CAM is for {stored.size}: "
-                "run `--only infer_cam` again on these shards"
-            )
+            expected = f"{mask.shape} pixels, its CAM is for {stored.size}"
+            raise StageError(f"{where} has {expected}: run `--only infer_cam` again on these shards")
         yield stored, mask
 
 

@@ -76,13 +76,12 @@ def count_labels(
         size = manifest.num_classes + 1
         counts = LabelCounts(torch.zeros(size, size, dtype=torch.int64))
         own = shards[world.rank :: world.size]
+        matrices = (pair for shard in own for pair in _matrices(cfg, folder, shard, size))
         total = sum(shard.num_samples for shard in own)
-        with tqdm(total=total, unit="image", desc=f"{label_type.title}, {split}", disable=not world.is_main) as bar:
-            for shard in own:
-                for key, matrix in _matrices(cfg, folder, shard, size):
-                    counts.confusion += matrix
-                    counts.images[key] = float(scores_from_confusion(matrix).miou)
-                    bar.update(1)
+        title = f"{label_type.title}, {split}"
+        for key, matrix in tqdm(matrices, title, total, unit="image", disable=not world.is_main):
+            counts.confusion += matrix
+            counts.images[key] = float(scores_from_confusion(matrix).miou)
         counts.confusion = all_reduce_sum(counts.confusion, world)
         counts.images = {key: value for part in all_gather_object(counts.images, world) for key, value in part.items()}
         by_split[split] = counts
@@ -116,10 +115,8 @@ def _matrices(cfg: Config, folder: Path, shard: Shard, num_labels: int) -> Itera
             mask = decode_mask(raw.members["png"], max_pixels=cfg.data.max_pixels)
             yield raw.key, confusion_matrix(labels, mask, num_labels)
         except (KeyError, ValueError) as error:
-            raise StageError(
-                f"{folder / shard.file}: {raw.key} cannot be scored ({error}): correct the mask, or run the stage "
-                "that makes the labels again"
-            ) from None
+            where = f"{folder / shard.file}: {raw.key}"
+            raise StageError(f"{where} cannot be scored ({error}): correct the mask or rerun the labels") from None
 
 
 def describe_labels(label_type: LabelType, split: str, counts: LabelCounts) -> dict[str, Any]:

@@ -12,7 +12,7 @@ is left out of the mean, as the field does; the published code gives it 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,14 +66,12 @@ def threshold_grid(num_thresholds: int, *extra: float) -> list[float]:
     return sorted({k / num_thresholds for k in range(num_thresholds)} | set(extra))
 
 
-def _first_largest(cam: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Return index (H, W) int32 and value of the largest of K maps; the index is None for one map.
+def _first_largest(cam: Tensor) -> tuple[Tensor, Tensor]:
+    """Return index (H, W) int32 and value of the largest of K maps.
 
     Not argmax: of equal scores the first wins by the rule, which argmax does not promise.
     """
     score = cam[0].float()
-    if len(cam) == 1:
-        return None, score
     best = torch.zeros(score.shape, dtype=torch.int32)
     for k in range(1, len(cam)):
         best.masked_fill_(cam[k] > score, k)
@@ -85,7 +83,7 @@ class ThresholdHistogram:
     """Counts pixels by true class, best foreground class and score, for exact scores at every one of `thresholds`.
 
     Scores and thresholds are compared as float32, as in the published code. Counts are int64. Histograms of parts of a
-    split add up: over images, and over ranks with `all_reduce`.
+    split add up, over images and over ranks.
     """
 
     def __init__(self, num_classes: int, thresholds: Sequence[float]) -> None:
@@ -117,21 +115,11 @@ class ThresholdHistogram:
         if len(classes):
             best, score = _first_largest(cam)
             above = torch.bucketize(score.flatten(), self._bounds, out_int32=True)  # the thresholds below the score
-            index += above if best is None else above.add_(best.flatten(), alpha=size[2])
+            index += above.add_(best.flatten(), alpha=size[2])
         counts = torch.bincount(index, minlength=size[0] * size[1] * size[2]).view(size)[:-1]
         columns = [c - 1 for c in classes] or [0]
         self.counts[:, columns] += counts
         return self._scores(counts, columns).miou
-
-    def all_reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Replace the counts by `reduce(counts)`, for example their sum over ranks."""
-        self.counts = reduce(self.counts)
-
-    def confusion(self, index: int) -> Tensor:
-        """Return the confusion matrix (C + 1, C + 1) at thresholds[index], true classes in rows."""
-        background = self.counts[:, :, : index + 1].sum(dim=(1, 2))
-        foreground = self.counts[:, :, index + 1 :].sum(dim=2)
-        return torch.cat([background[:, None], foreground], dim=1)
 
     def scores(self) -> Scores:
         """Return the scores at every threshold: per class (T, C + 1), mean IoU (T,)."""
@@ -151,20 +139,19 @@ class ThresholdHistogram:
         return scores_from_counts(hits, predicted, counts.sum(dim=(1, 2)))
 
     def _check(self, cam: Tensor, classes: Sequence[int], mask: NDArray[np.uint8]) -> None:
-        if tuple(cam.shape) != (len(classes), *mask.shape):
+        expected = (len(classes), *mask.shape)
+        if tuple(cam.shape) != expected:
             raise ValueError(
-                f"cam has shape {tuple(cam.shape)}, expected {(len(classes), *mask.shape)} for {len(classes)} classes "
-                "and the mask: upsample it to the mask's size"
+                f"cam has shape {tuple(cam.shape)}, expected {expected} for {len(classes)} classes and the mask: "
+                "upsample it to the mask's size"
             )
         if list(classes) != sorted({c for c in classes if 1 <= c <= self.num_classes}):
             raise ValueError(
-                f"classes={list(classes)}, expected ascending ids within 1 .. {self.num_classes}: "
-                "use the data set that the CAMs were made for"
+                f"classes={list(classes)}, expected ascending ids within 1 .. {self.num_classes}: use the data set "
+                "that the CAMs were made for"
             )
-        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX])
-        if values.size and values[-1] > self.num_classes:
-            raise ValueError(
-                f"mask holds class {values[-1]}, expected 0 .. {self.num_classes} or 255: correct the mask"
-            )
+        largest = int(mask[mask != IGNORE_INDEX].max(initial=0))
+        if largest > self.num_classes:
+            raise ValueError(f"mask holds class {largest}, expected 0 .. {self.num_classes} or 255: correct the mask")
         if not bool(torch.isfinite(cam).all()):
             raise ValueError("cam holds NaN or infinity: run `--only infer_cam` again with finite weights")

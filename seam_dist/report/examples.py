@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
+from seam_dist.artifacts.cam_file import read_cams, upsample_cam
 from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.layout import LABEL_TYPES, cam_folder, label_folder
 from seam_dist.config.schema import Config
@@ -23,8 +22,6 @@ from seam_dist.inference.pseudo_labels import predict_labels
 
 Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-
-RANKS = ("best", "median", "worst")
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,14 @@ def rank_keys(path: Path, num_images: int) -> list[tuple[str, str, float]]:
     try:
         rows = [(line["key"], float(line["miou"])) for line in lines if line["miou"] not in ("", "nan")]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} has no numbers in columns key and miou ({error!r}): run `--only evaluate` again"
-        ) from None
+        reason = f"has no numbers in columns key and miou ({error!r})"
+        raise ValueError(f"{path} {reason}: run `--only evaluate` again") from None
     rows.sort(key=lambda row: (-row[1], row[0]))
     count = min(num_images, -(-len(rows) // 3))
     middle = max(count, (len(rows) - count) // 2)
-    parts = (rows[:count], rows[middle : middle + count], rows[max(middle + count, len(rows) - count) :])
-    return [(rank, key, miou) for rank, part in zip(RANKS, parts, strict=True) for key, miou in part]
+    lowest = max(middle + count, len(rows) - count)
+    parts = {"best": rows[:count], "median": rows[middle : middle + count], "worst": rows[lowest:]}
+    return [(rank, key, miou) for rank, part in parts.items() for key, miou in part]
 
 
 def load_examples(
@@ -79,7 +76,8 @@ def load_examples(
     ranks = {key: (rank, miou) for rank, key, miou in wanted}
     examples: dict[str, Example] = {}
     for shard in manifest.split(cfg.report.split).shards:
-        cams = _stored_cams(cam_folder(cfg) / shard.file, ranks.keys())
+        tar = cam_folder(cfg) / shard.file
+        cams = {stored.key: stored for stored in read_cams(tar) if stored.key in ranks} if tar.is_file() else {}
         if not cams:
             continue
         labels = {
@@ -102,7 +100,7 @@ def load_examples(
                 miou=miou,
                 classes=stored.classes,
                 image=sample.image,
-                cams={name: _largest(values) for name, values in maps.items()},
+                cams={name: values.numpy().max(axis=0, initial=0) for name, values in maps.items()},
                 prediction=predict_labels(maps[primary], stored.classes, threshold),
                 truth=sample.mask,
                 labels={
@@ -119,17 +117,3 @@ def first_keys(cfg: Config, manifest: Manifest, num_images: int) -> list[str]:
     paths = (cam_folder(cfg) / shard.file for shard in manifest.split(cfg.report.split).shards)
     keys = (stored.key for path in paths if path.is_file() for stored in read_cams(path))
     return list(islice(keys, num_images))
-
-
-def _largest(cam: Tensor) -> Float:
-    """Return the largest score of each pixel over the classes of a map (K, H, W); 0 without classes."""
-    if len(cam) == 0:
-        return np.zeros(tuple(cam.shape[1:]), np.float32)
-    return np.asarray(cam.amax(dim=0).numpy(), np.float32)
-
-
-def _stored_cams(path: Path, keys: Collection[str]) -> dict[str, StoredCam]:
-    """Return the wanted maps of a tar of CAMs by key; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    return {stored.key: stored for stored in read_cams(path) if stored.key in keys}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,8 @@ def class_colors() -> Image:
 
 def heat_map(image: Image, score: NDArray[np.float32]) -> Image:
     """Return a score (H, W) in 0..1 in the colors of viridis over the image (H, W, 3), which shows through as gray."""
-    heat = cv2.cvtColor(cv2.applyColorMap(_to_bytes(score), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    levels = (np.clip(np.nan_to_num(score), 0, 1) * 255 + 0.5).astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     return _blend(image, np.asarray(heat, np.uint8), 0.7)
 
 
@@ -48,25 +50,21 @@ def shrink(image: Image, longest: int = 320) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def data_uri(image: Image, *, quality: int = 88) -> str:
+def data_uri(image: Image) -> str:
     """Return an RGB image as a JPEG data URI, its long side at most 320 pixels."""
-    done, encoded = cv2.imencode(
-        ".jpg", cv2.cvtColor(shrink(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
-    assert done
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return _encoded("jpeg", cv2.cvtColor(shrink(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
 def heat_scale_uri() -> str:
     """Return the colors of heat_map from 0 to 1, left to right, as a PNG data URI."""
     ramp = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
-    done, encoded = cv2.imencode(".png", cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS))
+    return _encoded("png", cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS), [])
+
+
+def _encoded(image_format: str, image: Any, options: list[int]) -> str:
+    done, data = cv2.imencode(f".{image_format}", image, options)
     assert done
-    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
-
-
-def _to_bytes(score: NDArray[np.float32]) -> Image:
-    return (np.clip(np.nan_to_num(score), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return f"data:image/{image_format};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def _blend(image: Image, color: Image, weight: float) -> Image:

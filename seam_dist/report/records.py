@@ -76,18 +76,15 @@ class RunRecord:
         """`refined` or `plain`: the map that the run's CAMs and scores are first of all."""
         recorded = [evaluation.get("map") for evaluation in self.evaluations.values()]
         recorded.append(self.manifests.get("infer_cam", {}).get("cam"))
-        if known := [str(name) for name in recorded if name in ("refined", "plain")]:
-            return known[0]
         plain = self.ablation in WITHOUT_PCM or self.setting("infer_cam.cam") == "plain"
-        return "plain" if plain else "refined"
+        asked = "plain" if plain else "refined"
+        return next((str(name) for name in recorded if name in ("refined", "plain")), asked)
 
     def setting(self, key: str) -> Any:
         """Return the value of a dotted key, or None."""
         value: Any = self.settings
         for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return None
-            value = value[part]
+            value = value.get(part) if isinstance(value, Mapping) else None
         return value
 
     def scores(self, split: str) -> dict[str, MapScores]:
@@ -117,11 +114,9 @@ def read_run(folder: Path) -> RunRecord:
             damaged.append(str(error))
             return None
 
-    manifests: dict[str, Mapping[str, Any]] = {}
-    for stage in STAGES:
-        path = folder / stage / MANIFEST
-        if path.is_file() and isinstance(manifest := tolerant(path), dict):
-            manifests[stage] = manifest
+    paths: dict[str, Path] = {stage: folder / stage / MANIFEST for stage in STAGES}
+    read = {stage: tolerant(path) for stage, path in paths.items() if path.is_file()}
+    manifests = {stage: manifest for stage, manifest in read.items() if isinstance(manifest, dict)}
     settings: Mapping[str, Any] = {}
     for stage in reversed(STAGES[:-1]):
         path = folder / stage / "config.yaml"

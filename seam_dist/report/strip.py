@@ -23,6 +23,7 @@ from seam_dist.artifacts.layout import LABEL_TYPES, read_run_config, scores_fold
 from seam_dist.data.manifest import load_manifest
 from seam_dist.report.examples import Example, load_examples, rank_keys
 from seam_dist.report.pictures import heat_map, label_map
+from seam_dist.report.records import read_run
 
 _GAP = 4  # white pixels between pictures
 
@@ -50,9 +51,8 @@ def choose(examples: Sequence[Example], num_images: int, labels: Sequence[str]) 
         if set(labels) <= example.labels.keys() and width >= height and like_first:
             chosen.setdefault(example.classes, example)
     if not chosen:
-        raise ValueError(
-            f"no wide image has labels of {' and '.join(labels)}: run the stages that make them, and evaluate"
-        )
+        names = " and ".join(labels)
+        raise ValueError(f"no wide image has labels of {names}: run the stages that make them, and evaluate")
     return list(chosen.values())[:num_images]
 
 
@@ -73,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = replace(cfg, report=replace(cfg.report, split=arguments.split))
         scores = scores_folder(cfg.run_dir, arguments.labels[-1]) / f"{arguments.split}-images.csv"
         best = [row for row in rank_keys(scores, 10**6) if row[0] == "best"]
-        primary = "plain" if cfg.infer_cam.cam == "plain" or cfg.loss.ablation in ("cam", "er") else "refined"
-        manifest = load_manifest(cfg.shards_dir)
-        examples = load_examples(cfg, manifest, best, primary=primary, threshold=cfg.evaluate.default_threshold)
+        primary, threshold = read_run(cfg.run_dir).primary, cfg.evaluate.default_threshold
+        examples = load_examples(cfg, load_manifest(cfg.shards_dir), best, primary=primary, threshold=threshold)
         picture = Image.fromarray(draw_strip(choose(examples, arguments.images, arguments.labels), arguments.labels))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

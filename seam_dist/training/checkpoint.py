@@ -11,7 +11,6 @@ and `latest` as they were, or both new. Nothing in a checkpoint is executable, a
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shutil
 import sys
@@ -25,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seam_dist.artifacts.atomic import atomic_write, fsync_dir, read_json, write_json
+from seam_dist.artifacts.atomic import atomic_write, fsync, read_json, write_json
 from seam_dist.artifacts.provenance import sha256_file, versions
 from seam_dist.cluster.distributed import World, on_main
 
@@ -175,7 +174,7 @@ class CheckpointStore:
             )
             files = {}
             for name in _FILES:
-                _fsync(temporary / name)
+                fsync(temporary / name)
                 files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
             write_json(temporary / _MANIFEST, {"schema": SCHEMA, "files": files})
             if path.exists():
@@ -185,7 +184,7 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        fsync_dir(self.folder)
+        fsync(self.folder)
         atomic_write(self.folder / "latest", path.name + "\n")
         self._remove_old(state.step)
 
@@ -291,11 +290,3 @@ def _check_finite(state: TrainState) -> None:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(f"{title} {name} holds NaN or infinity at step {state.step}")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -137,7 +137,7 @@ def test_a_preset_may_be_a_path_relative_to_the_file_that_names_it(
     assert load_config(path).config.model.width == 0.5
     monkeypatch.chdir(tmp_path)
     assert load_config("demo", preset="shared.yaml").config.model.width == 0.5
-    with pytest.raises(ConfigError, match=r"preset file nope.yaml does not exist"):
+    with pytest.raises(ConfigError, match=r"preset=nope.yaml does not exist"):
         load_config("demo", preset="nope.yaml")
 
 

@@ -17,12 +17,7 @@ from seam_dist.report.pictures import class_colors, data_uri, heat_map, heat_sca
 from seam_dist.report.records import RunRecord
 from seam_dist.report.sections.classes import class_name
 
-_HEADINGS = {
-    "best": "Best",
-    "median": "Around the median",
-    "worst": "Worst",
-    "first": "First images of the split",
-}
+_HEADINGS = {"best": "Best", "median": "Around the median", "worst": "Worst", "first": "First images of the split"}
 
 
 def images_section(cfg: Config, own: RunRecord, manifest: Manifest | None, command: str) -> Markup | Note:
