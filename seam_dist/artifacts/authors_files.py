@@ -45,15 +45,15 @@ _CODES = {"f2": np.float16, "f4": np.float32, "f8": np.float64}
 
 def write_cam_dict(path: Path, classes: Sequence[int], cam: NDArray[np.floating]) -> None:
     """Write the CAM dict of an image: maps (K, H, W) of its classes (ids from 1), whole or not at all."""
-    _write(path, {index - 1: full for index, full in zip(classes, cam, strict=True)})
+    _write_dict(path, {index - 1: full for index, full in zip(classes, cam, strict=True)})
 
 
 def write_crf_dict(path: Path, classes: Sequence[int], scores: NDArray[np.floating]) -> None:
     """Write the CRF dict of an image: scores (K + 1, H, W) of background and its classes (ids from 1)."""
-    _write(path, dict(zip((0, *classes), scores, strict=True)))
+    _write_dict(path, dict(zip((0, *classes), scores, strict=True)))
 
 
-def _write(path: Path, maps: Mapping[int, NDArray[np.floating]]) -> None:
+def _write_dict(path: Path, maps: Mapping[int, NDArray[np.floating]]) -> None:
     value = {int(index): np.ascontiguousarray(full, np.float32) for index, full in maps.items()}
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(value, dtype=object), allow_pickle=True)
@@ -131,7 +131,7 @@ def read_cam_dict(path: Path) -> Maps:
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {_LARGEST_FILE} that maps may have")
     try:
-        return _maps(_load(path.read_bytes()))
+        return _maps(_unpickle(path.read_bytes()))
     except Exception as error:  # a hostile pickle can raise anything
         raise ValueError(
             f"{path} is not a dict of class maps that can be read safely ({error}): write it again with "
@@ -156,7 +156,7 @@ def _maps(value: object) -> Maps:
     return maps
 
 
-def _load(data: bytes) -> object:
+def _unpickle(data: bytes) -> object:
     """Return what the .npy file of one object holds, arrays as `_Array`."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)

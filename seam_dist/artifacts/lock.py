@@ -56,14 +56,11 @@ def stage_lock(run_dir: Path, stage: str) -> Iterator[None]:
 
 def lock_holder(run_dir: Path, stage: str) -> dict[str, Any] | None:
     """Return process, host and start time (`pid`, `host`, `since`) of who runs the stage now; None when nobody does."""
-    try:
-        with open(run_dir / FOLDER / stage) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                with contextlib.suppress(ValueError):
-                    return dict(json.load(file))
-                return {}
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(FileNotFoundError), open(run_dir / FOLDER / stage) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            with contextlib.suppress(ValueError):
+                return dict(json.load(file))
+            return {}
     return None

@@ -20,7 +20,6 @@ from seam_dist.artifacts.provenance import fingerprint, machine, reset_peak_memo
 from seam_dist.config.load import dump_yaml, flatten
 from seam_dist.config.schema import Config
 
-SCHEMA = 1
 RECORD = "stage.json"
 MANIFEST = "manifest.json"
 
@@ -62,7 +61,7 @@ class StageRun:
         write_json(
             self.dir / MANIFEST,
             {
-                "schema": SCHEMA,
+                "schema": 1,
                 "stage": self.stage,
                 "fingerprint": self.fingerprint,
                 **self.identity,
@@ -111,17 +110,15 @@ def open_stage(
         if old.get("fingerprint") == run.fingerprint:
             return run
         if precious and not cfg.run.overwrite:
-            raise StageError(
-                f"{folder} was made with other settings ({'; '.join(differences(old, identity)) or 'unknown'}): "
-                "give the run another run.name, or set run.overwrite=true to replace it"
-            )
-    elif folder.is_dir() and any(path.name != "config.yaml" for path in folder.iterdir()):
-        raise StageError(
-            f"{folder} holds files that stage {stage} did not make (no {RECORD}): give an empty or a new folder"
-        )
-    if folder.is_dir():
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            changes = "; ".join(differences(old, identity)) or "unknown"
+            remedy = "give the run another run.name, or set run.overwrite=true to replace it"
+            raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
+    leftovers = list(folder.iterdir()) if folder.is_dir() else []
+    if not record.is_file() and any(path.name != "config.yaml" for path in leftovers):
+        reason = f"holds files that stage {stage} did not make (no {RECORD})"
+        raise StageError(f"{folder} {reason}: give an empty or a new folder")
+    for path in leftovers:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     run.begin(cfg)
     return run
 

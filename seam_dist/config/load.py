@@ -87,7 +87,7 @@ def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
             f"{option}={name} does not exist{near}: give the path of a YAML file, or one of {', '.join(names)}"
         )
     raise ConfigError(
-        f"{option}={name} is not installed{_nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
+        f"{option}={name} is not known{_nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
         f"a file, for example ./{name}.yaml"
     )
 
@@ -121,7 +121,7 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
 
 def _validate(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     defaults = to_tree(Config())
-    _check_keys(values, defaults, origins)
+    _check_names(values, defaults, origins)
     # Merged into the defaults first: those of a nested section differ from stage to stage.
     whole = _merge(defaults, values)
     try:
@@ -217,7 +217,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
-def _check_keys(
+def _check_names(
     values: Mapping[str, Any], known: Mapping[str, Any], origins: Mapping[str, str], prefix: str = ""
 ) -> None:
     """Refuse names, at any depth, that are no settings; `known` holds those of this depth."""
@@ -229,7 +229,7 @@ def _check_keys(
         if name in known:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
-            _check_keys(value, known[name], origins, f"{key}.")
+            _check_names(value, known[name], origins, f"{key}.")
         elif not prefix:
             raise ConfigError(f"{where}unknown section {key}{_nearest(key, known)}: expected one of {', '.join(known)}")
         else:

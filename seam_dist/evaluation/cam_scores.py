@@ -45,7 +45,7 @@ def evaluate_cams(cfg: Config, manifest: Manifest, world: World) -> list[dict[st
     Raises ValueError (StageError, ShardError) when a split has no masks or no CAMs, or an image that can be read has no
     CAM.
     """
-    stage, splits = on_main(lambda: _open(cfg, manifest), world)
+    stage, splits = on_main(lambda: _open_cam_scores(cfg, manifest), world)
     maps = on_main(lambda: stored_maps(cfg), world)
     chosen: dict[str, float] = {}
     records: list[dict[str, Any]] = []
@@ -62,14 +62,14 @@ def evaluate_cams(cfg: Config, manifest: Manifest, world: World) -> list[dict[st
     return records
 
 
-def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str]]:
+def _open_cam_scores(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str]]:
     """Open the CAM's scores; return their place and the splits, the choosing one first; none when all is done."""
     splits = list(cfg.splits_of("evaluate"))
     chooser = cfg.evaluate.threshold_split
-    if chooser in splits or _reason_against(cfg, manifest, chooser) is None:
-        splits = [chooser, *(split for split in splits if split != chooser)]
+    if chooser not in splits and (reason := _reason_against(cfg, manifest, chooser)):
+        print(f"evaluate: no threshold is chosen, since {reason}", flush=True)
     else:
-        print(f"evaluate: no threshold is chosen, since {_reason_against(cfg, manifest, chooser)}", flush=True)
+        splits = [chooser, *(split for split in splits if split != chooser)]
     for split in splits:
         if reason := _reason_against(cfg, manifest, split):
             raise StageError(reason)
@@ -196,8 +196,7 @@ def write_split(
 ) -> list[Path]:
     """Write a split's .json, .csv and -images.csv; return their paths.
 
-    The .csv has a row for each map and threshold: mean IoU and the IoU of each class. The -images.csv has each image's
-    mean IoU, over the classes in it or in its prediction, at the split's best threshold of that map.
+    An image's mean IoU is over the classes in it or in its prediction, at the split's best threshold of that map.
     """
     split = record["split"]
     paths = [folder / f"{split}.json", folder / f"{split}.csv", folder / f"{split}-images.csv"]

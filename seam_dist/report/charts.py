@@ -149,7 +149,6 @@ def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1, 2, 5) if math.log10(high / low) <= 2 else (1,)
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
-    below = [tick for tick in ticks if tick <= low * 1.001][-1:]
-    inside = [tick for tick in ticks if low * 1.001 < tick < high * 0.999]
-    above = [tick for tick in ticks if tick >= high * 0.999][:1]
-    return below + inside + above
+    start = max((index for index, tick in enumerate(ticks) if tick <= low * 1.001), default=0)
+    end = next((index for index, tick in enumerate(ticks) if tick >= high * 0.999), len(ticks))
+    return ticks[start : end + 1]

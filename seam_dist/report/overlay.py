@@ -19,16 +19,13 @@ _MARGIN = 4  # pixels around a legend's entries
 def draw_overlay(image: Pixels, labels: Pixels, classes: Sequence[str]) -> Pixels:
     """Return RGB (H + legend, W, 3): `labels` (H, W) over `image` (H, W, 3), and the names of the classes in it.
 
-    `classes` are the foreground names, the first has id 1. Without a class in the labels there is no legend.
+    `classes` are the foreground names, the first has id 1; each has a white rim, and the background is left as it is.
+    Without a class in the labels there is no legend.
     """
-    ids = [int(index) for index in np.unique(labels) if 0 < index < _IGNORED]
-    return np.concatenate([_painted(image, labels), _legend(ids, classes, image.shape[1])])
-
-
-def _painted(image: Pixels, labels: Pixels) -> Pixels:
-    """Return the image with the classes in their colors, a white rim around each; the background as it is."""
     mixed = cv2.addWeighted(class_colors()[labels], _OPACITY, image, 1 - _OPACITY, 0)
-    return with_rims(np.where((labels > 0)[..., None], mixed, image).astype(np.uint8), labels)
+    painted = with_rims(np.where((labels > 0)[..., None], mixed, image).astype(np.uint8), labels)
+    ids = [int(index) for index in np.unique(labels) if 0 < index < _IGNORED]
+    return np.concatenate([painted, _legend(ids, classes, image.shape[1])])
 
 
 def _legend(ids: Sequence[int], classes: Sequence[str], width: int) -> Pixels:

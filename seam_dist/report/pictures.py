@@ -23,13 +23,13 @@ def heat_map(image: Image, score: NDArray[np.float32]) -> Image:
     """Return a score (H, W) in 0..1 in the colors of viridis over the image (H, W, 3), which shows through as gray."""
     levels = (np.clip(np.nan_to_num(score), 0, 1) * 255 + 0.5).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-    return _blend(image, np.asarray(heat, np.uint8), 0.7)
+    return _tint(image, np.asarray(heat, np.uint8), 0.7)
 
 
 def label_map(image: Image, mask: Image) -> Image:
     """Return a class index map (H, W) over the image as gray: class colors with a white rim, background darkened."""
     colored = class_colors()[mask]
-    painted = np.where((mask == 0)[..., None], _blend(image, np.zeros_like(image), 0.55), _blend(image, colored, 0.75))
+    painted = np.where((mask == 0)[..., None], _tint(image, np.zeros_like(image), 0.55), _tint(image, colored, 0.75))
     return with_rims(np.asarray(painted, np.uint8), mask)
 
 
@@ -67,6 +67,6 @@ def _encoded(image_format: str, image: Any, options: list[int]) -> str:
     return f"data:image/{image_format};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
-def _blend(image: Image, color: Image, weight: float) -> Image:
+def _tint(image: Image, color: Image, weight: float) -> Image:
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(cv2.addWeighted(color, weight, gray, 1 - weight, 0), np.uint8)

@@ -20,7 +20,6 @@ from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError
 from seam_dist.config.schema import STAGES
 
 METHODS = {"cam": "CAM only", "er": "CAM + ER", "pcm": "CAM + ER + PCM", "ecr": "CAM + PCM + ECR", "full": "SEAM"}
-WITHOUT_PCM = ("cam", "er")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class RunRecord:
         """`refined` or `plain`: the map that the run's CAMs and scores are first of all."""
         recorded = [evaluation.get("map") for evaluation in self.evaluations.values()]
         recorded.append(self.manifests.get("infer_cam", {}).get("cam"))
-        plain = self.ablation in WITHOUT_PCM or self.setting("infer_cam.cam") == "plain"
+        plain = self.ablation in ("cam", "er") or self.setting("infer_cam.cam") == "plain"
         asked = "plain" if plain else "refined"
         return next((str(name) for name in recorded if name in ("refined", "plain")), asked)
 

@@ -43,12 +43,13 @@ def seeds_table(folders: Sequence[Path]) -> str:
     titles = [*MAP_NAMES.values(), *(label_type.title for label_type in LABEL_TYPES.values())]
     for ablation, title in product(METHODS, titles):
         if of_seeds := groups[ablation, title]:
-            cells = [_cell(split, miou, base) for split, miou in zip(splits, zip(*of_seeds, strict=True), strict=True)]
+            by_split = dict(zip(splits, zip(*of_seeds, strict=True), strict=True))
+            cells = [_mean_cell(split, miou, base) for split, miou in by_split.items()]
             lines.append(f"| {METHODS[ablation]}, {title} | {len(of_seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(split: str, miou: Sequence[float | None], base: dict[str, float]) -> str:
+def _mean_cell(split: str, miou: Sequence[float | None], base: dict[str, float]) -> str:
     """Return mean, spread and gain over `base`; the first mean of a split becomes its base."""
     values = [100 * value for value in miou if value is not None]
     if not values:

@@ -30,16 +30,13 @@ _GAP = 4  # white pixels between pictures
 
 def draw_strip(examples: Sequence[Example], labels: Sequence[str]) -> NDArray[np.uint8]:
     """Return rows of image, CAM, refined CAM and the label types `labels`, uint8 RGB; all images have one size."""
-    rows = []
+    rows, frame = [], ((0, _GAP), (0, _GAP), (0, 0))
     for example in examples:
         maps = [heat_map(example.image, example.cams[name]) for name in ("plain", "refined") if name in example.cams]
         masks = [label_map(example.image, example.labels[name]) for name in labels]
-        rows.append(np.concatenate([_framed(picture) for picture in (example.image, *maps, *masks)], axis=1))
+        pictures = [np.pad(part, frame, constant_values=255) for part in (example.image, *maps, *masks)]
+        rows.append(np.concatenate(pictures, axis=1))
     return np.concatenate(rows)[:-_GAP, :-_GAP]
-
-
-def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.pad(picture, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 
 
 def choose(examples: Sequence[Example], num_images: int, labels: Sequence[str]) -> list[Example]:

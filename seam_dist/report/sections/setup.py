@@ -42,12 +42,12 @@ def _changed_settings(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         shown = [of_run.get(key, default) for of_run in values]
         relevant = not key.startswith(("report.", "run.name", "run.dir")) and key != "deepspeed"
         if relevant and any(value != default for value in shown):
-            cells = [(_text(value), value == default) for value in shown]
-            rows.append({"key": key, "cells": cells, "default": _text(default), "doc": docs.get(key, "")})
+            cells = [(_shown(value), value == default) for value in shown]
+            rows.append({"key": key, "cells": cells, "default": _shown(default), "doc": docs.get(key, "")})
     return rows
 
 
-def _text(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None:
         return "unset"
     return value if isinstance(value, str) else json.dumps(value, default=str)

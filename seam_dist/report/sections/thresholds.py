@@ -19,10 +19,10 @@ def thresholds_section(own: RunRecord, others: Sequence[RunRecord], command: str
     if not rows:
         return Note("There is no evaluation, so there are no threshold curves.", f"{command} --only evaluate")
     compared = list(dict.fromkeys(row.run.name for row in rows if not row.is_own))
-    own_styles = {True: OWN, False: PLAIN}
-    styled = [
-        (row, own_styles[row.is_primary] if row.is_own else other_style(compared.index(row.run.name))) for row in rows
-    ]
+    styled = []
+    for row in rows:
+        own_style = OWN if row.is_primary else PLAIN
+        styled.append((row, own_style if row.is_own else other_style(compared.index(row.run.name))))
     return render_template("thresholds.html", curves=[_curve(styled, split) for split in splits_of(rows)])
 
 
