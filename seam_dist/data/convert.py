@@ -14,7 +14,7 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,23 @@ _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard to write: its records and its file."""
+    """One shard to write: its file and its records."""
 
-    folder: Path
-    file: str
+    path: Path
     records: Sequence[Record]
     num_classes: int
     max_pixels: int
     fingerprint: str
+
+    def written(self) -> Shard | None:
+        """Return the shard when it is there, whole, and of the same records."""
+        note = _note(self.path)
+        if not note.is_file() or not self.path.is_file():
+            return None
+        value = read_json(note)
+        shard = Shard(**value["shard"])
+        is_done = value["fingerprint"] == self.fingerprint and shard.num_bytes == self.path.stat().st_size
+        return shard if is_done else None
 
 
 def count_shards(num_samples: int, *, samples_per_shard: int, streams: int) -> int:
@@ -75,8 +84,8 @@ def convert(
 ) -> Manifest:
     """Convert the records of each split to shards in `folder` and return their manifest, the same on every rank.
 
-    `classes` are the names of the foreground classes; `settings` identify the source and are kept in the manifest.
-    Rank r of R writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the
+    `classes` are the foreground classes; `settings` identify the source and are kept in the manifest. Rank r of R
+    writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the
     names of images that cannot be used, and ShardError when a shard cannot be written; whole shards stay and are not
     written again.
     """
@@ -84,24 +93,27 @@ def convert(
     folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         (folder / MANIFEST).unlink(missing_ok=True)  # shards that are about to change must not look finished
-    plans: dict[str, list[_Task]] = {}
-    metadata: dict[str, tuple[int, bool, bool]] = {}
-    for split, records in splits.items():
-        if not _SPLIT_NAME.fullmatch(split):
-            raise SourceError(
-                f"split name {split!r} has other characters than letters, digits, _ and -: rename the split"
-            )
-        metadata[split] = (len(records), _all_or_none(records, "mask", split), _all_or_none(records, "classes", split))
+    plans: list[tuple[Split, list[_Task]]] = []
+    for name, records in splits.items():
+        if not _SPLIT_NAME.fullmatch(name):
+            raise SourceError(f"split name {name!r} has other characters than letters, digits, _ and -: rename it")
+        has_masks, has_labels = (_all_or_none(records, field, name) for field in ("mask", "classes"))
         count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
-        plans[split] = [
-            _plan(folder, f"{split}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
+        tasks = [
+            _plan(folder / f"{name}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
             for i in range(count)
         ]
-    tasks = [task for tasks in plans.values() for task in tasks][rank::world_size]
-    _run_all([task for task in tasks if not _is_done(task)], num_processes)
+        plans.append((Split(name, len(records), has_masks, has_labels, shards=()), tasks))
+    own = [task for _, tasks in plans for task in tasks][rank::world_size]
+    _run_all([task for task in own if task.written() is None], num_processes)
     barrier()
     if rank == 0:
-        _finish(folder, plans, metadata, classes, settings)
+        finished = {
+            split.name: replace(split, shards=tuple(_written_shard(task) for task in tasks)) for split, tasks in plans
+        }
+        created_by = f"seam-dist {seam_dist.__version__}"
+        write_json(folder / MANIFEST, Manifest(tuple(classes), finished, settings, created_by).to_json())
+        _clean_up(folder, finished)
     barrier()
     return load_manifest(folder)
 
@@ -173,25 +185,16 @@ def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
 
 
 def _plan(
-    folder: Path, file: str, records: Sequence[Record], num_classes: int, max_pixels: int, settings: Mapping[str, Any]
+    path: Path, records: Sequence[Record], num_classes: int, max_pixels: int, settings: Mapping[str, Any]
 ) -> _Task:
     content = [[record.key, record.source_id, record.classes, record.mask is not None] for record in records]
     identity = json.dumps([dict(settings), num_classes, content], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
-    return _Task(folder, file, records, num_classes, max_pixels, fingerprint)
+    return _Task(path, records, num_classes, max_pixels, fingerprint)
 
 
-def _note(task: _Task) -> Path:
-    return task.folder / f".{task.file}.json"
-
-
-def _is_done(task: _Task) -> bool:
-    """Return whether the shard is there, whole, and of the same records."""
-    note, path = _note(task), task.folder / task.file
-    if not note.is_file() or not path.is_file():
-        return False
-    value = read_json(note)
-    return bool(value["fingerprint"] == task.fingerprint and value["shard"]["num_bytes"] == path.stat().st_size)
+def _note(shard: Path) -> Path:
+    return shard.with_name(f".{shard.name}.json")
 
 
 def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
@@ -204,20 +207,17 @@ def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
         with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=single_thread) as pool:
             problems = [problem for reported in pool.map(_write, tasks) for problem in reported]
     if problems:
-        more = f"\n... and {len(problems) - _MAX_REPORTED} more" if len(problems) > _MAX_REPORTED else ""
         raise SourceError(
-            f"{len(problems)} images cannot be converted; correct or remove them and rerun (whole shards stay):\n"
-            + "\n".join(problems[:_MAX_REPORTED])
-            + more
+            f"{len(problems)} images cannot be converted, the first are below; correct or remove them and rerun (whole "
+            "shards stay):\n" + "\n".join(problems[:_MAX_REPORTED])
         )
 
 
 def _write(task: _Task) -> list[str]:
     """Write one shard and its note; return the errors of its images instead, if there are any."""
-    path = task.folder / task.file
-    for left_over in task.folder.glob(f".{task.file}.*.tmp"):  # of a process that was killed while writing
+    path, problems = task.path, []
+    for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
         left_over.unlink()
-    problems: list[str] = []
 
     def samples() -> Iterator[RawSample]:
         for record in task.records:
@@ -225,53 +225,37 @@ def _write(task: _Task) -> list[str]:
                 yield convert_record(record, num_classes=task.num_classes, max_pixels=task.max_pixels)
             except SourceError as error:
                 problems.append(str(error))
+        if problems:
+            raise SourceError  # the temporary file goes away
 
     try:
         with atomic_file(path) as temporary:
             with open(temporary, "wb") as file:
                 write_shard(file, samples())
-            shard = Shard(task.file, len(task.records), temporary.stat().st_size, sha256_file(temporary))
-            if problems:
-                raise _Abandoned
-        write_json(_note(task), {"fingerprint": task.fingerprint, "shard": asdict(shard)})
-    except _Abandoned:
+            shard = Shard(path.name, len(task.records), temporary.stat().st_size, sha256_file(temporary))
+        write_json(_note(path), {"fingerprint": task.fingerprint, "shard": asdict(shard)})
+    except SourceError:
         return problems
     except OSError as error:
         raise ShardError(
-            f"shard {task.file} cannot be written to {task.folder} ({error.strerror or error}): make room there or "
+            f"shard {path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or "
             "choose another data.shards, then rerun; whole shards are kept"
         ) from None
     return []
 
 
-class _Abandoned(Exception):  # noqa: N818 - not an error: it makes the temporary file go away
-    """Raised inside a shard that holds bad images."""
+def _written_shard(task: _Task) -> Shard:
+    shard = task.written()
+    if shard is None:
+        raise ShardError(f"{task.path} was not written by its rank: all ranks must see the same folder; rerun")
+    return shard
 
 
-def _finish(
-    folder: Path,
-    plans: Mapping[str, Sequence[_Task]],
-    metadata: Mapping[str, tuple[int, bool, bool]],
-    classes: Sequence[str],
-    settings: Mapping[str, Any],
-) -> None:
-    """Write the manifest from the notes of all ranks; then remove the notes, and shards of an earlier plan."""
-    splits = {}
-    for name, tasks in plans.items():
-        missing = [task.file for task in tasks if not _is_done(task)]
-        if missing:
-            raise ShardError(
-                f"{folder / missing[0]} was not written by its rank: all ranks must see the same folder; rerun"
-            )
-        shards = tuple(Shard(**read_json(_note(task))["shard"]) for task in tasks)
-        num_samples, has_masks, has_labels = metadata[name]
-        splits[name] = Split(name, num_samples, has_masks, has_labels, shards)
-    created_by = f"seam-dist {seam_dist.__version__}"
-    write_json(folder / MANIFEST, Manifest(tuple(classes), splits, settings, created_by).to_json())
-    planned = {task.file for tasks in plans.values() for task in tasks}
-    for name, tasks in plans.items():
-        for task in tasks:
-            _note(task).unlink()
-        for path in folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].tar"):
-            if path.name not in planned:
+def _clean_up(folder: Path, splits: Mapping[str, Split]) -> None:
+    """Remove the notes of the shards, and shards of an earlier plan."""
+    for split in splits.values():
+        for shard in split.shards:
+            _note(folder / shard.file).unlink()
+        for path in folder.glob(f"{split.name}-[0-9][0-9][0-9][0-9][0-9].tar"):
+            if path.name not in {shard.file for shard in split.shards}:
                 path.unlink()

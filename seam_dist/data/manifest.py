@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.provenance import sha256_file
@@ -72,22 +74,19 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as JSON values."""
-        splits = {
-            name: {
-                "num_samples": split.num_samples,
-                "has_masks": split.has_masks,
-                "has_labels": split.has_labels,
-                "shards": [vars(shard) for shard in split.shards],
-            }
-            for name, split in self.splits.items()
-        }
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        for split in splits.values():
+            del split["name"]
         return {
             "schema": SCHEMA,
             "source": dict(self.source),
-            "classes": list(self.classes),
+            "classes": self.classes,
             "splits": splits,
             "created_by": self.created_by,
         }
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -96,32 +95,15 @@ def load_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise ShardError(f"{path} is missing: run `--only shard` to the end, or set data.shards to a finished folder")
     value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        schema = value.get("schema") if isinstance(value, dict) else type(value).__name__
+    schema = value.get("schema") if isinstance(value, dict) else type(value).__name__
+    if schema != SCHEMA:
         raise ShardError(f"{path} has schema {schema!r}, expected {SCHEMA}: convert the data set with this version")
     try:
-        splits = {
-            str(name): Split(
-                name=str(name),
-                num_samples=int(split["num_samples"]),
-                has_masks=bool(split["has_masks"]),
-                has_labels=bool(split["has_labels"]),
-                shards=tuple(
-                    Shard(str(s["file"]), int(s["num_samples"]), int(s["num_bytes"]), str(s["sha256"]))
-                    for s in split["shards"]
-                ),
-            )
-            for name, split in value["splits"].items()
-        }
-        classes = tuple(str(name) for name in value["classes"])
-        manifest = Manifest(classes, splits, dict(value["source"]), str(value["created_by"]))
+        for name, split in value["splits"].items():
+            split["name"] = name
+        manifest = _MANIFEST.validate_python(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ShardError(f"{path} is not a complete manifest ({error!r}): convert the data set again") from None
-    _check_manifest(path, manifest)
-    return manifest
-
-
-def _check_manifest(path: Path, manifest: Manifest) -> None:
+        raise ShardError(f"{path} is not a complete manifest ({error}): convert the data set again") from None
     if not 1 <= manifest.num_classes <= MAX_CLASSES:
         raise ShardError(
             f"{path} has {manifest.num_classes} classes, expected 1 to {MAX_CLASSES}: convert the data set again"
@@ -129,15 +111,14 @@ def _check_manifest(path: Path, manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         for shard in split.shards:
             if not _SHARD_NAME.fullmatch(shard.file):
-                raise ShardError(
-                    f"{path}: shard name {shard.file!r} is not a plain file name: do not use this data set"
-                )
-        total = sum(shard.num_samples for shard in split.shards)
-        if split.num_samples < 1 or total != split.num_samples or min(s.num_samples for s in split.shards) < 1:
+                raise ShardError(f"{path}: {shard.file!r} is not a plain file name: do not use this data set")
+        counts = [shard.num_samples for shard in split.shards]
+        if split.num_samples < 1 or sum(counts) != split.num_samples or min(counts) < 1:
             raise ShardError(
-                f"{path}: split {name!r} says {split.num_samples} samples but its shards hold {total}, or one of them "
-                "is empty: convert the data set again"
+                f"{path}: split {name!r} says {split.num_samples} samples but its shards hold {sum(counts)}, or one of "
+                "them is empty: convert the data set again"
             )
+    return manifest
 
 
 def verify_shards(folder: Path, manifest: Manifest, split: str, mode: Literal["size", "checksum"] = "size") -> None:

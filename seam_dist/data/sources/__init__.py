@@ -17,7 +17,7 @@ __all__ = ["Record", "Source", "SourceError", "listing_fingerprint", "open_sourc
 def open_source(cfg: SourceConfig, splits: Sequence[str]) -> Source:
     """Return the reader of `splits` of the configured data set; raise SourceError when its folder is not set."""
     if cfg.kind == "synthetic":
-        return SyntheticSource(splits, cfg.num_images, cfg.num_classes, cfg.image_size, cfg.seed)
+        return SyntheticSource(cfg, splits)
     if cfg.root is None:
         raise SourceError(f"source.root is not set, but source.kind={cfg.kind} reads a folder: set source.root=FOLDER")
     return VOCSource(cfg.root) if cfg.kind == "voc" else FolderSource(cfg.root)

@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -70,11 +69,6 @@ def make_key(name: str) -> str:
     return f"{key.strip('_')[: MAX_KEY - 11] or 'sample'}-{digest}"
 
 
-def file_bytes(path: Path) -> Callable[[], bytes]:
-    """Return a function that reads `path`, and that pickles."""
-    return partial(Path.read_bytes, path)
-
-
 def class_ids(names: Iterable[str], classes: Sequence[str], *, where: str) -> tuple[int, ...]:
     """Return the ascending ids of class names, each once; raise SourceError with the nearest name if one is unknown."""
     ids = {name: index for index, name in enumerate(classes, start=1)}
@@ -92,8 +86,7 @@ def require_folder(path: Path, *, what: str, remedy: str) -> Path:
     """Return `path` when it is a folder; raise SourceError with the nearest existing name beside it otherwise."""
     if path.is_dir():
         return path
-    parent = path.parent
-    near = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()] if parent.is_dir() else [], n=1)
+    near = difflib.get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], n=1)
     hint = f" (there is {near[0]!r} beside it)" if near else ""
     raise SourceError(f"{what} {path} is not a folder{hint}: {remedy}")
 
@@ -101,10 +94,7 @@ def require_folder(path: Path, *, what: str, remedy: str) -> Path:
 def require_split(split: str, records: Sequence[Record], *, where: str) -> Sequence[Record]:
     """Return the records of a split when there are any and no key occurs twice; raise SourceError otherwise."""
     if not records:
-        raise SourceError(
-            f"split {split!r} is empty, expected at least one image in {where}: "
-            "add images or leave the split out of source.splits"
-        )
+        raise SourceError(f"split {split!r} is empty: add images to {where} or leave it out of data.splits")
     seen: dict[str, str] = {}
     for record in records:
         if record.key in seen:

@@ -16,15 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from seam_dist.data.sources.base import (
-    Record,
-    SourceError,
-    class_ids,
-    file_bytes,
-    make_key,
-    require_folder,
-    require_split,
-)
+from seam_dist.config.schema import MAX_CLASSES
+from seam_dist.data.sources.base import Record, SourceError, class_ids, make_key, require_folder, require_split
 
 _COLUMNS = ("image", "split", "classes")
 
@@ -41,8 +34,10 @@ class FolderSource:
         require_folder(self.root, what="data set", remedy="set source.root to the folder that holds classes.txt")
         path = self.root / "classes.txt"
         names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
-        if not 1 <= len(names) <= 254:
-            raise SourceError(f"{path} names {len(names)} classes, expected 1 to 254: one foreground class a line")
+        if not 1 <= len(names) <= MAX_CLASSES:
+            raise SourceError(
+                f"{path} names {len(names)} classes, expected 1 to {MAX_CLASSES}: one foreground class a line"
+            )
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise SourceError(f"{path} names {doubled[0]!r} more than once: remove one of the lines")
@@ -75,22 +70,19 @@ class FolderSource:
     def records(self, split: str) -> Sequence[Record]:
         """Return the images of images/<split> by name; raise SourceError for one without labels or without its mask."""
         labels = {image: ids for (name, image), ids in self._labels.items() if name == split}
-        remedy = f"put the images of split {split!r} there or change source.splits"
+        remedy = f"put the images of split {split!r} there or change data.splits"
         folder = require_folder(self.root / "images" / split, what="image folder", remedy=remedy)
         images = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        if not images:
-            return require_split(split, [], where=str(folder))
+        table = self.root / "labels.csv"
         for path in images:
             if not labels.get(path.name):
-                raise SourceError(
-                    f"{path} has no labels: add the line {path.name},{split},CLASS;CLASS to {self.root / 'labels.csv'} "
-                    "or remove the image"
-                )
+                line = f"{path.name},{split},CLASS;CLASS"
+                raise SourceError(f"{path} has no labels: add the line {line} to {table} or remove the image")
         lost = sorted(labels.keys() - {path.name for path in images})
-        if lost:
+        if images and lost:
             raise SourceError(
-                f"{self.root / 'labels.csv'} lists {lost[0]!r} in split {split!r} ({len(lost)} such lines), "
-                f"but {folder} has no such file: add the image or remove the line"
+                f"{table} lists {lost[0]!r} in split {split!r} ({len(lost)} such lines), but {folder} has no such "
+                "file: add the image or remove the line"
             )
         masks = self.root / "masks" / split
         records = [
@@ -98,8 +90,8 @@ class FolderSource:
                 key=make_key(path.stem),
                 source_id=path.name,
                 classes=labels[path.name],
-                image=file_bytes(path),
-                mask=file_bytes(_mask(masks / f"{path.stem}.png", path)) if masks.is_dir() else None,
+                image=path.read_bytes,
+                mask=_mask(masks / f"{path.stem}.png", path).read_bytes if masks.is_dir() else None,
             )
             for path in images
         ]
@@ -109,9 +101,7 @@ class FolderSource:
 def _mask(mask: Path, image: Path) -> Path:
     """Return `mask` when it exists: a split has all its masks or no folder of masks."""
     if not mask.is_file():
-        raise SourceError(
-            f"{image} has no mask {mask}: add it, or remove the folder {mask.parent} if masks are not used"
-        )
+        raise SourceError(f"{image} has no mask {mask}: add it, or remove {mask.parent} if masks are not used")
     return mask
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
 
 PATTERNS: Final = ("rings", "stripes", "checker", "spokes", "dots", "cross", "waves", "halves")
 _SUBPIXEL_BITS: Final = 4
@@ -42,6 +43,12 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: float, octa
 def repeat_rgb(values: Float) -> Float:
     """Return (H, W) repeated to (H, W, 3): equal shapes multiply several times faster than broadcast ones."""
     return np.asarray(cv2.merge((values, values, values)), np.float32)
+
+
+def _mix(first: Float, second: Float, share: Float) -> Float:
+    """Return (H, W, 3): the color `first` where `share` (H, W) is 0, `second` where it is 1."""
+    mixed: Float = cv2.merge([first[c] + share * (second[c] - first[c]) for c in range(3)])
+    return mixed
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Float:
@@ -75,8 +82,7 @@ def _ground(rng: np.random.Generator, xs: Float, ys: Float, first: Float) -> Flo
         if rng.random() < 0.5:
             seams = np.maximum(seams, np.cos((math.sin(angle) * xs - math.cos(angle) * ys) * waves) ** 8)
         blend = np.clip(blend + rng.uniform(-0.8, 0.8) * seams, 0, 1)
-    surface: Float = cv2.merge([first[c] + blend * (second[c] - first[c]) for c in range(3)])
-    return surface
+    return _mix(first, second, blend)
 
 
 def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
@@ -136,7 +142,7 @@ class Layer:
 
     color: Float
     alpha: Float
-    head: NDArray[np.bool_]
+    head: Bools
 
 
 def _outline(rng: np.random.Generator) -> list[Float]:
@@ -209,15 +215,16 @@ def _fill(polygons: Sequence[Float], height: int, width: int) -> Bytes:
     return canvas
 
 
-def _relief(inside: Bytes, light: float) -> tuple[Float, Float]:
-    """Return the shading of a swollen shape (about 1) and the distance of its pixels to the edge."""
-    distance = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+def _shading(alpha: Bytes, light: float, edge: float, material: Float) -> Float:
+    """Return the factors (H, W, 3), about 1, that make a flat shape swell, with a dark rim of `edge` pixels."""
+    distance = np.asarray(cv2.distanceTransform((alpha >= 128).astype(np.uint8), cv2.DIST_L2, 3), np.float32)
     reach = max(float(distance.max()) * 0.8, 1.0)
     bulge = np.sqrt(1 - (1 - np.minimum(distance / reach, 1)) ** 2) * reach
     bulge = cv2.GaussianBlur(bulge, (0, 0), max(reach * 0.15, 0.6))
     slope = math.cos(light) * cv2.Sobel(bulge, -1, 1, 0, scale=0.125)
     slope += math.sin(light) * cv2.Sobel(bulge, -1, 0, 1, scale=0.125)
-    return np.asarray(1 - 0.32 * np.tanh(slope), np.float32), np.asarray(distance, np.float32)
+    relief = np.asarray(1 - 0.32 * np.tanh(slope), np.float32) * material
+    return repeat_rgb(relief * np.where(distance < edge, np.float32(0.5), np.float32(1)))
 
 
 def _texture(rng: np.random.Generator, u: Float, v: Float) -> Float:
@@ -286,24 +293,18 @@ def draw_object(
     v = (back[1, 0] * xs + (back[1, 1] * ys)[:, None]).astype(np.float32)
     second = np.clip(color + rng.uniform(-0.2, 0.2, 3), 0, 1).astype(np.float32)
     texture = _texture(rng, u, v)
-    picture = cv2.merge([color[c] + texture * (second[c] - color[c]) for c in range(3)])
+    picture = _mix(color, second, texture)
     edge = max(1.2, size / 70)
-    shading, distance = _relief((body_alpha >= 128).astype(np.uint8), light)
     material = _material(rng, u * half, v * half, min(limit) * rng.uniform(0.022, 0.04))
-    shading *= material
-    picture *= repeat_rgb(shading * np.where(distance < edge, np.float32(0.5), np.float32(1)))
+    picture *= _shading(body_alpha, light, edge, material)
     if not class_id:
         return Layer(np.clip(picture, 0, 1), body_alpha / np.float32(255), np.zeros((height, width), bool))
 
     head_alpha = _fill([head @ rotation.T * half - origin], height, width)
-    inside = head_alpha >= 128
     ink = _hsv((class_id - 1) * 0.618 % 1, 0.95, 0.95)
     paper = 0.5 * color + (0.5 if class_id % 2 else 0.0)
     p, q = (u - np.float32(center[0])) / radius, (v - np.float32(center[1])) / radius
     drawn = _pattern((class_id - 1) % len(PATTERNS), p, q)
-    face = cv2.merge([paper[c] + drawn * (ink[c] - paper[c]) for c in range(3)])
-    shading, distance = _relief(inside.astype(np.uint8), light)
-    shading *= material
-    face *= repeat_rgb(shading * np.where(distance < edge, np.float32(0.5), np.float32(1)))
+    face = _mix(paper, ink, drawn) * _shading(head_alpha, light, edge, material)
     picture += repeat_rgb(head_alpha / np.float32(255)) * (face - picture)
-    return Layer(np.clip(picture, 0, 1), np.maximum(body_alpha, head_alpha) / np.float32(255), inside)
+    return Layer(np.clip(picture, 0, 1), np.maximum(body_alpha, head_alpha) / np.float32(255), head_alpha >= 128)

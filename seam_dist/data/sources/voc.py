@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from seam_dist.data.sources.base import (
-    Record,
-    SourceError,
-    class_ids,
-    file_bytes,
-    make_key,
-    require_folder,
-    require_split,
-)
+from seam_dist.data.sources.base import Record, SourceError, class_ids, make_key, require_folder, require_split
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -58,7 +50,7 @@ class VOCSource:
         hint = " (the list of the 10,582 images of the augmented set comes with SegmentationClassAug)"
         raise SourceError(
             f"{sets / 'Segmentation' / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}: "
-            f"add the list{hint if split == 'trainaug' else ''} or change source.splits"
+            f"add the list{hint if split == 'trainaug' else ''} or change data.splits"
         )
 
     def records(self, split: str) -> Sequence[Record]:
@@ -75,8 +67,8 @@ class VOCSource:
                 key=make_key(name),
                 source_id=name,
                 classes=None if unlabeled else self._labels(name),
-                image=file_bytes(self._image(name, path)),
-                mask=file_bytes(self._folder / mask) if has_masks else None,
+                image=self._image(name, path).read_bytes,
+                mask=(self._folder / mask).read_bytes if has_masks else None,
             )
             for (name, _), mask in zip(entries, masks, strict=True)
         ]

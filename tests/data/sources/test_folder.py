@@ -50,7 +50,7 @@ def test_missing_split_folder_is_refused(folder_set: Make) -> None:
 
 
 def test_empty_split_is_refused(folder_set: Make) -> None:
-    with pytest.raises(SourceError, match=r"split 'train' is empty.*source\.splits"):
+    with pytest.raises(SourceError, match=r"split 'train' is empty.*data\.splits"):
         folder_set(images={}).records("train")
 
 
