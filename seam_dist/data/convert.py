@@ -18,12 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import seam_dist
 from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
 from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.config.schema import IGNORE_INDEX
 from seam_dist.data.images import (
     BadImageError,
     UnknownFormatError,
@@ -161,16 +158,10 @@ def _prepare_image(data: bytes, record: Record, max_pixels: int) -> tuple[str, b
 
 
 def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int) -> None:
-    mask = decode_mask(data, max_pixels=max_pixels)
+    mask = decode_mask(data, max_pixels=max_pixels, num_classes=num_classes)
     if mask.shape != info.size:
         hint = "; masks are expected after the image's EXIF rotation" if info.orientation >= 5 else ""
         raise BadImageError(f"it has {mask.shape} pixels (height, width), its image {info.size}{hint}: make them equal")
-    wrong = [int(value) for value in np.unique(mask) if num_classes < value < IGNORE_INDEX]
-    if wrong:
-        raise BadImageError(
-            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORE_INDEX} "
-            "(ignored): correct the mask or add the class"
-        )
 
 
 def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:

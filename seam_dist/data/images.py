@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
 
@@ -26,11 +25,11 @@ Pixels = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP")
 LOSSLESS_TO_PNG = ("GIF", "TIFF", "BMP", "PPM", "JPEG2000")
 MAX_SIDE = 65_535  # of a JPEG; no format here needs more
-_EXIF_ORIENTATION = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOR_TYPE_AT = 25  # after signature (8), chunk length and name (8), width and height (8), bit depth (1)
 _PALETTE_MODE = b"\x03"
 _TURBO_COLORS = ("YCbCr", "Gray", "RGB")
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, IndexError)  # what Pillow raises for damaged files
 
 
 class BadImageError(ValueError):
@@ -49,34 +48,24 @@ def single_thread(_: int = 0) -> None:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """The header of an image file: width and height in pixels as stored, and its EXIF orientation (1 to 8)."""
+    """The header of an image file: "jpg", "png" or "webp", (height, width) as displayed, EXIF orientation (1 to 8)."""
 
-    extension: Literal["jpg", "png", "webp"]
-    width: int
-    height: int
+    extension: str
+    size: tuple[int, int]
     orientation: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return (height, width) in display order."""
-        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
     """Return the header of a JPEG, PNG or WebP file without decoding it; raise BadImageError for anything else."""
     with _open(data, max_pixels, FORMATS) as image:
-        extension: Literal["jpg", "png", "webp"] = "jpg"
-        if image.format in ("PNG", "WEBP"):
-            extension = "png" if image.format == "PNG" else "webp"
+        extension = {"PNG": "png", "WEBP": "webp"}.get(image.format or "", "jpg")
         try:
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        except (
-            Exception
-        ):  # a damaged EXIF block is no reason to lose the image; Pillow raises errors of many types here
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # of many types, for a damaged EXIF block, which is no reason to lose the image
             orientation = 1
         if not isinstance(orientation, int) or not 1 <= orientation <= 8:
             orientation = 1
-        return ImageHeader(extension, image.width, image.height, orientation)
+        return ImageHeader(extension, image.size if orientation >= 5 else image.size[::-1], orientation)
 
 
 def decode_image(
@@ -87,18 +76,19 @@ def decode_image(
     `min_size` (height, width in display order) allows a JPEG of more than twice that size to be decoded at a reduced
     size of at least `min_size`. Raises BadImageError for damaged data and for more than `max_pixels` pixels.
     """
-    if not data.startswith(b"\xff\xd8"):
-        return orient(_decode_pillow(data, max_pixels), orientation)
+    color = None
     try:
-        height, width, color, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height, max_pixels)
+        if data.startswith(b"\xff\xd8"):
+            height, width, color, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(width, height, max_pixels)
         if color not in _TURBO_COLORS:
-            return orient(_decode_pillow(data, max_pixels), orientation)
-        least = (0, 0)
-        if min_size is not None:
-            least = min_size if orientation < 5 else (min_size[1], min_size[0])
-            if 2 * least[0] > height or 2 * least[1] > width:
-                least = (0, 0)
+            with _open(data, max_pixels, FORMATS) as image:
+                return orient(_to_rgb(_load(image)), orientation)
+        least = min_size or (0, 0)
+        if orientation >= 5:
+            least = least[::-1]
+        if 2 * least[0] > height or 2 * least[1] > width:
+            least = (0, 0)
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
     except BadImageError:
         raise
@@ -107,7 +97,7 @@ def decode_image(
     return orient(pixels, orientation)
 
 
-def decode_mask(data: bytes, *, max_pixels: int) -> Pixels:
+def decode_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> Pixels:
     """Decode a PNG of class indices, gray or palette, to (H, W) uint8; raise BadImageError for anything else."""
     with _open(data, max_pixels, ("PNG",)) as image:
         if image.mode not in ("L", "P"):
@@ -115,29 +105,27 @@ def decode_mask(data: bytes, *, max_pixels: int) -> Pixels:
                 f"a mask holds class indices in 8-bit gray or palette mode, found mode {image.mode}: convert "
                 "colors to indices"
             )
-        return np.array(_load(image), dtype=np.uint8)
+        mask = np.array(_load(image), dtype=np.uint8)
+    wrong = mask[(mask > num_classes) & (mask != IGNORE_INDEX)]
+    if wrong.size:
+        raise BadImageError(
+            f"it holds the value {wrong[0]}, expected 0 (background), 1 to {num_classes} (classes) or {IGNORE_INDEX} "
+            "(ignored): correct it or add the class"
+        )
+    return mask
 
 
 def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> Pixels:
-    """Return the class indices (H, W) uint8 of a palette PNG.
+    """Return the class indices (H, W) uint8 of a palette PNG; raise ValueError where `decode_mask` does.
 
-    Raises ValueError for anything else than a palette PNG of at most `max_pixels` pixels, and for indices that are
-    neither 0 .. num_classes nor 255. A gray PNG is refused: its values need not be indices.
+    A gray PNG is refused as well: its values need not be indices.
     """
     try:
         if not data.startswith(_PNG_SIGNATURE) or data[_COLOR_TYPE_AT : _COLOR_TYPE_AT + 1] != _PALETTE_MODE:
             raise BadImageError("it is no palette PNG")
-        labels = decode_mask(data, max_pixels=max_pixels)
+        return decode_mask(data, max_pixels=max_pixels, num_classes=num_classes)
     except BadImageError as error:
         raise ValueError(f"the label image cannot be used ({error}): write the labels again") from None
-    if num_classes < MAX_CLASSES:
-        wrong = labels[(labels > num_classes) & (labels != IGNORE_INDEX)]
-        if wrong.size:
-            raise ValueError(
-                f"the label image holds index {wrong[0]}, expected 0 to {num_classes} or {IGNORE_INDEX}: write "
-                "the labels again from the same data set"
-            )
-    return labels
 
 
 def encode_png(data: bytes, *, max_pixels: int) -> bytes:
@@ -180,12 +168,10 @@ def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
-        raise BadImageError(
-            f"the image is a decompression bomb or larger than data.max_pixels={max_pixels} ({error})"
-        ) from None
+        raise BadImageError(f"the image is larger than data.max_pixels={max_pixels} ({error})") from None
     except UnidentifiedImageError:
         raise UnknownFormatError(f"the {len(data)} bytes are not an image of format {' or '.join(formats)}") from None
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError) as error:
+    except _DAMAGED as error:
         raise BadImageError(f"the image header is damaged ({error})") from None
     _check_size(image.width, image.height, max_pixels)
     return image
@@ -193,19 +179,12 @@ def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image
 
 def _load(image: Image.Image) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so damaged images pass for whole ones: unset it"
-        )
+        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES lets damaged images pass for whole ones: unset it")
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError) as error:
+    except _DAMAGED as error:
         raise BadImageError(f"the image data is damaged ({error})") from None
     return image
-
-
-def _decode_pillow(data: bytes, max_pixels: int) -> Pixels:
-    with _open(data, max_pixels, FORMATS) as image:
-        return _to_rgb(_load(image))
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

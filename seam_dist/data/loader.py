@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -18,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from seam_dist.artifacts.label_file import read_label_shard
-from seam_dist.config.schema import Config
+from seam_dist.config.schema import Config, DataConfig
 from seam_dist.data.augment.affinity import affinity_augmentation
 from seam_dist.data.augment.classification import ClassificationAugmentation
 from seam_dist.data.augment.segmentation import SegmentationAugmentation
@@ -106,10 +104,24 @@ class SampleLoader:
         micro_batch_size: int,
         labels: Path | None = None,
     ) -> None:
-        if micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size={micro_batch_size} is less than one image: give at least 1")
-        reader = _open_reader(cfg, manifest, augmentation, rank, world_size, start_sample, labels)
-        num_workers = cfg.data.num_workers
+        data, split = cfg.data, manifest.split(cfg.data.train_split)
+        _check_numbers(data, rank, world_size, start_sample, micro_batch_size)
+        own = [shard for i, shard in enumerate(split.shards) if i % data.streams % world_size == rank]
+        check_shards(cfg.shards_dir, own, data.verify)
+        for path in [] if labels is None else [labels / shard.file for shard in own]:
+            if not path.is_file():
+                raise ShardError(f"{path} is missing: run the stage that writes these labels again")
+        counts = tuple(shard.num_samples for shard in split.shards)
+        reader = StreamReader(
+            cfg.shards_dir,
+            split,
+            Order(counts, data.streams, data.shuffle_shards, cfg.run.seed),
+            augmentation,
+            num_classes=manifest.num_classes,
+            max_bad_fraction=data.max_bad_fraction,
+            labels=labels,
+        )
+        num_workers = data.num_workers
         self.next_sample = start_sample
         self.num_replaced = 0
         self._reader, self._rank, self._world_size = reader, rank, world_size
@@ -237,22 +249,11 @@ def make_label_map_loader(
     if stage == "train_affinity":
         augmentation = affinity_augmentation(cfg, decoder)
     else:
-        augmentation = SegmentationAugmentation(cfg.train_seg, decoder, cfg.data.max_pixels)
+        augmentation = SegmentationAugmentation(cfg.train_seg, decoder)
     return LabelMapLoader(cfg, manifest, augmentation, rank, world_size, start_sample, micro_batch_size, labels=labels)
 
 
-def _open_reader(
-    cfg: Config,
-    manifest: Manifest,
-    augmentation: Augmentation,
-    rank: int,
-    world_size: int,
-    start_sample: int,
-    labels: Path | None,
-) -> StreamReader:
-    """Return the reader of the training split after checking the numbers, and the files that `rank` will read."""
-    data = cfg.data
-    split = manifest.split(data.train_split)
+def _check_numbers(data: DataConfig, rank: int, world_size: int, start_sample: int, micro_batch_size: int) -> None:
     readers = world_size * max(1, data.num_workers)
     if data.streams % readers:
         raise ValueError(
@@ -264,24 +265,8 @@ def _open_reader(
             f"rank={rank}, world_size={world_size}, start_sample={start_sample}: expected 0 <= rank < world_size and "
             "start_sample a multiple of world_size"
         )
-    own = [shard for i, shard in enumerate(split.shards) if i % data.streams % world_size == rank]
-    check_shards(cfg.shards_dir, own, data.verify)
-    for path in [] if labels is None else [labels / shard.file for shard in own]:
-        if not path.is_file():
-            raise ShardError(f"{path} is missing: run the stage that writes these labels again")
-    return StreamReader(
-        cfg.shards_dir,
-        split,
-        Order(tuple(shard.num_samples for shard in split.shards), data.streams, data.shuffle_shards, cfg.run.seed),
-        augmentation,
-        num_classes=manifest.num_classes,
-        max_bad_fraction=data.max_bad_fraction,
-        labels=None if labels is None else partial(_read_labels, labels),
-    )
-
-
-def _read_labels(folder: Path, file: str) -> Mapping[str, bytes]:
-    return read_label_shard(folder / file)
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size={micro_batch_size} is less than one image: give at least 1")
 
 
 def _as_is(item: Any) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.provenance import sha256_file
@@ -86,9 +86,6 @@ class Manifest:
         }
 
 
-_MANIFEST = TypeAdapter(Manifest)
-
-
 def load_manifest(folder: Path) -> Manifest:
     """Read and check manifest.json of a folder of shards; raise ShardError when it is missing or invalid."""
     path = Path(folder) / MANIFEST
@@ -101,8 +98,12 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         for name, split in value["splits"].items():
             split["name"] = name
-        manifest = _MANIFEST.validate_python(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        manifest = TypeAdapter(Manifest).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ShardError(f"{path}: {where}: {first['msg']}: convert the data set again") from None
+    except (KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{path} is not a complete manifest ({error}): convert the data set again") from None
     if not 1 <= manifest.num_classes <= MAX_CLASSES:
         raise ShardError(
@@ -121,7 +122,7 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify_shards(folder: Path, manifest: Manifest, split: str, mode: Literal["size", "checksum"] = "size") -> None:
+def verify_shards(folder: Path, manifest: Manifest, split: str, mode: Literal["size", "checksum"]) -> None:
     """Check every shard of a split by its size or its checksum; raise ShardError naming the first that differs."""
     check_shards(folder, manifest.split(split).shards, mode)
 

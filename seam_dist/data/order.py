@@ -18,7 +18,7 @@ import numpy as np
 _SHARDS, _SAMPLES, _AUGMENT = 1, 2, 3  # what a random generator is for; keeps their sequences apart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """Shards of one stream whose samples are shuffled and held in memory together in one epoch."""
 
@@ -45,18 +45,14 @@ class Order:
             )
 
     @cached_property
-    def _lengths(self) -> tuple[int, ...]:
-        """Samples in each stream."""
+    def lengths(self) -> tuple[int, ...]:
+        """Return the number of samples in one epoch of each stream."""
         return tuple(sum(self.counts[stream :: self.streams]) for stream in range(self.streams))
-
-    def length(self, stream: int) -> int:
-        """Return the number of samples in one epoch of a stream."""
-        return self._lengths[stream]
 
     def locate(self, number: int) -> tuple[Group, int]:
         """Return the group that sample `number` is in and its place in the group's order."""
         stream, index = number % self.streams, number // self.streams
-        epoch, index = divmod(index, self._lengths[stream])
+        epoch, index = divmod(index, self.lengths[stream])
         groups, ends = _epoch(self, stream, epoch)
         group = bisect_right(ends, index)
         return groups[group], index - (ends[group - 1] if group else 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.data.images import Pixels, decode_labels
 from seam_dist.data.manifest import ShardError, Split
 from seam_dist.data.order import Group, Order, sample_generator
@@ -24,7 +25,6 @@ from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, decode_
 _log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1
-LabelReader = Callable[[str], Mapping[str, bytes]]
 
 
 class Augmentation(Protocol):
@@ -88,19 +88,11 @@ class Item:
     replaced: bool
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """The compressed samples of a group in the group's order, each with the name of its shard."""
-
-    group: Group
-    samples: Sequence[tuple[RawSample, str]]
-
-
 class StreamReader:
     """Augmented samples of a split by number; holds the compressed bytes of one group of shards a stream in use.
 
-    `labels` maps a shard's file name to label images by key, which take the place of the masks in the shard; a sample
-    without one then has no mask.
+    `labels` is a folder of label tars named like the shards: their images take the place of the masks in the shard, and
+    a sample without one has no mask.
     """
 
     def __init__(
@@ -112,18 +104,19 @@ class StreamReader:
         *,
         num_classes: int,
         max_bad_fraction: float,
-        labels: LabelReader | None = None,
+        labels: Path | None = None,
     ) -> None:
         self.num_classes, self.shapes = num_classes, augmentation.shapes
         self._folder, self._split, self._order, self._augmentation = Path(folder), split, order, augmentation
         self._max_bad_fraction, self._labels = max_bad_fraction, labels
-        self._groups: dict[int, _Loaded] = {}
+        # Of each stream its group and the compressed samples in the group's order, each with the name of its shard.
+        self._groups: dict[int, tuple[Group, list[tuple[RawSample, str]]]] = {}
         self._bad: dict[int, set[str]] = {}
 
     def read(self, number: int, out: Mapping[str, Pixels]) -> Item:
         """Fill `out`, arrays of `shapes`, from sample `number`, or from its replacement when that one is bad."""
         group, place = self._order.locate(number)
-        samples = self._load(group).samples
+        samples = self._load(group)
         for attempt in range(len(samples)):
             raw, shard = samples[(place + attempt) % len(samples)]
             try:
@@ -137,19 +130,18 @@ class StreamReader:
         names = ", ".join(self._split.shards[index].file for index in group.shards)
         raise ShardError(f"none of the {len(samples)} samples of {names} can be used: convert the data set again")
 
-    def _load(self, group: Group) -> _Loaded:
-        loaded = self._groups.get(group.stream)
-        if loaded is None or loaded.group != group:
-            self._groups.pop(group.stream, None)  # two groups of a stream never share the memory
-            stored = []
-            for index in group.shards:
-                shard = self._split.shards[index]
-                labels = None if self._labels is None else self._labels(shard.file)
-                for raw in read_raw(self._folder / shard.file, shard):
-                    stored.append((raw if labels is None else _relabeled(raw, labels), shard.file))
-            loaded = _Loaded(group, [stored[index] for index in self._order.permutation(group)])
-            self._groups[group.stream] = loaded
-        return loaded
+    def _load(self, group: Group) -> list[tuple[RawSample, str]]:
+        if group.stream in self._groups and self._groups[group.stream][0] == group:
+            return self._groups[group.stream][1]
+        self._groups.pop(group.stream, None)  # two groups of a stream never share the memory
+        stored = []
+        for index in group.shards:
+            shard = self._split.shards[index]
+            labels = None if self._labels is None else read_label_shard(self._labels / shard.file)
+            for raw in read_raw(self._folder / shard.file, shard):
+                stored.append((raw if labels is None else _relabeled(raw, labels), shard.file))
+        self._groups[group.stream] = group, [stored[index] for index in self._order.permutation(group)]
+        return self._groups[group.stream][1]
 
     def _report(self, stream: int, key: str, shard: str, error: ValueError) -> None:
         """Warn once of a bad sample; raise ShardError when the stream has more than the allowed share of them."""
@@ -158,7 +150,7 @@ class StreamReader:
             return
         bad.add(key)
         _log.warning("bad sample %s in %s is left out: %s", key, self._folder / shard, error)
-        length = self._order.length(stream)
+        length = self._order.lengths[stream]
         # By stream and rounded up: whether a job stops must not depend on how many ranks share its streams.
         if len(bad) > math.ceil(self._max_bad_fraction * length):
             raise ShardError(

@@ -2,11 +2,10 @@
 
 A sample is `<key>.jpg` (or .webp, .image.png: the image's original bytes), `<key>.json` ({"classes", "size",
 "source_id", "orientation"}) and, where there is one, `<key>.png` (class indices, 255 ignored). Bi-temporal samples
-have `<key>.a.*` and `<key>.b.*` images. Shards are plain webdataset shards that any of its readers takes; its TarWriter
-writes them and its grouping rules make samples of members. The members are located and read here: a shard is untrusted
-input, so it is walked header by header first and only regular files of allowed names and true sizes ever reach a
-decoder; and the library's own tar iterator takes 0.26 ms for a sample of 108 KB where this takes 0.05, on a machine
-that decodes it in 1.3.
+have `<key>.a.*` and `<key>.b.*` images. Shards are plain webdataset shards that any of its readers takes and its
+TarWriter writes. They are read here: a shard is untrusted input, so it is walked header by header first and only
+regular files of allowed names and true sizes ever reach a decoder; and the library's own tar iterator takes 0.26 ms
+for a sample of 108 KB where this takes 0.05, on a machine that decodes it in 1.3.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import webdataset
-from webdataset.tariterators import group_by_keys
 
 from seam_dist.artifacts.tar_file import KEY, Member, MemberError, TarError, read_member, walk_tar
-from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
+from seam_dist.config.schema import MAX_CLASSES
 from seam_dist.data.images import BadImageError, Pixels, decode_image, decode_mask
 from seam_dist.data.manifest import REMEDY, Shard, ShardError, check_size
 
@@ -71,94 +70,64 @@ def write_shard(file: io.BufferedIOBase, samples: Iterable[RawSample]) -> None:
 
 
 def read_raw(path: Path, expected: Shard | None = None) -> Iterator[RawSample]:
-    """Yield the samples of a shard as stored, in stored order, one in memory at a time.
+    """Yield the samples of a shard as stored, one in memory at a time; raises as `index_shard` does."""
+    samples = index_shard(path, expected)
+    with open(path, "rb") as file:
+        for members in samples:
+            yield _read_sample(file, members, path)
+
+
+def index_shard(path: Path, expected: Shard | None = None) -> list[tuple[Member, ...]]:
+    """Return the members of each sample of a shard, in stored order, from the tar's headers alone.
 
     With `expected`, the file's size and the number of samples must be the manifest's. Raises ShardError, naming the
     shard, for a missing, truncated or damaged tar, for members that are not allowed, and for incomplete samples.
     """
-    path = Path(path)
     if expected is not None:
         check_size(path, expected)
-    members = _walk(path)
-    keys = {member.name.split(".", 1)[0] for member in members}
-    if expected is not None and len(keys) != expected.num_samples:
-        raise ShardError(f"{path} holds {len(keys)} samples, expected {expected.num_samples}: {REMEDY}")
-    with open(path, "rb") as file:
-        samples = group_by_keys(_read(file, member, path) for member in members)
-        while True:
-            try:
-                sample = next(samples, None)
-            except ShardError:
-                raise
-            except ValueError as error:
-                raise ShardError(f"{path} holds a member twice ({error}): {REMEDY}") from None
-            if sample is None:
-                break
-            key = sample["__key__"]
-            if key not in keys:
-                raise ShardError(f"{path} holds the key {key} twice: {REMEDY}")
-            keys.remove(key)
-            parts = {name: data for name, data in sample.items() if not name.startswith("__")}
-            yield _complete(RawSample(key, parts), path)
-
-
-def index_shard(path: Path, expected: Shard) -> list[tuple[Member, ...]]:
-    """Return the members of each sample of a shard, in stored order, from the tar's headers alone.
-
-    Raises ShardError as `read_raw` does for a shard of another size or with members that are not allowed.
-    """
-    check_size(path, expected)
-    samples: dict[str, list[Member]] = {}
-    for member in _walk(path):
-        samples.setdefault(member.name.split(".", 1)[0], []).append(member)
-    if len(samples) != expected.num_samples:
-        raise ShardError(f"{path} holds {len(samples)} samples, expected {expected.num_samples}: {REMEDY}")
-    return [tuple(members) for members in samples.values()]
-
-
-def read_indexed(path: Path, members: Iterable[Member]) -> RawSample:
-    """Read one sample of a shard at the places that `index_shard` gave; raise ShardError when it is not whole."""
-    try:
-        with open(path, "rb") as file:
-            parts = [_read(file, member, path) for member in members]
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
-    key = parts[0]["fname"].split(".", 1)[0]
-    extensions = [part["fname"].split(".", 1)[1] for part in parts]
-    if len(set(extensions)) != len(extensions):
-        raise ShardError(f"{path} holds a member of sample {key} twice: {REMEDY}")
-    return _complete(RawSample(key, dict(zip(extensions, (part["data"] for part in parts), strict=True))), path)
-
-
-def _complete(sample: RawSample, path: Path) -> RawSample:
-    """Return the sample; raise ShardError when it lacks its image or its description."""
-    if "json" not in sample.members or not any(name.endswith(IMAGE_EXTENSIONS) for name in sample.members):
-        raise ShardError(f"{path}: sample {sample.key} lacks its image or its .json: {REMEDY}")
-    return sample
-
-
-def _read(file: io.BufferedReader, member: Member, path: Path) -> dict[str, Any]:
-    """Return a member as webdataset's grouping takes it."""
-    try:
-        return {"fname": member.name, "data": read_member(file, member), "__url__": str(path)}
-    except TarError as error:
-        raise ShardError(f"{path}: {error}: {REMEDY}") from None
-
-
-def _walk(path: Path) -> list[Member]:
-    """Return the members from the tar headers alone; raise ShardError for anything that is not allowed."""
     try:
         members = walk_tar(path, _MEMBER)
     except MemberError as error:
-        expected = "expected regular files <key>.jpg, .webp, .image.png, .json or .png"
-        raise ShardError(f"{path}: {error}, {expected}: do not use this shard") from None
+        allowed = "expected regular files <key>.jpg, .webp, .image.png, .json or .png"
+        raise ShardError(f"{path}: {error}, {allowed}: do not use this shard") from None
     except TarError as error:
         raise ShardError(f"{path}: {error}: {REMEDY}") from None
     except OSError as error:
         raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
     if not members:
         raise ShardError(f"{path} is an empty tar: {REMEDY}")
-    return members
+    samples: dict[str, tuple[Member, ...]] = {}
+    for key, group in groupby(members, key=lambda member: member.name.partition(".")[0]):
+        sample = tuple(group)
+        names = {member.name for member in sample}
+        if key in samples or len(names) < len(sample):
+            raise ShardError(f"{path} holds the key {key} or a member of it twice: {REMEDY}")
+        if f"{key}.json" not in names or not any(name.endswith(IMAGE_EXTENSIONS) for name in names):
+            raise ShardError(f"{path}: sample {key} lacks its image or its .json: {REMEDY}")
+        samples[key] = sample
+    if expected is not None and len(samples) != expected.num_samples:
+        raise ShardError(f"{path} holds {len(samples)} samples, expected {expected.num_samples}: {REMEDY}")
+    return list(samples.values())
+
+
+def read_indexed(path: Path, members: Iterable[Member]) -> RawSample:
+    """Read one sample of a shard at the places that `index_shard` gave; raise ShardError when that fails."""
+    try:
+        with open(path, "rb") as file:
+            return _read_sample(file, members, path)
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
+
+
+def _read_sample(file: io.BufferedReader, members: Iterable[Member], path: Path) -> RawSample:
+    parts = {}
+    try:
+        for member in members:
+            key, _, extension = member.name.partition(".")
+            parts[extension] = read_member(file, member)
+    except TarError as error:
+        raise ShardError(f"{path}: {error}: {REMEDY}") from None
+    return RawSample(key, parts)
 
 
 @dataclass(frozen=True)
@@ -211,7 +180,10 @@ def decode_stored_image(
 
     With `smallest`, a size that is at most half, a JPEG may come at any reduced size that is not below it.
     """
-    data = raw.members[image_extension(raw)]
+    extensions = [name for name in IMAGE_EXTENSIONS if name in raw.members]
+    if len(extensions) != 1:
+        raise BadSampleError(f"it has {len(extensions)} images, expected 1 of {', '.join(IMAGE_EXTENSIONS)}")
+    data = raw.members[extensions[0]]
     try:
         image = decode_image(data, max_pixels=max_pixels, orientation=info.orientation, min_size=smallest)
     except BadImageError as error:
@@ -227,22 +199,12 @@ def decode_stored_mask(raw: RawSample, size: tuple[int, int], *, max_pixels: int
     if "png" not in raw.members:
         raise BadSampleError("it has no mask")
     try:
-        mask = decode_mask(raw.members["png"], max_pixels=max_pixels)
+        mask = decode_mask(raw.members["png"], max_pixels=max_pixels, num_classes=num_classes)
     except BadImageError as error:
         raise BadSampleError(str(error)) from None
     if mask.shape != size:
         raise BadSampleError(f"its mask has {mask.shape} pixels (height, width), its image {size}")
-    if ((mask > num_classes) & (mask != IGNORE_INDEX)).any():
-        raise BadSampleError(f"its mask holds other values than 0 to {num_classes} and {IGNORE_INDEX}")
     return mask
-
-
-def image_extension(raw: RawSample) -> str:
-    """Return the extension of the one image of a sample; raise BadSampleError for none or several."""
-    extensions = [name for name in IMAGE_EXTENSIONS if name in raw.members]
-    if len(extensions) != 1:
-        raise BadSampleError(f"it has {len(extensions)} images, expected 1 of {', '.join(IMAGE_EXTENSIONS)}")
-    return extensions[0]
 
 
 def read_shard(

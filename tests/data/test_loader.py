@@ -88,7 +88,7 @@ def test_memory_holds_one_group_of_each_stream(shards: Path, monkeypatch: pytest
     monkeypatch.setattr(reader_module, "read_raw", checked)
     for _ in range(9):
         next(one)
-        held = [len(loaded.samples) for loaded in one._reader._groups.values()]
+        held = [len(samples) for _, samples in one._reader._groups.values()]
         assert len(held) <= 4
         assert set(held) == {3}
 

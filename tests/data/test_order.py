@@ -31,7 +31,7 @@ def stored(order: Order, number: int) -> tuple[int, int]:
 def test_each_epoch_of_a_stream_holds_each_of_its_samples_once(group_shards: int) -> None:
     canonical = order(group_shards=group_shards)
     for stream in range(4):
-        length = canonical.length(stream)
+        length = canonical.lengths[stream]
         shards = range(stream, len(COUNTS), 4)
         everything = {(shard, index) for shard in shards for index in range(COUNTS[shard])}
         assert length == len(everything)
@@ -76,7 +76,7 @@ def test_first_sample_of_a_stream_is_uniform_over_seeds() -> None:
 def test_far_numbers_cost_nothing_and_large_seeds_are_taken() -> None:
     canonical = order(seed=2**63)
     group, place = canonical.locate(10**12 + 1)
-    assert group.epoch == (10**12 + 1) // 4 // canonical.length(1)
+    assert group.epoch == (10**12 + 1) // 4 // canonical.lengths[1]
     assert 0 <= place < sum(COUNTS[shard] for shard in group.shards)
 
 

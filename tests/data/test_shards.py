@@ -26,7 +26,6 @@ from seam_dist.data.shards import (
     decode_sample,
     index_shard,
     parse_info,
-    read_indexed,
     read_raw,
     read_shard,
     write_shard,
@@ -205,9 +204,8 @@ def test_incomplete_sample_is_refused_by_both_readers(tmp_path: Path, members: l
     path = write_tar(tmp_path / "x.tar", *((name, b"{}") for name in members))
     with pytest.raises(ShardError, match=message):
         list(read_raw(path))
-    (indexed,) = index_shard(path, Shard(path.name, 1, path.stat().st_size, ""))
     with pytest.raises(ShardError, match=message):
-        read_indexed(path, indexed)
+        index_shard(path, Shard(path.name, 1, path.stat().st_size, ""))
 
 
 def test_missing_changed_or_cut_shard_is_named_by_verify(shards: Path) -> None:
@@ -227,7 +225,7 @@ def test_missing_changed_or_cut_shard_is_named_by_verify(shards: Path) -> None:
             verify_shards(shards, manifest, "train", mode)
     path.unlink()
     with pytest.raises(ShardError, match=r"train-00005\.tar is missing"):
-        verify_shards(shards, manifest, "train")
+        verify_shards(shards, manifest, "train", "size")
 
 
 def test_shard_with_fewer_samples_than_listed_is_refused(shards: Path) -> None:
@@ -251,7 +249,8 @@ def change_manifest(folder: Path, change: Callable[[dict[str, object]], object])
     ("change", "message"),
     [
         (lambda m: m.update(schema=2), "has schema 2, expected 1"),
-        (lambda m: m.pop("classes"), "not a complete manifest"),
+        (lambda m: m.pop("classes"), "classes: Field required: convert the data set again"),
+        (lambda m: m["splits"]["train"].update(num_samples="many"), r"splits\.train\.num_samples: .* valid integer"),
         (lambda m: m.update(splits=[]), "not a complete manifest"),
         (lambda m: m.update(classes=[]), "has 0 classes"),
         (lambda m: m["splits"]["train"]["shards"].pop(), "says 24 samples but its shards hold 21"),

@@ -29,7 +29,6 @@ class AffinityAugmentation:
     cfg: AugmentConfig
     stride: int
     labels: LabelMapDecoder
-    max_pixels: int
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -41,7 +40,7 @@ class AffinityAugmentation:
         self, raw: RawSample, info: SampleInfo, rng: np.random.Generator, out: Mapping[str, Pixels]
     ) -> tuple[Box, NDArray[np.float32]]:
         """Write the crop of both; return the image's box and its color jitter."""
-        image = decode_stored_image(raw, info, max_pixels=self.max_pixels)
+        image = decode_stored_image(raw, info, max_pixels=self.labels.max_pixels)
         label = self.labels(raw, (-(-info.size[0] // self.stride), -(-info.size[1] // self.stride)))
         choice = draw(rng, self.cfg)
         where = place_resized(info.size, choice.position, self.cfg.crop_size, step=self.stride)
@@ -58,7 +57,7 @@ def affinity_augmentation(cfg: Config, labels: LabelMapDecoder) -> AffinityAugme
     if not settings.jitter:
         augment = replace(augment, brightness=0, contrast=0, saturation=0, hue=0)
     stride = settings.output_stride or cfg.model.output_stride
-    return AffinityAugmentation(augment, stride, labels, cfg.data.max_pixels)
+    return AffinityAugmentation(augment, stride, labels)
 
 
 def _coarser(where: Placement, stride: int) -> Placement:

@@ -48,11 +48,6 @@ def complete_jitter(color: Floats, image: Pixels, cfg: AugmentConfig) -> Floats:
     """Return the jitter of a crop of `image` (the whole one, uint8 RGB) from drawn factors; IDENTITY when it is off."""
     if not any((cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)):
         return np.array(IDENTITY, np.float32)
-    return with_gray_mean(color, image)
-
-
-def with_gray_mean(color: Floats, image: Pixels) -> Floats:
-    """Return the parameters with the mean gray of `image` (the whole one, uint8 RGB) filled in."""
     scale = min(1.0, _SUBSAMPLED_SIDE / max(image.shape[:2]))
     sides = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     few = np.asarray(cv2.resize(image, sides, interpolation=cv2.INTER_NEAREST), np.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from seam_dist.config.schema import AugmentConfig
 from seam_dist.data.images import Pixels
 from seam_dist.data.reader import Box
 
-_ORDERS = tuple((a, b, c) for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3)
+_ORDERS = tuple(permutations(range(4), 3))
 _REACH = 3  # source pixels on either side of a window that bicubic interpolation can touch, and one to spare
 _SEARCH = 32  # source pixels over which a window looks for a better start
 _ALIGNED = 1 / 32  # of a pixel: largest shift that a window's start may cause
@@ -47,6 +48,12 @@ class Placement:
     size: tuple[int, int]
     offset: tuple[int, int]
 
+    def mirrored(self, crop_size: int) -> Placement:
+        """Return the same place seen from the right edge."""
+        (y, x), (top, left), width = self.start, self.offset, self.size[1]
+        start, offset = (y, self.resized[1] - x - width), (top, crop_size - left - width)
+        return Placement(self.resized, start, self.size, offset)
+
 
 def draw(rng: np.random.Generator, cfg: AugmentConfig) -> Draw:
     """Draw the augmentation of one image; always as many draws, so that one setting does not shift another."""
@@ -55,28 +62,15 @@ def draw(rng: np.random.Generator, cfg: AugmentConfig) -> Draw:
     smallest, largest = cfg.resize_long
     long_side = smallest + int(side * (largest - smallest + 1))
     brightness, contrast, saturation, hue = (2 * u - 1 for u in factors)
-    color = np.array(
-        (
-            1 + cfg.brightness * brightness,
-            1 + cfg.contrast * contrast,
-            1 + cfg.saturation * saturation,
-            cfg.hue * hue,
-            0,
-            *_ORDERS[int(order * len(_ORDERS))],
-        ),
-        np.float32,
-    )
+    blends = 1 + cfg.brightness * brightness, 1 + cfg.contrast * contrast, 1 + cfg.saturation * saturation
+    color = np.array((*blends, cfg.hue * hue, 0, *_ORDERS[int(order * len(_ORDERS))]), np.float32)
     return Draw(long_side, flip < cfg.hflip, (y, x), color)
 
 
 def place(height: int, width: int, choice: Draw, crop_size: int) -> Placement:
     """Return where the crop of an image of that size (display order) lies after resizing and flipping."""
-    long_side = max(height, width)
-    resized = (
-        max(1, round(height * choice.long_side / long_side)),
-        max(1, round(width * choice.long_side / long_side)),
-    )
-    return place_resized(resized, choice.position, crop_size)
+    height, width = (max(1, round(side * choice.long_side / max(height, width))) for side in (height, width))
+    return place_resized((height, width), choice.position, crop_size)
 
 
 def place_resized(
@@ -144,5 +138,8 @@ def paste(region: Pixels, where: Placement, out: Pixels, *, flip: bool, fill: in
     if (height, width) != out.shape[:2]:
         out.fill(fill)
     target = out[top : top + height, left : left + width]
-    target[:] = cv2.flip(region, 1) if flip else region
+    if flip:
+        cv2.flip(region, 1, dst=target)
+    else:
+        target[:] = region
     return top, left, top + height, left + width

@@ -26,7 +26,6 @@ class SegmentationAugmentation:
 
     cfg: TrainSegConfig
     labels: LabelMapDecoder
-    max_pixels: int
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -44,7 +43,7 @@ class SegmentationAugmentation:
         scale = smallest + size * (largest - smallest)
         height, width = info.size
         resized = max(1, round(height * scale)), max(1, round(width * scale))
-        image = decode_stored_image(raw, info, max_pixels=self.max_pixels, smallest=resized)
+        image = decode_stored_image(raw, info, max_pixels=self.labels.max_pixels, smallest=resized)
         label = self.labels(raw, info.size)
         where = place_resized(resized, (y, x), self.cfg.crop_size)
         region = resize_region(image, resized, where.start, where.size)

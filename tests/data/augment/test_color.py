@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from seam_dist.bench.published_augmentation import jitter_exact
 from seam_dist.config.schema import AugmentConfig
-from seam_dist.data.augment.color import IDENTITY, jitter, operation_order, with_gray_mean
+from seam_dist.data.augment.color import IDENTITY, complete_jitter, jitter, operation_order
 from seam_dist.data.augment.geometry import draw
 from seam_dist.data.order import sample_generator
 
@@ -24,7 +24,7 @@ def test_jitter_agrees_with_pillow_in_every_order() -> None:
     for number, color in enumerate(rows()):
         image = kit.pixels(number)
         slow = np.array(jitter_exact(Image.fromarray(image), color), int)
-        full = with_gray_mean(color, image)
+        full = complete_jitter(color, image, AugmentConfig())
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         jittered = jitter(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
         seen.add(tuple(operation_order(color)))
@@ -40,7 +40,7 @@ def test_single_blend_is_exactly_pillows(operation: int) -> None:
         image = kit.pixels(seed)
         color = np.array(IDENTITY, np.float32)
         color[operation] = factor
-        full = with_gray_mean(color, image)
+        full = complete_jitter(color, image, AugmentConfig())
         slow = np.array(enhance(Image.fromarray(image)).enhance(factor), int)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         jittered = jitter(tensor, torch.from_numpy(full)[None])[0].permute(1, 2, 0).numpy()
@@ -64,10 +64,10 @@ def test_mean_gray_is_that_of_the_whole_image_just_before_contrast() -> None:
     color = np.array([1.3, 0.7, 1, 0, 0, 0, 1, 2], np.float32)  # brightness first
     bright = np.minimum(image.astype(int) * 1.3, 255)
     expected = (bright @ np.array([0.299, 0.587, 0.114])).mean()
-    assert abs(with_gray_mean(color, image)[4] - expected) < 3
+    assert abs(complete_jitter(color, image, AugmentConfig())[4] - expected) < 3
     color[5:8] = (1, 0, 2)  # contrast first
     expected = (image @ np.array([0.299, 0.587, 0.114])).mean()
-    assert abs(with_gray_mean(color, image)[4] - expected) < 3
+    assert abs(complete_jitter(color, image, AugmentConfig())[4] - expected) < 3
 
 
 def test_identity_row_changes_nothing() -> None:
@@ -77,7 +77,9 @@ def test_identity_row_changes_nothing() -> None:
 
 def test_images_of_a_batch_do_not_touch_each_other() -> None:
     images = torch.stack([torch.from_numpy(kit.pixels(n)).permute(2, 0, 1).float() for n in range(6)])
-    color = torch.from_numpy(np.stack([with_gray_mean(row, kit.pixels(n)) for n, row in enumerate(rows(6))]))
+    color = torch.from_numpy(
+        np.stack([complete_jitter(row, kit.pixels(n), AugmentConfig()) for n, row in enumerate(rows(6))])
+    )
     together = jitter(images, color)
     for n in range(6):
         assert torch.equal(together[n : n + 1], jitter(images[n : n + 1], color[n : n + 1]))
