@@ -82,9 +82,8 @@ def convert(
     """Convert the records of each split to shards in `folder` and return their manifest, the same on every rank.
 
     `classes` are the foreground classes; `settings` identify the source and are kept in the manifest. Rank r of R
-    writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the
-    names of images that cannot be used, and ShardError when a shard cannot be written; whole shards stay and are not
-    written again.
+    writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the names of images
+    that cannot be used, and ShardError when a shard cannot be written; whole shards stay and are not written again.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +246,7 @@ def _clean_up(folder: Path, splits: Mapping[str, Split]) -> None:
     for split in splits.values():
         for shard in split.shards:
             _note(folder / shard.file).unlink()
+        planned = {shard.file for shard in split.shards}
         for path in folder.glob(f"{split.name}-[0-9][0-9][0-9][0-9][0-9].tar"):
-            if path.name not in {shard.file for shard in split.shards}:
+            if path.name not in planned:
                 path.unlink()

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from seam_dist.artifacts.tar_file import Member
 from seam_dist.config.schema import DataConfig
-from seam_dist.data.images import Pixels
+from seam_dist.data.images import BadSampleError, Pixels
 from seam_dist.data.manifest import ShardError, load_manifest
-from seam_dist.data.shards import BadSampleError, decode_sample, index_shard, read_indexed
+from seam_dist.data.shards import decode_sample, index_shard, read_indexed
 
 
 class ShardDataset(Dataset[dict[str, Any]]):

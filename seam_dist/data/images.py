@@ -32,15 +32,19 @@ _TURBO_COLORS = ("YCbCr", "Gray", "RGB")
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, IndexError)  # what Pillow raises for damaged files
 
 
-class BadImageError(ValueError):
-    """An image or mask that cannot be used; the message says why."""
+class BadSampleError(ValueError):
+    """A sample that cannot be used; the message says why."""
+
+
+class BadImageError(BadSampleError):
+    """An image or mask that cannot be used."""
 
 
 class UnknownFormatError(BadImageError):
     """A file that is none of the formats asked for."""
 
 
-def single_thread(_: int = 0) -> None:
+def single_thread() -> None:
     """Keep this process to one thread: many decode side by side, and OpenCV's threads do not survive a fork."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -116,7 +120,7 @@ def decode_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES)
 
 
 def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> Pixels:
-    """Return the class indices (H, W) uint8 of a palette PNG; raise ValueError where `decode_mask` does.
+    """Return the class indices (H, W) uint8 of a palette PNG; raise BadImageError where `decode_mask` does.
 
     A gray PNG is refused as well: its values need not be indices.
     """
@@ -125,7 +129,7 @@ def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSE
             raise BadImageError("it is no palette PNG")
         return decode_mask(data, max_pixels=max_pixels, num_classes=num_classes)
     except BadImageError as error:
-        raise ValueError(f"the label image cannot be used ({error}): write the labels again") from None
+        raise BadImageError(f"the label image cannot be used ({error}): write the labels again") from None
 
 
 def encode_png(data: bytes, *, max_pixels: int) -> bytes:

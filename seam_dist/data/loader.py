@@ -273,13 +273,13 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _start_worker(index: int) -> None:
+def _start_worker(_: int) -> None:
     """Keep the worker to one thread, and alive for a while after a signal to stop the job.
 
     Ctrl-C and many schedulers signal every process of a job. A worker that died at once would take the training
     process with it before its last checkpoint.
     """
-    single_thread(index)
+    single_thread()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))

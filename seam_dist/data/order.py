@@ -18,7 +18,7 @@ import numpy as np
 _SHARDS, _SAMPLES, _AUGMENT = 1, 2, 3  # what a random generator is for; keeps their sequences apart
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """Shards of one stream whose samples are shuffled and held in memory together in one epoch."""
 
@@ -26,6 +26,16 @@ class Group:
     epoch: int
     index: int
     shards: tuple[int, ...]
+
+
+def sample_generator(seed: int, number: int) -> np.random.Generator:
+    """Return the random generator of sample `number`: augmentation depends on (seed, number) alone."""
+    return _generator(seed, _AUGMENT, number, 0, 0)
+
+
+def _generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
+    # Philox is keyed, not seeded: any (seed, purpose, place) gives its own sequence at no cost of searching for it.
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, purpose], counter=[0, *place]))
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,3 @@ def _epoch(order: Order, stream: int, epoch: int) -> tuple[tuple[Group, ...], tu
         for index, start in enumerate(starts)
     )
     return groups, tuple(accumulate(sum(order.counts[shard] for shard in group.shards) for group in groups))
-
-
-def sample_generator(seed: int, number: int) -> np.random.Generator:
-    """Return the random generator of sample `number`: augmentation depends on (seed, number) alone."""
-    return _generator(seed, _AUGMENT, number, 0, 0)
-
-
-def _generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
-    # Philox is keyed, not seeded: any (seed, purpose, place) gives its own sequence at no cost of searching for it.
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, purpose], counter=[0, *place]))

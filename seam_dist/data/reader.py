@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.label_file import read_label_shard
-from seam_dist.data.images import Pixels, decode_labels
+from seam_dist.data.images import BadSampleError, Pixels, decode_labels
 from seam_dist.data.manifest import ShardError, Split
 from seam_dist.data.order import Group, Order, sample_generator
-from seam_dist.data.shards import BadSampleError, RawSample, SampleInfo, decode_stored_mask, parse_info, read_raw
+from seam_dist.data.shards import RawSample, SampleInfo, decode_stored_mask, parse_info, read_raw
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +61,7 @@ class LabelMapDecoder:
             return decode_stored_mask(raw, size, max_pixels=self.max_pixels, num_classes=self.num_classes)
         if "png" not in raw.members:
             raise BadSampleError(f"it has no label in {self.folder}")
-        try:
-            label = decode_labels(raw.members["png"], max_pixels=self.max_pixels, num_classes=self.num_classes)
-        except ValueError as error:
-            raise BadSampleError(str(error)) from None
+        label = decode_labels(raw.members["png"], max_pixels=self.max_pixels, num_classes=self.num_classes)
         if label.shape != size:
             raise ShardError(
                 f"the label of {raw.key} in {self.folder} has {label.shape} cells (height, width), expected {size} for "

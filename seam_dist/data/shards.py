@@ -23,16 +23,12 @@ import webdataset
 
 from seam_dist.artifacts.tar_file import KEY, Member, MemberError, TarError, read_member, walk_tar
 from seam_dist.config.schema import MAX_CLASSES
-from seam_dist.data.images import BadImageError, Pixels, decode_image, decode_mask
+from seam_dist.data.images import BadSampleError, Pixels, decode_image, decode_mask
 from seam_dist.data.manifest import REMEDY, Shard, ShardError, check_size
 
 IMAGE_EXTENSIONS = ("jpg", "webp", "image.png")
 
 _MEMBER = re.compile(rf"({KEY})\.(json|png|jpg|webp|image\.png|[ab]\.(?:jpg|webp|image\.png))")
-
-
-class BadSampleError(ValueError):
-    """One sample that cannot be used; the message names the key and the shard."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +154,9 @@ def parse_info(data: bytes, num_classes: int = MAX_CLASSES) -> SampleInfo:
         info = SampleInfo(classes, (height, width), int(value.get("orientation", 1)), str(value["source_id"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadSampleError(f"its .json is not readable ({error!r})") from None
-    if min(height, width) < 1:
-        raise BadSampleError(f"its .json says {height} x {width} pixels")
-    if not all(1 <= index <= num_classes for index in classes) or not 1 <= info.orientation <= 8:
-        raise BadSampleError(f"its .json has classes {classes} or orientation {info.orientation} out of range")
+    in_range = all(1 <= index <= num_classes for index in classes) and 1 <= info.orientation <= 8
+    if min(info.size) < 1 or not in_range:
+        raise BadSampleError(f"its .json has a value out of range, expected classes 1 to {num_classes}: {vars(info)}")
     return info
 
 
@@ -184,10 +179,7 @@ def decode_stored_image(
     if len(extensions) != 1:
         raise BadSampleError(f"it has {len(extensions)} images, expected 1 of {', '.join(IMAGE_EXTENSIONS)}")
     data = raw.members[extensions[0]]
-    try:
-        image = decode_image(data, max_pixels=max_pixels, orientation=info.orientation, min_size=smallest)
-    except BadImageError as error:
-        raise BadSampleError(str(error)) from None
+    image = decode_image(data, max_pixels=max_pixels, orientation=info.orientation, min_size=smallest)
     reduced = smallest is not None and 2 * smallest[0] <= info.size[0] and 2 * smallest[1] <= info.size[1]
     if image.shape[:2] != info.size and not reduced:
         raise BadSampleError(f"its image has {image.shape[:2]} pixels (height, width), its .json says {info.size}")
@@ -198,10 +190,7 @@ def decode_stored_mask(raw: RawSample, size: tuple[int, int], *, max_pixels: int
     """Decode the mask of a sample whose image has `size`; raise BadSampleError when it is missing or cannot be used."""
     if "png" not in raw.members:
         raise BadSampleError("it has no mask")
-    try:
-        mask = decode_mask(raw.members["png"], max_pixels=max_pixels, num_classes=num_classes)
-    except BadImageError as error:
-        raise BadSampleError(str(error)) from None
+    mask = decode_mask(raw.members["png"], max_pixels=max_pixels, num_classes=num_classes)
     if mask.shape != size:
         raise BadSampleError(f"its mask has {mask.shape} pixels (height, width), its image {size}")
     return mask

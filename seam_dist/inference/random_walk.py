@@ -22,8 +22,9 @@ from seam_dist.artifacts.cam_file import StoredCam, upsample_cam
 from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config
+from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import Shard
-from seam_dist.data.shards import BadSampleError, Sample, read_shard
+from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead
 from seam_dist.inference.crf_pool import CrfPool
 from seam_dist.inference.pseudo_labels import background_score, block_means, choose_classes

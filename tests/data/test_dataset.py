@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from seam_dist.artifacts.atomic import write_json
 from seam_dist.data import dataset as dataset_module
 from seam_dist.data.dataset import ShardDataset
+from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import ShardError, load_manifest
-from seam_dist.data.shards import BadSampleError, Sample, read_raw, read_shard
+from seam_dist.data.shards import Sample, read_raw, read_shard
 
 
 def stored(folder: Path) -> list[Sample]:

@@ -193,7 +193,7 @@ def test_bad_sample_is_reported_once_and_replaced_the_same_everywhere(
     ("change", "reason"),
     [
         (lambda m: {**m, "json": b"{}"}, "its .json is not readable"),
-        (lambda m: {**m, "json": m["json"].replace(b"[30, 40]", b"[30, -1]")}, "its .json says"),
+        (lambda m: {**m, "json": m["json"].replace(b"[30, 40]", b"[30, -1]")}, "its .json has a value out of range"),
         (lambda m: {**m, "json": m["json"].replace(b"[30, 40]", b"[40, 30]")}, "its image has (30, 40) pixels"),
         (lambda m: {"a.jpg": m["jpg"], "json": m["json"]}, "it has 0 images"),
         (lambda m: {**m, "jpg": b"\xff\xd8nonsense"}, "the JPEG is damaged"),

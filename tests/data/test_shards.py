@@ -18,9 +18,9 @@ import webdataset
 import webdataset.utils
 
 from seam_dist.artifacts.atomic import read_json, write_json
+from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import Manifest, Shard, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import (
-    BadSampleError,
     RawSample,
     SampleInfo,
     decode_sample,

@@ -26,7 +26,7 @@ import simplejpeg
 from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources import synthetic_shapes as shapes
 from seam_dist.data.sources.base import Record, SourceError, make_key
-from seam_dist.data.sources.synthetic_shapes import PATTERNS, Bools, Bytes, Float, Layer
+from seam_dist.data.sources.synthetic_shapes import Bools, Bytes, Float, Layer
 
 _JPEG_QUALITY: Final = 92
 _SHORT_SIDES: Final = (0.66, 0.75, 0.75, 0.75, 0.75, 0.89, 1.0)  # of the long side; few, so that sizes repeat as in VOC
@@ -50,9 +50,9 @@ class SyntheticSource:
     @property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the foreground classes: the head's pattern, numbered from its second color on."""
-        count = len(PATTERNS)
+        names, count = list(shapes.PATTERNS), len(shapes.PATTERNS)
         ids = range(self.cfg.num_classes)
-        return tuple(PATTERNS[c % count] + (f"-{c // count + 1}" if c >= count else "") for c in ids)
+        return tuple(names[c % count] + (f"-{c // count + 1}" if c >= count else "") for c in ids)
 
     def records(self, split: str) -> Sequence[Record]:
         """Return the records of a split; none is drawn before it is loaded. Raises SourceError for a wrong split."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -19,7 +19,6 @@ Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
 
-PATTERNS: Final = ("rings", "stripes", "checker", "spokes", "dots", "cross", "waves", "halves")
 _SUBPIXEL_BITS: Final = 4
 _MARGIN: Final = 2.0  # empty pixels around a drawn object
 
@@ -166,44 +165,34 @@ def _outline(rng: np.random.Generator) -> list[Float]:
     half = 0.5 * ratio * np.clip(1 - np.abs(along) ** 2.5, 0, 1) ** 0.5 * (1 + taper * 0.5 * along) + 0.02
     spine = bend * (along**2 - 0.5)
     body = np.stack([np.r_[along, along[::-1]], np.r_[spine + half, (spine - half)[::-1]]], 1)
-    parts = [body.astype(np.float32)]
+    parts = [body]
     if body_type == 2:  # a fish or a bird: a tail and fins
         spread = rng.uniform(0.3, 0.6)
         tail = [(-0.75, spine[2]), (-1.3, spine[0] + spread), (-1.1, spine[0]), (-1.3, spine[0] - spread)]
-        parts.append(np.array(tail, np.float32))
-        reach = rng.uniform(0.4, 0.9)
-        parts.append(np.array([(0.25, 0), (-0.35, reach), (-0.3, 0)], np.float32))
+        fin = np.array([(0.25, 0), (-0.35, rng.uniform(0.4, 0.9)), (-0.3, 0)])
+        parts += [np.array(tail), fin]
         if rng.random() < 0.5:
-            parts.append(np.array([(0.25, 0), (-0.35, -reach), (-0.3, 0)], np.float32))
+            parts.append(fin * (1, -1))
     else:  # an animal or a piece of furniture: legs
         length, thickness = rng.uniform(0.55, 0.95), rng.uniform(0.09, 0.16)
         for x in (-0.7, -0.4, 0.3, 0.6)[:: int(rng.integers(1, 3))]:
             lean = rng.uniform(-0.15, 0.15)
             leg = [(x - thickness, 0), (x + thickness, 0), (x + lean + thickness * 0.8, length)]
-            parts.append(np.array([*leg, (x + lean - thickness * 0.8, length)], np.float32))
-    return parts
+            parts.append(np.array([*leg, (x + lean - thickness * 0.8, length)]))
+    return [part.astype(np.float32) for part in parts]
 
 
-def _pattern(pattern: int, p: Float, q: Float) -> Float:
-    """Return the ink in 0..1 of a class's pattern at head coordinates (p, q), whose unit is the head's radius."""
-    radius = np.hypot(p, q)
-    if pattern == 0:
-        wave = np.cos(radius * 2 * np.pi * 1.5)
-    elif pattern == 1:
-        wave = np.sin(q * np.pi * 2.2)
-    elif pattern == 2:
-        wave = 1.6 * np.sin(p * np.pi * 1.8) * np.sin(q * np.pi * 1.8)
-    elif pattern == 3:
-        wave = np.cos(np.arctan2(q, p) * 5)
-    elif pattern == 4:
-        wave = 1.1 * np.cos(p * np.pi * 2.4) + 1.1 * np.cos(q * np.pi * 2.4) - 0.7
-    elif pattern == 5:
-        wave = (0.26 - np.minimum(np.abs(p), np.abs(q))) * 6
-    elif pattern == 6:
-        wave = np.sin((q + 0.3 * np.sin(p * 6)) * np.pi * 2.2)
-    else:
-        wave = p * 5
-    return np.clip(0.5 + 1.5 * wave, 0, 1).astype(np.float32)
+PATTERNS: Final[dict[str, Callable[[Float, Float], NDArray[np.floating[Any]]]]] = {
+    "rings": lambda p, q: np.cos(np.hypot(p, q) * 2 * np.pi * 1.5),
+    "stripes": lambda p, q: np.sin(q * np.pi * 2.2),
+    "checker": lambda p, q: 1.6 * np.sin(p * np.pi * 1.8) * np.sin(q * np.pi * 1.8),
+    "spokes": lambda p, q: np.cos(np.arctan2(q, p) * 5),
+    "dots": lambda p, q: 1.1 * np.cos(p * np.pi * 2.4) + 1.1 * np.cos(q * np.pi * 2.4) - 0.7,
+    "cross": lambda p, q: (0.26 - np.minimum(np.abs(p), np.abs(q))) * 6,
+    "waves": lambda p, q: np.sin((q + 0.3 * np.sin(p * 6)) * np.pi * 2.2),
+    "halves": lambda p, q: p * 5,
+}
+"""The patterns of the classes, waves of height 1 in the coordinates (p, q) of a head, whose unit is its radius."""
 
 
 def _fill(polygons: Sequence[Float], height: int, width: int) -> Bytes:
@@ -292,8 +281,7 @@ def draw_object(
     u = (back[0, 0] * xs + (back[0, 1] * ys)[:, None]).astype(np.float32)
     v = (back[1, 0] * xs + (back[1, 1] * ys)[:, None]).astype(np.float32)
     second = np.clip(color + rng.uniform(-0.2, 0.2, 3), 0, 1).astype(np.float32)
-    texture = _texture(rng, u, v)
-    picture = _mix(color, second, texture)
+    picture = _mix(color, second, _texture(rng, u, v))
     edge = max(1.2, size / 70)
     material = _material(rng, u * half, v * half, min(limit) * rng.uniform(0.022, 0.04))
     picture *= _shading(body_alpha, light, edge, material)
@@ -304,7 +292,8 @@ def draw_object(
     ink = _hsv((class_id - 1) * 0.618 % 1, 0.95, 0.95)
     paper = 0.5 * color + (0.5 if class_id % 2 else 0.0)
     p, q = (u - np.float32(center[0])) / radius, (v - np.float32(center[1])) / radius
-    drawn = _pattern((class_id - 1) % len(PATTERNS), p, q)
+    wave = list(PATTERNS.values())[(class_id - 1) % len(PATTERNS)](p, q)
+    drawn = np.clip(0.5 + 1.5 * wave, 0, 1).astype(np.float32)
     face = _mix(paper, ink, drawn) * _shading(head_alpha, light, edge, material)
     picture += repeat_rgb(head_alpha / np.float32(255)) * (face - picture)
     return Layer(np.clip(picture, 0, 1), np.maximum(body_alpha, head_alpha) / np.float32(255), head_alpha >= 128)
