@@ -96,7 +96,7 @@ def convert(
         has_masks, has_labels = (_all_or_none(records, field, name) for field in ("mask", "classes"))
         count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
         tasks = [
-            _plan(folder / f"{name}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
+            _plan_shard(folder / f"{name}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
             for i in range(count)
         ]
         plans.append((Split(name, len(records), has_masks, has_labels, shards=()), tasks))
@@ -174,7 +174,7 @@ def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
     return not without
 
 
-def _plan(
+def _plan_shard(
     path: Path, records: Sequence[Record], num_classes: int, max_pixels: int, settings: Mapping[str, Any]
 ) -> _Task:
     content = [[record.key, record.source_id, record.classes, record.mask is not None] for record in records]
@@ -190,12 +190,12 @@ def _note(shard: Path) -> Path:
 def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
     """Write the shards, in several processes where that helps; raise SourceError with the first of all bad images."""
     if min(num_processes, len(tasks)) <= 1:
-        problems = [problem for task in tasks for problem in _write(task)]
+        problems = [problem for task in tasks for problem in _write_task(task)]
     else:
         # fork: readers may hold open state, and the loaders of training fork as well.
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=single_thread) as pool:
-            problems = [problem for reported in pool.map(_write, tasks) for problem in reported]
+            problems = [problem for reported in pool.map(_write_task, tasks) for problem in reported]
     if problems:
         raise SourceError(
             f"{len(problems)} images cannot be converted, the first are below; correct or remove them and rerun (whole "
@@ -203,7 +203,7 @@ def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
         )
 
 
-def _write(task: _Task) -> list[str]:
+def _write_task(task: _Task) -> list[str]:
     """Write one shard and its note; return the errors of its images instead, if there are any."""
     path, problems = task.path, []
     for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing

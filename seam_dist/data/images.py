@@ -61,7 +61,7 @@ class ImageHeader:
 
 def read_header(data: bytes, *, max_pixels: int) -> ImageHeader:
     """Return the header of a JPEG, PNG or WebP file without decoding it; raise BadImageError for anything else."""
-    with _open(data, max_pixels, FORMATS) as image:
+    with _open_image(data, max_pixels, FORMATS) as image:
         extension = {"PNG": "png", "WEBP": "webp"}.get(image.format or "", "jpg")
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -86,8 +86,8 @@ def decode_image(
             height, width, color, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(width, height, max_pixels)
         if color not in _TURBO_COLORS:
-            with _open(data, max_pixels, FORMATS) as image:
-                return orient(_to_rgb(_load(image)), orientation)
+            with _open_image(data, max_pixels, FORMATS) as image:
+                return orient(_to_rgb(_load_pixels(image)), orientation)
         least = min_size or (0, 0)
         if orientation >= 5:
             least = least[::-1]
@@ -103,13 +103,13 @@ def decode_image(
 
 def decode_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> Pixels:
     """Decode a PNG of class indices, gray or palette, to (H, W) uint8; raise BadImageError for anything else."""
-    with _open(data, max_pixels, ("PNG",)) as image:
+    with _open_image(data, max_pixels, ("PNG",)) as image:
         if image.mode not in ("L", "P"):
             raise BadImageError(
                 f"a mask holds class indices in 8-bit gray or palette mode, found mode {image.mode}: convert "
                 "colors to indices"
             )
-        mask = np.array(_load(image), dtype=np.uint8)
+        mask = np.array(_load_pixels(image), dtype=np.uint8)
     wrong = mask[(mask > num_classes) & (mask != IGNORE_INDEX)]
     if wrong.size:
         raise BadImageError(
@@ -134,8 +134,8 @@ def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSE
 
 def encode_png(data: bytes, *, max_pixels: int) -> bytes:
     """Return the first frame of a GIF, TIFF, BMP, PPM or JPEG 2000 image as 8-bit RGB PNG, without its metadata."""
-    with _open(data, max_pixels, LOSSLESS_TO_PNG) as image:
-        pixels = _to_rgb(_load(image))
+    with _open_image(data, max_pixels, LOSSLESS_TO_PNG) as image:
+        pixels = _to_rgb(_load_pixels(image))
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
@@ -162,7 +162,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+def _open_image(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     """Read the header with Pillow and check the size."""
     if "WEBP" not in Image.OPEN:
         Image.init()  # a first open with `formats` knows the most common formats only
@@ -181,7 +181,7 @@ def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image
     return image
 
 
-def _load(image: Image.Image) -> Image.Image:
+def _load_pixels(image: Image.Image) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES lets damaged images pass for whole ones: unset it")
     try:

@@ -144,7 +144,7 @@ class SampleLoader:
                 collate_fn=_as_is,
                 num_workers=num_workers,
                 prefetch_factor=ahead,
-                worker_init_fn=_start_worker,
+                worker_init_fn=_start_loader_worker,
                 persistent_workers=True,
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # its own: the loader must not advance the generator of dropout
@@ -273,7 +273,7 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _start_worker(_: int) -> None:
+def _start_loader_worker(_: int) -> None:
     """Keep the worker to one thread, and alive for a while after a signal to stop the job.
 
     Ctrl-C and many schedulers signal every process of a job. A worker that died at once would take the training

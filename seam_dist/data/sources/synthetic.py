@@ -66,7 +66,7 @@ class SyntheticSource:
     def _record(self, split: str, index: int) -> Record:
         cfg, name = self.cfg, f"{split}_{index:06d}"
         scene = (index, split, cfg.seed, cfg.num_classes, cfg.image_size)
-        classes = tuple(sorted(set(_plan(index, split, cfg.seed, cfg.num_classes))))
+        classes = tuple(sorted(set(_plan_objects(index, split, cfg.seed, cfg.num_classes))))
         return Record(make_key(name), name, classes, partial(_jpeg, *scene), partial(_png, *scene))
 
 
@@ -79,7 +79,7 @@ def _png(*scene: Any) -> bytes:
     return bytes(cv2.imencode(".png", draw_scene(*scene)[1])[1])
 
 
-def _plan(index: int, split: str, seed: int, num_classes: int) -> list[int]:
+def _plan_objects(index: int, split: str, seed: int, num_classes: int) -> list[int]:
     """Return the class of each object of an image, back to front, without drawing it."""
     stream = zlib.crc32(split.encode())
     rng = random.Random(f"{seed}/{split}/{index}")
@@ -109,7 +109,7 @@ def draw_scene(index: int, split: str, seed: int, num_classes: int, image_size: 
 
     mask = np.zeros(size, np.uint8)
     parts: list[tuple[Bools, int]] = []  # of each object and each head the visible pixels, and how many there were
-    for class_id in _plan(index, split, seed, num_classes):
+    for class_id in _plan_objects(index, split, seed, num_classes):
         smallest = 0.15 if parts else 0.3
         extent = short_side * (smallest + (0.7 - smallest) * rng.random() ** 0.8)
         corner = None
@@ -144,7 +144,7 @@ def _draw_corner(rng: np.random.Generator, layer: Layer, size: tuple[int, int]) 
     return int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
 
 
-def _window(layer: Layer, corner: tuple[int, int]) -> tuple[slice, slice]:
+def _covered_window(layer: Layer, corner: tuple[int, int]) -> tuple[slice, slice]:
     (y, x), (height, width) = corner, layer.alpha.shape
     return slice(y, y + height), slice(x, x + width)
 
@@ -156,7 +156,7 @@ def _find_corner(
     covered = layer.alpha >= 0.5
     for _ in range(8):
         corner = _draw_corner(rng, layer, size)
-        window = _window(layer, corner)
+        window = _covered_window(layer, corner)
         if all(
             np.count_nonzero(part) - np.count_nonzero(part[window] & covered) >= _MIN_VISIBLE * area
             for part, area in parts
@@ -167,7 +167,7 @@ def _find_corner(
 
 def _paste(image: Float, layer: Layer, corner: tuple[int, int]) -> tuple[Bools, Bools]:
     """Blend a layer and its soft shadow into the image in place; return the masks (H, W) of the object and its head."""
-    window = _window(layer, corner)
+    window = _covered_window(layer, corner)
     soft = cv2.GaussianBlur(layer.alpha, (0, 0), max(1.0, layer.alpha.shape[0] / 25))
     ground = image[window] * shapes.repeat_rgb(1 - 0.35 * soft)
     image[window] = ground + shapes.repeat_rgb(layer.alpha) * (layer.color - ground)

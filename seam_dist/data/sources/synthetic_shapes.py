@@ -23,7 +23,7 @@ _SUBPIXEL_BITS: Final = 4
 _MARGIN: Final = 2.0  # empty pixels around a drawn object
 
 
-def _noise(rng: np.random.Generator, height: int, width: int, cells: float, octaves: int = 4) -> Float:
+def _fractal_noise(rng: np.random.Generator, height: int, width: int, cells: float, octaves: int = 4) -> Float:
     """Return fractal noise (H, W) around 0, mostly within -0.4..0.4; the coarsest octave has `cells` waves."""
     total: Float = np.zeros((2, 2), np.float32)
     amplitude = 0.5
@@ -73,7 +73,7 @@ def _ground(rng: np.random.Generator, xs: Float, ys: Float, first: Float) -> Flo
     second = np.clip(0.65 * first + 0.35 * random_color(rng), 0, 1)
     angle = rng.uniform(0, 2 * np.pi)
     across = math.cos(angle) * xs + math.sin(angle) * ys
-    clouds = float(rng.choice([0.6, 1.2, 6])) * _noise(rng, height, width, 4)
+    clouds = float(rng.choice([0.6, 1.2, 6])) * _fractal_noise(rng, height, width, 4)
     blend = np.clip(0.5 + rng.uniform(0.2, 1) * across + clouds, 0, 1)
     if rng.random() < 0.35:
         waves = rng.uniform(20, 70)
@@ -93,7 +93,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
     image = _ground(rng, xs, ys, first)
     if rng.random() < 0.4:  # a horizon
         slope, level = rng.normal(0, 0.2), rng.uniform(-0.2, 0.25)
-        above = (ys - level - slope * xs + 0.15 * _noise(rng, height, width, 3)) * side
+        above = (ys - level - slope * xs + 0.15 * _fractal_noise(rng, height, width, 3)) * side
         image += repeat_rgb(np.clip(0.5 - 0.5 * above, 0, 1)) * (_ground(rng, xs, ys, random_color(rng)) - image)
 
     canvas = image.copy()
@@ -121,7 +121,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
             curve = (center + steps + bend).astype(np.int32)
             cv2.polylines(canvas, [curve], False, color, int(rng.integers(1, 2 + side // 70)), cv2.LINE_AA)
     image += rng.uniform(0.5, 1.0) * (canvas - image)
-    grain = _noise(rng, height, width, rng.uniform(12, 40), octaves=3)
+    grain = _fractal_noise(rng, height, width, rng.uniform(12, 40), octaves=3)
     image *= repeat_rgb(1 + rng.uniform(0.5, 1.0) * grain)
     return np.clip(image, 0.02, 0.98, out=image)
 
@@ -129,7 +129,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float:
 def develop(rng: np.random.Generator, image: Float) -> Bytes:
     """Return the picture as from a camera: uneven light, a slight blur, grain, 8 bits."""
     height, width = image.shape[:2]
-    light = rng.uniform(0.85, 1.15) * (1 + 0.5 * _noise(rng, height, width, 1.5, octaves=2))
+    light = rng.uniform(0.85, 1.15) * (1 + 0.5 * _fractal_noise(rng, height, width, 1.5, octaves=2))
     picture = np.asarray(cv2.GaussianBlur(image * repeat_rgb(light), (0, 0), rng.uniform(0.3, 0.7)), np.float32)
     picture += repeat_rgb(rng.uniform(0.005, 0.02) * rng.standard_normal((height, width), dtype=np.float32))
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
@@ -220,7 +220,7 @@ def _texture(rng: np.random.Generator, u: Float, v: Float) -> Float:
     """Return a body's own texture, about -1..1, from local coordinates: mottled, banded, spotted or nearly plain."""
     height, width = u.shape
     texture = rng.integers(4)
-    mottle = _noise(rng, height, width, rng.uniform(3, 8))
+    mottle = _fractal_noise(rng, height, width, rng.uniform(3, 8))
     if texture == 0:
         return np.asarray(1.2 * mottle, np.float32)
     if texture == 1:
@@ -241,7 +241,7 @@ def _material(rng: np.random.Generator, u: Float, v: Float, period: float) -> Fl
     """
     relief, angle, strength = rng.integers(4), rng.uniform(0, np.pi), rng.uniform(0.2, 0.4)
     if relief == 3:
-        grain = _noise(rng, u.shape[0], u.shape[1], max(u.shape) / period, octaves=1)
+        grain = _fractal_noise(rng, u.shape[0], u.shape[1], max(u.shape) / period, octaves=1)
         return np.asarray(1 + 2 * strength * grain, np.float32)
     scale = 2 * np.pi / period
     first = np.sin((u * math.cos(angle) + v * math.sin(angle)) * scale)
