@@ -427,10 +427,9 @@ def main() -> None:
             rows = measure(args, op, shape, limits)
             if args.csv:
                 args.csv.parent.mkdir(parents=True, exist_ok=True)
-                new = not args.csv.exists()
                 with args.csv.open("a", newline="") as file:
                     writer = csv.DictWriter(file, FIELDS)
-                    if new:
+                    if file.tell() == 0:
                         writer.writeheader()
                     writer.writerows(rows)
 

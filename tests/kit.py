@@ -35,7 +35,7 @@ from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.shards import read_raw
 from seam_dist.data.sources.base import Record
-from seam_dist.models import Backbone, Features
+from seam_dist.models.backbones.base import Backbone, Features
 
 Section = TypeVar("Section", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
 CLASSES = ("cat", "dog", "horse")  # of the small data sets in memory

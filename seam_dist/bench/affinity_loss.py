@@ -1,10 +1,7 @@
 """The cost of AffinityNet's loss, here and in the published form, forward and backward, on one core.
 
-    python -m seam_dist.bench.affinity_loss [--batch-size 8] [--grid 56] [--channels 448] [--repeats 3]
-
-The published form gathers the second side of every pair: with 448 channels on a grid of 56 x 56 that are 34 copies of
-the features, then their differences and absolute values as large again. Both compute the border rule `paper`, which is
-the one that the gathered form has. Each runs in a process of its own, so that peak memory is its own, too.
+The published form gathers the second side of every pair, 34 copies of the features, then their differences. Both
+compute the border rule `paper`. Each runs in a process of its own, so that peak memory is its own, too.
 """
 
 from __future__ import annotations
@@ -14,9 +11,9 @@ import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import torch
 from seam_kernels import edge_affinity
@@ -28,8 +25,7 @@ from seam_dist.losses.affinity import affinity_losses, pair_counts
 _RADIUS = 5
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """Medians of the repeats, and the loss, which must be the same in every form."""
 
     wall_s: float
@@ -62,17 +58,16 @@ def measure_loss(form: str, batch_size: int, grid: int, channels: int, repeats: 
     function(*inputs(1, 12, 4)).backward()  # type: ignore[no-untyped-call]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     feature, labels = inputs(batch_size, grid, channels)
-    wall, cpu, loss = [], [], 0.0
+    wall, cpu = [], []
     for _ in range(repeats):
         feature.grad = None
         start, start_cpu = time.perf_counter(), time.process_time()
-        value = function(feature, labels)
-        value.backward()  # type: ignore[no-untyped-call]
+        loss = function(feature, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
-        loss = float(value.detach())
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return Result(statistics.median(wall), statistics.median(cpu), peak, loss)
+    return Result(statistics.median(wall), statistics.median(cpu), peak, loss.item())
 
 
 def main() -> None:
@@ -85,14 +80,13 @@ def main() -> None:
     args = parser.parse_args()
     print(f"batch {args.batch_size}, {args.grid} x {args.grid} x {args.channels}, radius {_RADIUS}, one core")
     print(f"{'':10}{'wall s':>10}{'CPU s':>10}{'peak MiB':>10}{'loss':>12}")
-    results = []
+    cpu_s = {}
     for form in ("gathered", "stencil"):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             one = pool.submit(measure_loss, form, args.batch_size, args.grid, args.channels, args.repeats).result()
-        results.append(one)
+        cpu_s[form] = one.cpu_s
         print(f"{form:10}{one.wall_s:10.3f}{one.cpu_s:10.3f}{one.peak_mib:10.0f}{one.loss:12.6f}", flush=True)
-    gathered, stencil = results
-    print(f"gathered / stencil: {gathered.cpu_s / stencil.cpu_s:.1f} of CPU time")
+    print(f"gathered / stencil: {cpu_s['gathered'] / cpu_s['stencil']:.1f} of CPU time")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 Rows: the published order in Pillow; the loader of training, which leaves color to the device; decoding alone. Images
 are 500 x 375 JPEGs of about 100 KB like those of PASCAL VOC: noise with the spectrum of photographs, or the photographs
-of a folder scaled to that size (--photos). Read from the shards of a temporary folder in canonical order by one
-process, augmented with the default settings, assembled to batches. Wall and processor time are given: the latter
-depends less on what else the machine does.
+of a folder scaled to that size (--photos). Processor time depends less than wall time on what else the machine does.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from seam_dist.data.manifest import Manifest
 from seam_dist.data.order import sample_generator
 from seam_dist.data.shards import RawSample, read_raw
 from seam_dist.data.sources.base import Record
+from seam_dist.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (500, 375)
 _BATCH = 16
@@ -55,32 +55,25 @@ def synthetic_photo(rng: np.random.Generator, width: int, height: int) -> Image.
 def make_jpegs(count: int, photos: Path | None, quality: int = 85) -> tuple[bytes, ...]:
     """Return `count` JPEGs of SIZE; fewer different ones when the folder of photographs holds fewer."""
     rng = np.random.default_rng(0)
-    paths = sorted(path for path in photos.rglob("*.jpg")) if photos is not None else []
+    paths = sorted(photos.rglob("*.jpg")) if photos is not None else []
     if photos is not None and not paths:
         raise ValueError(f"--photos {photos} holds no .jpg files: give a folder of photographs")
     jpegs = []
     for index in range(min(count, len(paths) or 64)):
-        if paths:
-            image = Image.open(paths[index]).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC)
-        else:
-            image = synthetic_photo(rng, *SIZE)
+        photo = Image.open(paths[index]).convert("RGB") if paths else synthetic_photo(rng, *SIZE)
         out = io.BytesIO()
-        image.save(out, "JPEG", quality=quality)
+        photo.resize(SIZE, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
         jpegs.append(out.getvalue())
     return tuple(jpegs[index % len(jpegs)] for index in range(count))
 
 
 def _raw(folder: Path, manifest: Manifest) -> Iterator[tuple[int, RawSample]]:
-    number = 0
-    while True:
-        for shard in manifest.split("train").shards:
-            for raw in read_raw(folder / shard.file, shard):
-                yield number, raw
-                number += 1
+    shards = cycle(manifest.split("train").shards)
+    return enumerate(raw for shard in shards for raw in read_raw(folder / shard.file, shard))
 
 
 def _exact(folder: Path, manifest: Manifest, cfg: AugmentConfig) -> Iterator[int]:
-    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     batch: list[np.ndarray] = []
     for number, raw in _raw(folder, manifest):
         image = Image.open(io.BytesIO(raw.members["jpg"])).convert("RGB")
@@ -141,14 +134,14 @@ def main() -> None:
             streams=max(4, args.workers),
             max_pixels=_MAX_PIXELS,
         )
-        rows: list[tuple[str, Callable[[], Iterator[int]], int]] = [
-            ("Pillow, published order", partial(_exact, folder, manifest, cfg), args.num_images // 8),
-            ("loader of training", partial(_load, folder, manifest, cfg, args.workers), args.num_images),
-            ("decoding alone", partial(_decode, folder, manifest), args.num_images),
-        ]
+        rows = (
+            ("Pillow, published order", _exact(folder, manifest, cfg), args.num_images // 8),
+            ("loader of training", _load(folder, manifest, cfg, args.workers), args.num_images),
+            ("decoding alone", _decode(folder, manifest), args.num_images),
+        )
         print(f"{'':26}{'images/s':>10}{'a CPU second':>14}{'lowest':>9}{'highest':>9}")
-        for label, start, count in rows:
-            wall, cpu = measure(start(), count, args.repeats)
+        for label, images, count in rows:
+            wall, cpu = measure(images, count, args.repeats)
             middle = f"{statistics.median(wall):10.0f}{statistics.median(cpu):14.0f}"
             print(f"{label:26}{middle}{min(cpu):9.0f}{max(cpu):9.0f}", flush=True)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from seam_kernels import half_plane_offsets
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, multilabel_soft_margin_loss, relu
+from torch.nn.functional import adaptive_avg_pool2d, multilabel_soft_margin_loss, pad, relu
 
-from seam_dist.models import SEAM, Features, SEAMOutput
+from seam_dist.models import SEAM, SEAMOutput
+from seam_dist.models.backbones.base import Features
 from seam_dist.models.grid import resize
 from seam_dist.models.seam import EPS, pcm_input_cam
 
@@ -41,10 +42,8 @@ def _max_norm(cam: Tensor) -> Tensor:
 def published_loss(first: SEAMOutput, second: SEAMOutput, label: Tensor) -> Tensor:
     """Return the total loss of SEAM as PARITY.md section 2 reads, operation by operation, at full size."""
     n = label.shape[0]
-    with_background = torch.cat([label.new_ones(n, 1), label], dim=1)[:, :, None, None]
+    with_background = pad(label, (1, 0), value=1.0)[:, :, None, None]
     size = (second.cam.shape[2], second.cam.shape[3])
-    assert first.cam_refined is not None
-    assert second.cam_refined is not None
     total = label.new_zeros(())
     maps = []
     for view in (first, second):
@@ -56,8 +55,8 @@ def published_loss(first: SEAMOutput, second: SEAMOutput, label: Tensor) -> Tens
         total = total + (multilabel_soft_margin_loss(pooled, label) + relu(lowest).sum() / (k * n)) / 2
         cam = resize(_max_norm(view.cam), size) * with_background
         refined = resize(_max_norm(view.cam_refined), size) * with_background
-        background = 1 - cam[:, 1:].amax(dim=1, keepdim=True)
-        maps.append((cam, refined, torch.cat([background, cam[:, 1:]], dim=1)))
+        target = torch.cat([1 - cam[:, 1:].amax(dim=1, keepdim=True), cam[:, 1:]], dim=1)
+        maps.append((cam, refined, target))
     (cam1, refined1, target1), (cam2, refined2, target2) = maps
     total = total + (cam1[:, 1:] - cam2[:, 1:]).abs().mean()
     for target, refined in ((target2, refined1), (target1, refined2)):

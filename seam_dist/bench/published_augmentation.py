@@ -31,14 +31,11 @@ def augment_exact(
 
 def jitter_exact(image: Image.Image, color: NDArray[np.float32]) -> Image.Image:
     """Apply one row of jitter parameters as torchvision's ColorJitter does to a Pillow image."""
+    enhance = {BRIGHTNESS: ImageEnhance.Brightness, CONTRAST: ImageEnhance.Contrast, SATURATION: ImageEnhance.Color}
     for operation in operation_order(color):
         value = float(color[operation])
-        if operation == BRIGHTNESS:
-            image = ImageEnhance.Brightness(image).enhance(value)
-        elif operation == CONTRAST:
-            image = ImageEnhance.Contrast(image).enhance(value)
-        elif operation == SATURATION:
-            image = ImageEnhance.Color(image).enhance(value)
+        if operation in enhance:
+            image = enhance[operation](image).enhance(value)
         elif operation == HUE and value:
             hue, saturation, brightness = image.convert("HSV").split()
             turned = np.array(hue, np.int32) + int(value * 255)

@@ -1,8 +1,5 @@
 """Speed, memory and time by part of a SEAM training step, against the published form of the step on the same machine.
 
-    python -m seam_dist.bench.train_step [--forms published fused fused-high] [--batch 8] [--crop 448] [--scale 0.3]
-                                         [--width 1] [--steps 10] [--csv FILE]
-
 published: float32, contiguous memory, PCM from dense N x N matrices, the losses as PARITY.md section 2 reads.
 fused: bf16 autocast, channels_last, fused PCM of the channels that the losses read, `seam_dist.losses.seam`.
 fused-high: the same with torch.set_float32_matmul_precision("high"), that is PCM's products in tf32.
@@ -22,13 +19,14 @@ import csv
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
 from seam_dist.bench.published import PublishedSEAM, published_loss
@@ -44,17 +42,13 @@ PARTS = (
     "backbone_forward", "classifier_forward", "pcm_forward", "losses", "pcm_backward", "classifier_backward",
     "backbone_backward", "optimizer",
 )  # fmt: skip
-FIELDS = (
-    "form", "batch", "crop", "scale", "width", "classes", "images_per_s", "step_ms", "tflop_per_image", "mfu",
-    "peak_gib", *(f"{part}_ms" for part in PARTS), "matrix_tflops", "device", "torch",
-)  # fmt: skip
 
 
 class Step:
     """One form of the training step on a fixed random batch."""
 
     def __init__(self, args: argparse.Namespace, form: str, device: torch.device) -> None:
-        self.form, self.device = form, device
+        self.device = device
         self.fused = form != "published"
         torch.manual_seed(0)
         with device:
@@ -67,8 +61,7 @@ class Step:
         label = (torch.rand(args.batch, args.classes, generator=generator) < 1.5 / args.classes).float()
         self.channels = present_channels(label).to(device) if self.fused else None
         self.label = label.to(device)
-        side = max(1, int(args.crop * args.scale))
-        self.second_size = (side, side)
+        self.second_side = max(1, int(args.crop * args.scale))
         if self.fused:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.image = self.image.contiguous(memory_format=torch.channels_last)
@@ -83,8 +76,7 @@ class Step:
 
     def views(self) -> tuple[Tensor, Tensor]:
         """Return the images of both views."""
-        second = interpolate(self.image, self.second_size, mode="bilinear", align_corners=True)
-        return self.image, second
+        return self.image, resize(self.image, (self.second_side, self.second_side))
 
     def loss(self, first: SEAMOutput, second: SEAMOutput) -> Tensor:
         """Return the total loss."""
@@ -107,45 +99,35 @@ class Step:
         return loss.detach()
 
     def parts(self, clock: Callable[[], float]) -> dict[str, float]:
-        """Train one step, cut at the borders of its parts, and return the seconds of each."""
-        spent = dict.fromkeys(PARTS, 0.0)
-        last = clock()
-
-        def ends(part: str) -> None:
-            nonlocal last
-            now = clock()
-            spent[part] += now - last
-            last = now
-
+        """Train one step, cut at the borders of PARTS, and return the seconds of each."""
+        times = [clock()]
         model, views = self.model, self.views()
         with self.autocast():
             features = [model.backbone(view) for view in views]
-        ends("backbone_forward")
+        times.append(clock())
         leaves = [f.conv6.detach().requires_grad_() for f in features]
         cams = [model.fc8(model.dropout7(leaf)) for leaf in leaves]
-        ends("classifier_forward")
+        times.append(clock())
         refined = [
             model._refine(cam.detach(), f, view.float(), self.channels)
             for cam, f, view in zip(cams, features, views, strict=True)
         ]
-        ends("pcm_forward")
+        times.append(clock())
         grids = [[x.detach().requires_grad_() for x in pair] for pair in zip(cams, refined, strict=True)]
-        full = [
-            SEAMOutput(*(resize(x, (view.shape[2], view.shape[3])) for x in pair))
-            for pair, view in zip(grids, views, strict=True)
-        ]
+        sizes = [(view.shape[2], view.shape[3]) for view in views]
+        full = [SEAMOutput(*(resize(x, size) for x in pair)) for pair, size in zip(grids, sizes, strict=True)]
         torch.autograd.backward(self.loss(full[0], full[1]))
-        ends("losses")
+        times.append(clock())
         torch.autograd.backward(refined, [pair[1].grad for pair in grids])
-        ends("pcm_backward")
+        times.append(clock())
         torch.autograd.backward(cams, [pair[0].grad for pair in grids])
-        ends("classifier_backward")
+        times.append(clock())
         torch.autograd.backward([f.conv6 for f in features], [leaf.grad for leaf in leaves])
-        ends("backbone_backward")
+        times.append(clock())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        ends("optimizer")
-        return spent
+        times.append(clock())
+        return {part: end - begin for part, (begin, end) in zip(PARTS, pairwise(times), strict=True)}
 
 
 def count_flops(args: argparse.Namespace) -> int:
@@ -156,34 +138,30 @@ def count_flops(args: argparse.Namespace) -> int:
     return int(counter.get_total_flops())
 
 
-def make_clock(device: torch.device) -> Callable[[], float]:
-    """Return a clock in seconds: process time, or wall time once the GPU is idle."""
+def read_clock(device: torch.device) -> float:
+    """Return seconds: of the process and a thread, or on the wall once the GPU is idle."""
     if device.type == "cpu":
-        return lambda: time.process_time() / torch.get_num_threads()
-
-    def clock() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return clock
+        return time.process_time() / torch.get_num_threads()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def matrix_rate(device: torch.device) -> float:
     """Return the flops a second of large products, bf16 on a GPU and float32 on a CPU."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     a = torch.randn(side, side, device=device, dtype=dtype)
-    clock, seconds = make_clock(device), []
+    seconds = []
     for _ in range(8):
-        begin = clock()
+        begin = read_clock(device)
         a @ a
-        seconds.append(clock() - begin)
+        seconds.append(read_clock(device) - begin)
     return 2 * side**3 / statistics.median(seconds[2:])
 
 
 def measure_form(args: argparse.Namespace, form: str, flops: int, rate: float) -> dict[str, Any]:
     """Return the row of a form."""
     device = torch.device(args.device)
-    clock = make_clock(device)
+    clock = partial(read_clock, device)
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.empty_cache()
@@ -197,15 +175,15 @@ def measure_form(args: argparse.Namespace, form: str, flops: int, rate: float) -
     for _ in range(args.steps):
         step()
     seconds = (clock() - begin) / args.steps
-    peak = torch.cuda.max_memory_allocated() / 2**30 if is_gpu else float("nan")
+    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.3f}" if is_gpu else ""
     parts = [step.parts(clock) for _ in range(1 + args.steps)][1:]
-    row: dict[str, Any] = {name: getattr(args, name) for name in ("batch", "crop", "scale", "width", "classes")}
-    row |= {"form": form, "images_per_s": f"{args.batch / seconds:.4g}", "step_ms": f"{seconds * 1e3:.4g}"}
+    row = {"form": form, **{name: getattr(args, name) for name in ("batch", "crop", "scale", "width", "classes")}}
+    row |= {"images_per_s": f"{args.batch / seconds:.4g}", "step_ms": f"{seconds * 1e3:.4g}"}
     row |= {"tflop_per_image": f"{flops / args.batch / 1e12:.4g}", "mfu": f"{flops / seconds / rate:.3f}"}
-    row |= {"peak_gib": f"{peak:.3f}" if is_gpu else "", "matrix_tflops": f"{rate / 1e12:.4g}"}
+    row["peak_gib"] = peak
     row |= {f"{part}_ms": f"{statistics.median(entry[part] for entry in parts) * 1e3:.4g}" for part in PARTS}
-    row |= {"device": torch.cuda.get_device_name() if is_gpu else "cpu", "torch": torch.__version__}
-    return {name: row[name] for name in FIELDS}
+    row["matrix_tflops"] = f"{rate / 1e12:.4g}"
+    return row | {"device": torch.cuda.get_device_name() if is_gpu else "cpu", "torch": torch.__version__}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -233,20 +211,19 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{form}: out of memory at batch {args.batch}", flush=True)
             continue
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items() if value != ""), flush=True)
-    by_form = {row["form"]: row for row in rows}
-    for form, row in by_form.items():
-        if form != "published" and "published" in by_form:
-            faster = float(row["images_per_s"]) / float(by_form["published"]["images_per_s"])
-            line = f"{form}: {faster:.2f} x the images/s of the published form"
+    published = next((row for row in rows if row["form"] == "published"), None)
+    for row in rows:
+        if published and row is not published:
+            faster = float(row["images_per_s"]) / float(published["images_per_s"])
+            line = f"{row['form']}: {faster:.2f} x the images/s of the published form"
             if row["peak_gib"]:
-                line += f", {float(row['peak_gib']) / float(by_form['published']['peak_gib']):.2f} x its peak memory"
+                line += f", {float(row['peak_gib']) / float(published['peak_gib']):.2f} x its peak memory"
             print(line, flush=True)
-    if args.csv:
+    if args.csv and rows:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        new = not args.csv.exists()
         with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if new:
+            writer = csv.DictWriter(file, rows[0])
+            if file.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)
 

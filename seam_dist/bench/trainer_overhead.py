@@ -1,8 +1,5 @@
 """How much a step of the trainer costs beyond a bare PyTorch loop over the same model, on one rank.
 
-    python -m seam_dist.bench.trainer_overhead [--batch-size 4] [--crop-size 64] [--width 0.125] [--rounds 15]
-                                               [--clock cpu]
-
 Both train SEAM on ResNet38d, full losses, with the same SGD groups. The bare loop is forward, backward, step and a
 read of the loss. Steps alternate between the two, so that a busy machine slows both alike; the median of the ratios of
 neighbors counts. `--clock cpu` counts the processor's time instead, for a machine that others use, too.
@@ -14,25 +11,17 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from seam_dist.cluster.distributed import World, init_world, shutdown
 from seam_dist.cluster.signals import StopRequest, Watchdog
-from seam_dist.config.schema import (
-    AugmentConfig,
-    Config,
-    LossConfig,
-    ModelConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainSeamConfig,
-)
+from seam_dist.config.load import from_tree
+from seam_dist.config.schema import Config
 from seam_dist.data.augment.color import IDENTITY
 from seam_dist.models import build_seam, parameter_groups
 from seam_dist.training.engine import start_training
@@ -46,20 +35,16 @@ def measure_steps(
     batch_size: int, crop_size: int, width: float, rounds: int, clock: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of each step of the bare loop and of the trainer, in pairs."""
-    cfg = Config(
-        run=RunConfig(threads=1),
-        augment=AugmentConfig(crop_size=crop_size),
-        model=ModelConfig(width=width),
-        loss=LossConfig(second_view_scale=0.5),
-        # Noise teaches nothing: a small rate keeps the weights finite.
-        train_seam=TrainSeamConfig(schedule=ScheduleConfig(global_batch_size=batch_size, max_steps=10**6, lr=1e-6)),
-    )
+    # Noise teaches nothing: a small rate keeps the weights finite.
+    schedule = {"global_batch_size": batch_size, "max_steps": 10**6, "lr": 1e-6}
+    settings = {"run": {"threads": 1}, "augment": {"crop_size": crop_size}, "model": {"width": width}}
+    settings |= {"loss": {"second_view_scale": 0.5}, "train_seam": {"schedule": schedule}}
+    cfg = from_tree(settings)
     world = init_world(cfg)
     torch.manual_seed(0)
     batch = random_batch(batch_size, crop_size)
     bare = bare_step(cfg, batch, world)
     training = start_training(build_module(cfg), world, max_steps=10**6)
-    batches: Iterator[dict[str, Any]] = repeat(batch)
     seconds: tuple[list[float], list[float]] = ([], [])
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -69,15 +54,14 @@ def measure_steps(
     ):
 
         def trainer() -> None:
-            losses = training.train_step(batches, stop)
+            losses = training.train_step(repeat(batch), stop)
             watchdog.feed()
             logger.log(training.step, losses, lr=training.lr)
 
-        steps: tuple[Callable[[], None], Callable[[], None]] = (bare, trainer)
         for index in range(rounds + 2):
             for which in (0, 1) if index % 2 else (1, 0):
                 start = clock()
-                steps[which]()
+                (bare, trainer)[which]()
                 if index >= 2:
                     seconds[which].append(clock() - start)
     training.close()
@@ -112,11 +96,10 @@ def bare_step(cfg: Config, batch: dict[str, Any], world: World) -> Callable[[], 
 def random_batch(batch_size: int, crop_size: int) -> dict[str, Any]:
     """Return a batch of noise in the form that the loader gives."""
     generator = torch.Generator().manual_seed(0)
-    color: Tensor = torch.tensor(IDENTITY).repeat(batch_size, 1)
     return {
         "image": torch.randint(0, 256, (batch_size, 3, crop_size, crop_size), generator=generator, dtype=torch.uint8),
         "valid": torch.tensor([[0, 0, crop_size, crop_size]], dtype=torch.int32).repeat(batch_size, 1),
-        "color": color,
+        "color": torch.tensor(IDENTITY).repeat(batch_size, 1),
         "label": (torch.rand(batch_size, _CLASSES, generator=generator) < 0.5).float(),
         "key": [f"noise-{index}" for index in range(batch_size)],
         "sample_number": torch.arange(batch_size),
@@ -131,13 +114,13 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    bare, trainer = measure_steps(arguments.batch_size, arguments.crop_size, arguments.width, arguments.rounds, clock)
+    args = parser.parse_args()
+    clock = time.perf_counter if args.clock == "wall" else time.process_time
+    bare, trainer = measure_steps(args.batch_size, args.crop_size, args.width, args.rounds, clock)
     ratio = statistics.median(b / a for a, b in zip(bare, trainer, strict=True))
     print(
         f"bare loop {statistics.median(bare) * 1e3:.1f} ms, trainer {statistics.median(trainer) * 1e3:.1f} ms, "
-        f"median of paired ratios {ratio:.3f} ({arguments.rounds} rounds, {arguments.clock} time)"
+        f"median of paired ratios {ratio:.3f} ({args.rounds} rounds, {args.clock} time)"
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import BACKBONES, IGNORE_INDEX, MAX_CLASSES, STAGES, STRICT, Ablation, Stage, Stride
@@ -143,7 +143,7 @@ class ModelConfig:
     """Give no gradient to the first layers (resnet38d: conv1a, b2, b2_1, b2_2)."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Probability of dropping a channel before the classifier; resnet38d's own dropout is fixed."""
-    pcm_channels: tuple[int, int] = (64, 128)
+    pcm_channels: tuple[PositiveInt, PositiveInt] = (64, 128)
     """Channels that f8_3 and f8_4 reduce the two feature maps to."""
     pcm_center: bool = False
     """Subtract each feature's spatial mean before the cosine of PCM; published: no."""

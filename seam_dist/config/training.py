@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import BACKBONES, STRICT, Ablation, Stride
@@ -129,7 +129,7 @@ class TrainAffinityConfig:
     """Pairs of grid cells nearer than this, in cells, have an affinity."""
     border: Literal["paper", "full"] = "full"
     """paper: cells near the left, right and bottom edge are never the first of a pair; full: all pairs."""
-    channels: tuple[int, int, int] = (64, 128, 256)
+    channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256)
     """Channels that f8_3, f8_4 and f8_5 reduce the three feature maps to."""
     output_stride: Stride | None = None
     """Input pixels a cell of the affinity grid, 8 or 16; unset: model.output_stride."""

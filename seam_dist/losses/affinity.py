@@ -28,10 +28,7 @@ def pair_types(labels: Tensor, *, radius: int, border: str) -> Tensor:
     neither side is ignored; it is BACKGROUND when both are 0, FOREGROUND when both are the same class, else NEGATIVE.
     """
     if labels.dim() != 3 or labels.is_floating_point():
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected whole numbers (B, h, w): give the "
-            "class indices of the affinity grid"
-        )
+        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, expected class indices (B, h, w)")
     batch, height, width = labels.shape
     offsets = half_plane_offsets(radius)
     types = torch.zeros(batch, len(offsets), height, width, dtype=torch.uint8, device=labels.device)
@@ -59,14 +56,12 @@ def affinity_losses(affinity: Tensor, labels: Tensor, counts: Tensor, *, radius:
     affinity (B, K, h, w) float32 from edge_affinity with the same radius and border; labels (B, h, w); counts (3,) of
     the global batch, of which these images are a part: the losses of all parts add up to that of the batch.
     """
-    batch, planes, height, width = affinity.shape
-    if labels.shape != (batch, height, width) or planes != len(half_plane_offsets(radius)):
-        raise ValueError(
-            f"affinity has shape {tuple(affinity.shape)} and labels {tuple(labels.shape)}, expected "
-            f"(B, {len(half_plane_offsets(radius))}, h, w) and (B, h, w) at radius {radius}: make the labels at the "
-            "output stride of the network"
-        )
     types = pair_types(labels, radius=radius, border=border)
+    if affinity.shape != types.shape:
+        raise ValueError(
+            f"affinity has shape {tuple(affinity.shape)}, labels {tuple(labels.shape)}, expected (B, "
+            f"{types.shape[1]}, h, w) and (B, h, w): make the labels at the output stride of the network"
+        )
     affinity = affinity.float()
     # Pairs that do not exist have affinity 0 and a finite logarithm, so that a weight of 0 takes them out.
     value = torch.where(types == NEGATIVE, 1 + EPS - affinity, affinity + EPS).log()

@@ -7,7 +7,7 @@ is exact. Nothing is written in place. Where paper and published code differ, th
 
 from __future__ import annotations
 
-from typing import Protocol, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,36 +15,7 @@ from torch import Tensor
 
 from seam_dist.config.schema import Ablation
 
-_ABLATIONS = get_args(Ablation)
 _EPS = 1e-5
-
-
-class CamPair(Protocol):
-    """What a network returns for one view: the classifier's map, and PCM's refinement of it or None."""
-
-    @property
-    def cam(self) -> Tensor:
-        """Classifier's map, (B, C + 1, H, W)."""
-        ...
-
-    @property
-    def cam_refined(self) -> Tensor | None:
-        """PCM's map, (B, C + 1, H, W)."""
-        ...
-
-
-def _check_label(cam: Tensor, label: Tensor) -> None:
-    if label.shape != (cam.shape[0], cam.shape[1] - 1):
-        raise ValueError(
-            f"label has shape {tuple(label.shape)}, expected {(cam.shape[0], cam.shape[1] - 1)} for a cam of shape "
-            f"{tuple(cam.shape)}: give one column a foreground class, without the background"
-        )
-
-
-def _resize(cam: Tensor, size: tuple[int, int]) -> Tensor:
-    if cam.shape[-2:] == size:
-        return cam
-    return F.interpolate(cam, size, mode="bilinear", align_corners=True)
 
 
 def max_norm(cam: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -60,28 +31,24 @@ def max_norm(cam: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     # gradient map, not two; adding the negative spares the subtraction's negated gradient.
     low, high = F.relu(flat.gather(2, where))[..., None, None].unbind(dim=2)
     shifted = F.relu(cam + -(low + _EPS))
-    return (shifted if size is None else _resize(shifted, size)) / (high - low + _EPS)
+    if size is not None and cam.shape[2:] != size:
+        shifted = F.interpolate(shifted, size, mode="bilinear", align_corners=True)
+    return shifted / (high - low + _EPS)
 
 
 def max_onehot(cam: Tensor) -> Tensor:
-    """Return the CAM with every foreground value that is not its pixel's foreground maximum set to 0.
-
-    Values stay soft, ties stay both, channel 0 passes unchanged; the input is left as it was.
-    """
+    """Return the CAM with every foreground value that is not its pixel's foreground maximum set to 0; ties stay."""
     foreground = cam[:, 1:]
     highest = foreground.amax(dim=1, keepdim=True)
     return torch.cat([cam[:, :1], torch.where(foreground == highest, foreground, 0)], dim=1)
 
 
-def multilabel_soft_margin_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the mean over samples and classes of -[y log s(x) + (1 - y) log s(-x)], s the logistic function."""
-    return F.binary_cross_entropy_with_logits(logits, label)
-
-
 def classification_loss(cam: Tensor, label: Tensor) -> Tensor:
-    """Return the multilabel soft margin loss of the CAM's spatial mean over its foreground channels."""
-    _check_label(cam, label)
-    return multilabel_soft_margin_loss(cam.mean(dim=(2, 3))[:, 1:], label)
+    """Return the multilabel soft margin loss of the CAM's spatial mean over its foreground channels.
+
+    The mean over samples and classes of -[y log s(x) + (1 - y) log s(-x)], s the logistic function.
+    """
+    return F.binary_cross_entropy_with_logits(cam.mean(dim=(2, 3))[:, 1:], label)
 
 
 def min_pooling_loss(cam_refined: Tensor, label: Tensor) -> Tensor:
@@ -90,7 +57,6 @@ def min_pooling_loss(cam_refined: Tensor, label: Tensor) -> Tensor:
     The map is used as it comes (not scaled to 0..1), times the label; k = H * W // 4 pixels of each
     image count, at least one.
     """
-    _check_label(cam_refined, label)
     k = max(1, cam_refined.shape[2] * cam_refined.shape[3] // 4)
     # The background stays in as zeros: the relu below makes it one, and a slice of the map would cost a copy backward.
     score = (cam_refined * F.pad(label, (1, 0))[..., None, None]).max(dim=1).values.flatten(1)
@@ -99,16 +65,7 @@ def min_pooling_loss(cam_refined: Tensor, label: Tensor) -> Tensor:
 
 def scaled_foreground(cam: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the foreground channels of max_norm(cam) at `size`, (B, C, h, w), zero where the label is."""
-    _check_label(cam, label)
     return max_norm(cam, size)[:, 1:] * label[..., None, None]
-
-
-def equivariant_loss(foreground1: Tensor, foreground2: Tensor) -> Tensor:
-    """Return ER: the mean absolute difference of the two views' maps, both of `scaled_foreground` at one size.
-
-    Absent classes count as equal: the mean is over all foreground channels.
-    """
-    return (foreground1 - foreground2).abs().mean()
 
 
 def ecr_loss(
@@ -125,31 +82,17 @@ def ecr_loss(
     labels = F.pad(label, (1, 0), value=1.0)[..., None, None]  # the background is present in every image
     total = foreground1.new_zeros(())
     for plain, refined in ((foreground2, refined1), (foreground1, refined2)):
-        target = max_onehot(_with_background(plain.detach()))
-        total = total + _top_mean((target - max_norm(refined, size) * labels).abs(), top)
+        plain = plain.detach()
+        target = max_onehot(torch.cat([1 - plain.amax(dim=1, keepdim=True), plain], dim=1))
+        differences = (target - max_norm(refined, size) * labels).abs().flatten(1)
+        k = max(1, int(differences.shape[1] * top))
+        total = total + differences.topk(k, dim=1, sorted=False).values.mean()
     return total
 
 
-def _with_background(foreground: Tensor) -> Tensor:
-    return torch.cat([1 - foreground.amax(dim=1, keepdim=True), foreground], dim=1)
-
-
-def _top_mean(values: Tensor, top: float) -> Tensor:
-    flat = values.flatten(1)
-    return flat.topk(max(1, int(flat.shape[1] * top)), dim=1, sorted=False).values.mean()
-
-
-def _refined(view: CamPair, ablation: str) -> Tensor:
-    if view.cam_refined is None:
-        raise ValueError(
-            f"ablation={ablation} needs the refined map, but the network has no PCM: build it with pcm=True"
-        )
-    return view.cam_refined
-
-
 def seam_loss(
-    view1: CamPair,
-    view2: CamPair | None,
+    view1: tuple[Tensor, Tensor | None],
+    view2: tuple[Tensor, Tensor | None] | None,
     label: Tensor,
     *,
     ablation: Ablation = "full",
@@ -160,30 +103,40 @@ def seam_loss(
 ) -> dict[str, Tensor]:
     """Return the weighted total "loss" and its terms in use, unweighted: "cls", "min_pool", "er" and "ecr".
 
-    view1 and view2 are the maps of the two views; view2 is None for the ablation "cam" alone.
+    view1 and view2 are the classifier's and PCM's map of the two views; view2 is None for the ablation "cam" alone.
     total = cls + min_pool_weight * min_pool + er_weight * er + ecr_weight * ecr; cls and min_pool are means over the
     views. Terms: cam: cls of one view; er: cls, er; pcm: cls, er, min_pool; ecr: cls, ecr, min_pool; full: all.
     Raises ValueError for an unknown ablation, a missing view or refined map, or a label of another width.
     """
-    if ablation not in _ABLATIONS:
-        raise ValueError(f"ablation={ablation!r} is unknown: use one of {', '.join(_ABLATIONS)}")
+    if ablation not in get_args(Ablation):
+        raise ValueError(f"ablation={ablation!r} is unknown: use one of {', '.join(get_args(Ablation))}")
+    cam1 = view1[0]
+    expected = (cam1.shape[0], cam1.shape[1] - 1)
+    if label.shape != expected:
+        raise ValueError(
+            f"label has shape {tuple(label.shape)}, expected {expected}: give one column a foreground class, without "
+            "the background"
+        )
     if ablation == "cam":
-        cls = classification_loss(view1.cam, label)
+        cls = classification_loss(cam1, label)
         return {"loss": cls, "cls": cls}
     if view2 is None:
         raise ValueError(f"view2=None, but ablation={ablation} compares two views: pass the second view's maps")
-    terms = {"cls": (classification_loss(view1.cam, label) + classification_loss(view2.cam, label)) / 2}
+    cam2 = view2[0]
+    refined = [maps for _, maps in (view1, view2) if maps is not None]
+    if ablation != "er" and len(refined) < 2:
+        raise ValueError(f"ablation={ablation} needs the refined maps, but they are None: build SEAM with pcm=True")
+    terms = {"cls": (classification_loss(cam1, label) + classification_loss(cam2, label)) / 2}
     total = terms["cls"]
-    size = (view2.cam.shape[2], view2.cam.shape[3])
-    foreground1, foreground2 = (scaled_foreground(view.cam, label, size) for view in (view1, view2))
-    if ablation in ("pcm", "ecr", "full"):
-        refined1, refined2 = _refined(view1, ablation), _refined(view2, ablation)
-        terms["min_pool"] = (min_pooling_loss(refined1, label) + min_pooling_loss(refined2, label)) / 2
+    size = (cam2.shape[2], cam2.shape[3])
+    foreground1, foreground2 = (scaled_foreground(cam, label, size) for cam in (cam1, cam2))
+    if ablation != "er":
+        terms["min_pool"] = (min_pooling_loss(refined[0], label) + min_pooling_loss(refined[1], label)) / 2
         total = total + min_pool_weight * terms["min_pool"]
-    if ablation in ("er", "pcm", "full"):
-        terms["er"] = equivariant_loss(foreground1, foreground2)
+    if ablation != "ecr":
+        terms["er"] = (foreground1 - foreground2).abs().mean()  # absent classes count as equal
         total = total + er_weight * terms["er"]
     if ablation in ("ecr", "full"):
-        terms["ecr"] = ecr_loss(foreground1, foreground2, refined1, refined2, label, ecr_top)
+        terms["ecr"] = ecr_loss(foreground1, foreground2, refined[0], refined[1], label, ecr_top)
         total = total + ecr_weight * terms["ecr"]
     return {"loss": total, **terms}

@@ -31,7 +31,6 @@ def segmentation_sums(
     of label 0 counts `background_weight` times.
     """
     losses = cross_entropy(logits, target, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="none")
-    valid = target != IGNORE_INDEX
     if confidence:
         plain = losses
         if label_smoothing:
@@ -40,5 +39,5 @@ def segmentation_sums(
     if background_weight != 1:
         losses = torch.where(target == 0, background_weight * losses, losses)
     with torch.no_grad():
-        hits = ((logits.argmax(dim=1) == target) & valid).sum().float()
+        hits = (logits.argmax(dim=1) == target).sum().float()  # no class is IGNORE_INDEX
     return losses.sum(), hits

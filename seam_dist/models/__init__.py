@@ -7,26 +7,22 @@ from seam_dist.models.affinity_net import (
     build_affinity_net,
     load_affinity_net,
 )
-from seam_dist.models.backbones.base import Backbone, Features
-from seam_dist.models.build import build_backbone, build_seam, load_seam, parameter_groups, seam_architecture
+from seam_dist.models.build import build_seam, load_seam, parameter_groups, seam_architecture
 from seam_dist.models.deeplab import DeepLab, build_deeplab, deeplab_architecture, load_deeplab
 from seam_dist.models.seam import SEAM, SEAMOutput
-from seam_dist.models.weights.load import LoadReport, load_weights
+from seam_dist.models.weights.load import LoadReport
 from seam_dist.models.weights.trained import Trained, find_trained, trained_for
 
 __all__ = [
     "SEAM",
     "AffinityNet",
-    "Backbone",
     "DeepLab",
-    "Features",
     "LoadReport",
     "SEAMOutput",
     "Trained",
     "affinity_architecture",
     "affinity_stride",
     "build_affinity_net",
-    "build_backbone",
     "build_deeplab",
     "build_seam",
     "deeplab_architecture",
@@ -34,7 +30,6 @@ __all__ = [
     "load_affinity_net",
     "load_deeplab",
     "load_seam",
-    "load_weights",
     "parameter_groups",
     "seam_architecture",
     "trained_for",

@@ -13,42 +13,29 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from seam_kernels import Impl, edge_affinity
+from seam_kernels import edge_affinity
 from seam_kernels.stencil import shrunk_radius
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
 from seam_dist.config.schema import Config, ModelConfig
-from seam_dist.models.backbones.base import Backbone, Features, check_normalized
+from seam_dist.models.backbones.base import Backbone, BackboneNetwork, Features, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.grid import resize
 from seam_dist.models.seam import Conv1x1
-from seam_dist.models.weights.load import LoadReport, load_weights
+from seam_dist.models.weights.load import LoadReport, load_trained
 from seam_dist.models.weights.trained import Trained
 
 
-class AffinityNet(nn.Module):
+class AffinityNet(BackboneNetwork):
     """A backbone with the branches f8_3, f8_4 and f8_5, one for each of its feature maps, and f9 over all of them.
 
-    `channels` are the widths of the branches; f9 has their sum. `radius` bounds the pairs, in cells. `pretrained_names`
-    holds the backbone parameters that came from weights; see parameter_groups.
+    `channels` are the widths of the branches; f9 has their sum. `radius` bounds the pairs, in cells.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        channels: tuple[int, int, int] = (64, 128, 256),
-        radius: int = 5,
-        impl: Impl = "auto",
-    ) -> None:
-        super().__init__()
-        if min(channels) < 1:
-            raise ValueError(f"channels={list(channels)} must be positive: change train_affinity.channels")
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, *, channels: tuple[int, int, int] = (64, 128, 256), radius: int = 5) -> None:
+        super().__init__(backbone)
         self.radius = radius
-        self.impl: Impl = impl
-        self.pretrained_names: set[str] = set()
         self.f8_3, self.f8_4, self.f8_5 = (
             Conv1x1(inputs, outputs) for inputs, outputs in zip(backbone.channels, channels, strict=True)
         )
@@ -65,7 +52,7 @@ class AffinityNet(nn.Module):
         feature = self.forward_grid(image)
         radius = self.pair_radius(feature.shape[2], feature.shape[3])
         with torch.autocast(image.device.type, enabled=False):
-            return edge_affinity(feature, radius=radius, border=border, impl=self.impl)
+            return edge_affinity(feature, radius=radius, border=border)
 
     def pair_radius(self, height: int, width: int) -> int:
         """Return the radius on a grid of that size."""
@@ -101,27 +88,20 @@ def affinity_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]
     }
 
 
-def build_affinity_net(cfg: Config, *, pretrained: bool = True) -> tuple[AffinityNet, LoadReport]:
+def build_affinity_net(cfg: Config) -> tuple[AffinityNet, LoadReport]:
     """Return the network of cfg.train_affinity on cfg.model's backbone and the report of loading cfg.model.pretrained.
 
-    `pretrained=False` skips the weights, for a model whose checkpoint comes next. Random weights come from torch's
-    global generator: seed it first.
+    Random weights come from torch's global generator: seed it first.
     """
     backbone = build_backbone(replace(cfg.model, output_stride=affinity_stride(cfg)))
     model = AffinityNet(backbone, channels=cfg.train_affinity.channels, radius=cfg.train_affinity.radius)
-    return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)
+    return model, start_weights(model, cfg.model)
 
 
 def load_affinity_net(trained: Trained, cfg: ModelConfig | None = None, *, radius: int = 5) -> AffinityNet:
-    """Return the trained network in eval mode; `cfg` gives what its architecture leaves open (the memory format).
-
-    Raises ValueError when the weights are of another network.
-    """
+    """Return the trained network in eval mode; `cfg` gives what its architecture leaves open (the memory format)."""
     names = ("backbone", "width", "output_stride")
     cfg = replace(cfg or ModelConfig(), **{name: trained.architecture[name] for name in names})
     first, second, third = trained.architecture["channels"]
     model = AffinityNet(build_backbone(cfg), channels=(first, second, third), radius=radius)
-    load_weights(model, trained.weights, require_heads=True)
-    if cfg.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval()
+    return load_trained(model, trained.weights, channels_last=cfg.channels_last)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from seam_dist.config.schema import Config, ModelConfig, ScheduleConfig
-from seam_dist.models.backbones.base import Backbone
+from seam_dist.models.backbones.base import Backbone, BackboneNetwork
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
+from seam_dist.models.backbones.timm_cnn import TimmBackbone
 from seam_dist.models.seam import SEAM
-from seam_dist.models.weights.load import LoadReport, load_weights
+from seam_dist.models.weights.load import LoadReport, load_trained, load_weights
 from seam_dist.models.weights.trained import Trained
 
-GROUP_NAMES = ("pretrained_weights", "pretrained_biases", "new_weights", "new_biases")
+# The settings of `model` that weights of SEAM belong to.
+_OF_MODEL = ("backbone", "width", "output_stride", "pcm_channels", "pcm_center", "pcm_grid", "align_grid")
 
 
 def build_backbone(cfg: ModelConfig) -> Backbone:
@@ -29,109 +30,76 @@ def build_backbone(cfg: ModelConfig) -> Backbone:
     if cfg.width != 1 and cfg.backbone != "resnet38d":
         raise ValueError(f"model.width={cfg.width:g} has no effect on {cfg.backbone}: set it to 1 or use resnet38d")
     backbone: Backbone
+    stride, checkpointing = cfg.output_stride, cfg.activation_checkpointing
     if cfg.backbone == "resnet38d":
-        backbone = ResNet38d(
-            width=cfg.width,
-            output_stride=cfg.output_stride,
-            activation_checkpointing=cfg.activation_checkpointing,
-        )
+        backbone = ResNet38d(width=cfg.width, output_stride=stride, activation_checkpointing=checkpointing)
     elif cfg.backbone == "lite0":
-        backbone = Lite0(output_stride=cfg.output_stride, activation_checkpointing=cfg.activation_checkpointing)
+        backbone = Lite0(output_stride=stride, activation_checkpointing=checkpointing)
     else:
-        # timm is an extra: only networks that ask for it import it.
-        from seam_dist.models.backbones.timm_cnn import TimmBackbone
-
-        backbone = TimmBackbone(
-            cfg.backbone.removeprefix("timm:"),
-            output_stride=cfg.output_stride,
-            activation_checkpointing=cfg.activation_checkpointing,
-        )
+        name = cfg.backbone.removeprefix("timm:")
+        backbone = TimmBackbone(name, output_stride=stride, activation_checkpointing=checkpointing)
     backbone.freeze(batchnorm=cfg.freeze_batchnorm, stem=cfg.freeze_stem)
     return backbone
 
 
-def build_seam(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[SEAM, LoadReport]:
+def build_seam(cfg: Config, num_classes: int) -> tuple[SEAM, LoadReport]:
     """Return SEAM for `num_classes` foreground classes and the report of loading cfg.model.pretrained.
 
-    Ablations "cam" and "er" are built without PCM. `pretrained=False` skips the weights, for a model whose checkpoint
-    comes next. Random weights come from torch's global generator: seed it first.
+    Ablations "cam" and "er" are built without PCM. Random weights come from torch's global generator: seed it first.
     """
-    model = SEAM(
-        build_backbone(cfg.model),
+    model = _random_seam(cfg.model, num_classes, pcm=cfg.loss.ablation not in ("cam", "er"))
+    return model, start_weights(model, cfg.model)
+
+
+def _random_seam(cfg: ModelConfig, num_classes: int, *, pcm: bool) -> SEAM:
+    return SEAM(
+        build_backbone(cfg),
         num_classes,
-        pcm=cfg.loss.ablation not in ("cam", "er"),
-        pcm_channels=cfg.model.pcm_channels,
-        pcm_center=cfg.model.pcm_center,
-        pcm_grid=cfg.model.pcm_grid,
-        pcm_impl=cfg.model.pcm_impl,
-        dropout=cfg.model.dropout,
+        pcm=pcm,
+        pcm_channels=cfg.pcm_channels,
+        pcm_center=cfg.pcm_center,
+        pcm_grid=cfg.pcm_grid,
+        pcm_impl=cfg.pcm_impl,
+        dropout=cfg.dropout,
     )
-    return model, start_weights(model, cfg.model, cfg.model.pretrained if pretrained else None, wanted=pretrained)
 
 
 def seam_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
     """Return what weights of cfg's SEAM belong to, enough to build it again."""
     return {
-        "backbone": cfg.model.backbone,
-        "width": cfg.model.width,
-        "output_stride": cfg.model.output_stride,
+        **{name: getattr(cfg.model, name) for name in _OF_MODEL},
         "pcm_channels": list(cfg.model.pcm_channels),
-        "pcm_center": cfg.model.pcm_center,
-        "pcm_grid": cfg.model.pcm_grid,
-        "align_grid": cfg.model.align_grid,
         "pcm": cfg.loss.ablation not in ("cam", "er"),
         "classes": list(classes),
     }
 
 
 def load_seam(trained: Trained, cfg: ModelConfig | None = None) -> SEAM:
-    """Return the trained SEAM in eval mode; `cfg` gives what its architecture leaves open (memory format, pcm_impl).
+    """Return the trained SEAM in eval mode; `cfg` gives what its architecture leaves open (memory format, pcm_impl)."""
+    values = {name: trained.architecture[name] for name in _OF_MODEL}
+    cfg = replace(cfg or ModelConfig(), **values | {"pcm_channels": tuple(values["pcm_channels"])})
+    model = _random_seam(cfg, len(trained.classes), pcm=bool(trained.architecture["pcm"]))
+    return load_trained(model, trained.weights, channels_last=cfg.channels_last)
 
-    Raises ValueError when the weights are of another network.
+
+def start_weights(model: BackboneNetwork, cfg: ModelConfig, section: str = "model") -> LoadReport:
+    """Bring a new network to its memory format, load cfg.pretrained into it and report it.
+
+    Without it the weights stay random, and the report warns of frozen layers, which the settings of `section` freeze.
     """
-    names = ("backbone", "width", "output_stride", "pcm_center", "pcm_grid", "align_grid")
-    architecture = trained.architecture
-    cfg = replace(
-        cfg or ModelConfig(),
-        **{name: architecture[name] for name in names},
-        pcm_channels=tuple(architecture["pcm_channels"]),
-    )
-    model = SEAM(
-        build_backbone(cfg),
-        len(trained.classes),
-        pcm=bool(architecture["pcm"]),
-        pcm_channels=cfg.pcm_channels,
-        pcm_center=cfg.pcm_center,
-        pcm_grid=cfg.pcm_grid,
-        pcm_impl=cfg.pcm_impl,
-    )
-    load_weights(model, trained.weights, require_heads=True)
     if cfg.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval()
+    if cfg.pretrained is not None:
+        return load_weights(model, cfg.pretrained)
+    note = f"random weights with frozen layers: set {section}.freeze_batchnorm=false and {section}.freeze_stem=false"
+    return LoadReport(
+        source="nothing",
+        missing=tuple(name for name, _ in model.named_parameters()),
+        notes=(note,) if cfg.freeze_batchnorm or cfg.freeze_stem else (),
+    )
 
 
-def start_weights(
-    model: Any, cfg: ModelConfig, source: str | Path | None, *, wanted: bool, section: str = "model"
-) -> LoadReport:
-    """Bring a new network (a module with a `backbone`) to its memory format and load `source` into it; report it.
-
-    Without a source the weights stay random; where weights were `wanted`, the report then warns of frozen layers, which
-    the settings of `section` freeze.
-    """
-    if cfg.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if source is not None:
-        return load_weights(model, source)
-    report = LoadReport(source="nothing", missing=tuple(name for name, _ in model.named_parameters()))
-    if wanted and (cfg.freeze_batchnorm or cfg.freeze_stem):
-        flags = f"{section}.freeze_batchnorm=false and {section}.freeze_stem=false"
-        note = f"random weights with frozen layers: set {flags}"
-        report = replace(report, notes=(note,))
-    return report
-
-
-def parameter_groups(model: nn.Module, cfg: ScheduleConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: BackboneNetwork, cfg: ScheduleConfig) -> list[dict[str, Any]]:
     """Return optimizer groups {params, lr, weight_decay, name}; empty groups and frozen parameters are left out.
 
     lr is cfg.lr times cfg.lr_multipliers; only weights decay. New are the heads, always (PARITY.md section 2), and
@@ -146,20 +114,15 @@ def parameter_groups(model: nn.Module, cfg: ScheduleConfig) -> list[dict[str, An
         for parameter in module.parameters(recurse=False)
         if parameter.dim() <= 1
     }
-    pretrained: set[str] = getattr(model, "pretrained_names", set())
     members: list[list[nn.Parameter]] = [[], [], [], []]
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_bias = id(parameter) in norms or name.endswith(".bias")
-        members[2 * (name not in pretrained) + is_bias].append(parameter)
+        if parameter.requires_grad:
+            is_bias = id(parameter) in norms or name.endswith(".bias")
+            members[2 * (name not in model.pretrained_names) + is_bias].append(parameter)
+    names = ("pretrained_weights", "pretrained_biases", "new_weights", "new_biases")
+    decays = (cfg.weight_decay, 0.0) * 2
     return [
-        {
-            "params": members[k],
-            "lr": cfg.lr * cfg.lr_multipliers[k],
-            "weight_decay": 0.0 if k % 2 else cfg.weight_decay,
-            "name": GROUP_NAMES[k],
-        }
-        for k in range(4)
-        if members[k]
+        {"params": params, "lr": cfg.lr * factor, "weight_decay": decay, "name": name}
+        for params, factor, decay, name in zip(members, cfg.lr_multipliers, decays, names, strict=True)
+        if params
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from seam_dist.config.schema import Config, ModelConfig
-from seam_dist.models.backbones.base import Backbone, check_normalized
+from seam_dist.models.backbones.base import Backbone, BackboneNetwork, check_normalized
 from seam_dist.models.build import build_backbone, start_weights
-from seam_dist.models.weights.load import PACKAGE, LoadReport, read_weights
-from seam_dist.models.weights.trained import Trained
+from seam_dist.models.weights.load import PACKAGE, LoadReport, check_finite, read_weights
+from seam_dist.models.weights.trained import WEIGHTS, Trained
 
 SEAM_STAGE = "train_seam"
 
@@ -116,25 +116,20 @@ class PyramidDecoder(nn.Module):
         return logits
 
 
-class DeepLab(nn.Module):
+class DeepLab(BackboneNetwork):
     """A backbone and a head; num_classes counts foreground classes, channel 0 of the logits is the background.
 
     The head's BatchNorm starts from nothing and learns its statistics also where the backbone's is frozen.
-    `pretrained_names` holds the backbone parameters that came from weights; see parameter_groups.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, *, network: str, width: int, dropout: float = 0.5) -> None:
-        super().__init__()
+        super().__init__(backbone)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} is less than 1: the data set needs a foreground class")
-        self.backbone = backbone
         self.num_classes = num_classes
-        self.pretrained_names: set[str] = set()
         heads = {"deeplabv1": LargeFOV, "deeplabv3plus": PyramidDecoder}
         if network not in heads:
-            raise ValueError(
-                f"network={network!r} is unknown, expected one of {', '.join(heads)}: set train_seg.network"
-            )
+            raise ValueError(f"network={network!r} is unknown, expected one of {', '.join(heads)}")
         self.head = heads[network](backbone, num_classes + 1, width=width, dropout=dropout)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -163,29 +158,24 @@ def deeplab_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def build_deeplab(cfg: Config, num_classes: int, *, pretrained: bool = True) -> tuple[DeepLab, LoadReport]:
+def build_deeplab(cfg: Config, num_classes: int) -> tuple[DeepLab, LoadReport]:
     """Return the network of cfg.train_seg for `num_classes` foreground classes and the report of loading its backbone.
 
     Unset in train_seg, the backbone, its weights and its stride are those of cfg.model; train_seg.pretrained=train_seam
-    takes the backbone of this run's SEAM. `pretrained=False` skips the weights, for a model whose checkpoint comes
-    next. Random weights come from torch's global generator: seed it first. Raises ValueError when the weights of
-    cfg.model are for another backbone than the one asked for.
+    takes the backbone of this run's SEAM. Random weights come from torch's global generator: seed it first. Raises
+    ValueError when the weights of cfg.model are for another backbone than the one asked for.
     """
     seg = cfg.train_seg
     model_config = _model_config(cfg)
-    source: str | Path | None = seg.pretrained or cfg.model.pretrained
-    if source == SEAM_STAGE:
-        source = cfg.stage_dir(SEAM_STAGE) / "final" / "model.safetensors"
+    source = model_config.pretrained
     if seg.pretrained is None and source not in (None, PACKAGE) and model_config.backbone != cfg.model.backbone:
         raise ValueError(
             f"train_seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which "
             f"model.pretrained={source} is for: set train_seg.pretrained"
         )
-    model = DeepLab(
-        build_backbone(model_config), num_classes, network=seg.network, width=seg.width, dropout=seg.dropout
-    )
-    report = start_weights(model, model_config, source if pretrained else None, wanted=pretrained, section="train_seg")
-    return model, report
+    backbone = build_backbone(model_config)
+    model = DeepLab(backbone, num_classes, network=seg.network, width=seg.width, dropout=seg.dropout)
+    return model, start_weights(model, model_config, "train_seg")
 
 
 def load_deeplab(trained: Trained) -> DeepLab:
@@ -194,39 +184,37 @@ def load_deeplab(trained: Trained) -> DeepLab:
     Raises ValueError when the file's tensors are not exactly the network's and finite.
     """
     weights, architecture = trained.weights, trained.architecture
+    name, network = architecture["backbone"], architecture["network"]
+    width, stride = architecture["backbone_width"], architecture["output_stride"]
     backbone = build_backbone(
-        ModelConfig(
-            backbone=architecture["backbone"],
-            width=architecture["backbone_width"],
-            output_stride=architecture["output_stride"],
-            freeze_batchnorm=False,
-            freeze_stem=False,
-        )
+        ModelConfig(backbone=name, width=width, output_stride=stride, freeze_batchnorm=False, freeze_stem=False)
     )
-    model = DeepLab(backbone, len(trained.classes), network=architecture["network"], width=architecture["width"])
-    state, own = read_weights(weights), model.state_dict()
-    wrong = sorted(state.keys() ^ own.keys())
-    wrong += [name for name in own if name in state and own[name].shape != state[name].shape]
-    if wrong:
+    model = DeepLab(backbone, len(trained.classes), network=network, width=architecture["width"])
+    state = read_weights(weights)
+    check_finite(state, weights)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
         raise ValueError(
-            f"{weights} does not fit {architecture['network']} on {architecture['backbone']}: {len(wrong)} tensors are "
-            f"missing, unknown or of another shape, the first is {wrong[0]}: use weights and model.json of one training"
-        )
-    bad = next((name for name in own if not torch.isfinite(state[name]).all()), None)
-    if bad is not None:
-        raise ValueError(f"{weights}: {bad} holds NaN or infinity: use intact weights")
-    model.load_state_dict(state)
+            f"{weights} does not fit {network} on {name} ({shorten(str(error), 300)}): use weights and model.json of "
+            "one training"
+        ) from None
     return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _model_config(cfg: Config) -> ModelConfig:
     """Return cfg.model with the backbone settings of cfg.train_seg; only resnet38d has a width."""
-    backbone = cfg.train_seg.backbone or cfg.model.backbone
+    seg = cfg.train_seg
+    backbone = seg.backbone or cfg.model.backbone
+    pretrained = seg.pretrained or cfg.model.pretrained
+    if pretrained == SEAM_STAGE:
+        pretrained = str(cfg.stage_dir(SEAM_STAGE) / "final" / WEIGHTS)
     return replace(
         cfg.model,
         backbone=backbone,
         width=cfg.model.width if backbone == cfg.model.backbone else 1.0,
-        output_stride=cfg.train_seg.output_stride or cfg.model.output_stride,
-        freeze_batchnorm=cfg.train_seg.freeze_batchnorm,
-        freeze_stem=cfg.train_seg.freeze_stem,
+        output_stride=seg.output_stride or cfg.model.output_stride,
+        pretrained=pretrained,
+        freeze_batchnorm=seg.freeze_batchnorm,
+        freeze_stem=seg.freeze_stem,
     )

@@ -1,15 +1,10 @@
-"""Dropout whose masks belong to samples.
-
-A mask is a function of (seed, sample number, layer, grid, channel). A resumed run, another number of ranks or another
-split into micro-batches therefore draws the same masks for the same images.
-"""
+"""Dropout whose masks belong to samples: each is a function of (seed, sample number, layer, grid, channel)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_MASK_53 = (1 << 53) - 1
 # splitmix64 (Steele, Lea, Flood 2014): its multipliers as signed 64-bit numbers; products wrap around.
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
@@ -21,11 +16,6 @@ def hash64(x: Tensor) -> Tensor:
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_2
     return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-def _wrapped(number: int) -> int:
-    """Return the 64-bit signed integer that `number` wraps around to; torch takes no larger one."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 class DropoutKeys:
@@ -51,11 +41,12 @@ class SampleDropout2d(nn.Module):
             return x
         number = self.keys.sample_number
         assert number is not None, "sample numbers are set before the forward pass"
-        # The grid tells the two views apart, and is still known when a block is recomputed in the backward pass.
+        # The grid distinguishes the two views, and is still known when a block is recomputed in the backward pass.
         place = (self.layer << 40) + (x.shape[2] << 20) + x.shape[3]
-        key = hash64(hash64(number.to(x.device) + _wrapped(self.keys.seed * _STEP)) + place)  # [B]
+        seed = (self.keys.seed * _STEP + (1 << 63)) % (1 << 64) - (1 << 63)  # wrapped around: torch takes 64 bits
+        key = hash64(hash64(number.to(x.device) + seed) + place)  # [B]
         channel = torch.arange(x.shape[1], device=x.device, dtype=torch.int64) * _STEP
-        draw = (hash64(key[:, None] + channel) >> 11) & _MASK_53  # [B, C], uniform in 53 bits
+        draw = (hash64(key[:, None] + channel) >> 11) & ((1 << 53) - 1)  # [B, C], uniform in 53 bits
         keep = (draw >= int(self.p * (1 << 53))).to(x.dtype) / (1 - self.p)
         return x * keep[:, :, None, None]
 

@@ -14,11 +14,10 @@ from seam_kernels import Impl, pcm_attention
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
-from seam_dist.models.backbones.base import Backbone, Features, check_normalized
+from seam_dist.models.backbones.base import Backbone, BackboneNetwork, Features, check_normalized
 from seam_dist.models.grid import resize
 
 EPS = 1e-5
-HEAD_NAMES = ("fc8", "f8_3", "f8_4", "f9")
 
 
 class SEAMOutput(NamedTuple):
@@ -74,14 +73,13 @@ class Classifier(Conv1x1):
         return conv2d(x.float(), torch.cat([weight[:1].detach(), weight[1:]]))
 
 
-class SEAM(nn.Module):
+class SEAM(BackboneNetwork):
     """A backbone with the CAM classifier fc8 and, if `pcm`, the PCM branch f8_3, f8_4, f9.
 
     num_classes counts foreground classes; fc8 has num_classes + 1 rows, as published. `pcm_channels` are the widths
     of f8_3 and f8_4; f9 has their sum. `pcm_center` subtracts each feature's spatial mean before PCM's cosine
     (published: no); `pcm_grid` "conv4" runs PCM at the resolution of that feature map, which may be finer than the
-    CAM's (published: "output", the CAM's). `pretrained_names` holds the backbone parameters that came from weights;
-    see parameter_groups.
+    CAM's (published: "output", the CAM's).
 
     The PCM branch sees conv4 and conv5 detached and the CAM without gradient: losses on cam_refined train only the
     branch itself.
@@ -99,18 +97,14 @@ class SEAM(nn.Module):
         pcm_impl: Impl = "auto",
         dropout: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} is less than 1: the data set needs a foreground class")
-        if min(pcm_channels) < 1:
-            raise ValueError(f"pcm_channels={list(pcm_channels)} must be positive: change model.pcm_channels")
-        self.backbone = backbone
         self.num_classes = num_classes
         self.pcm = pcm
         self.pcm_center = pcm_center
         self.pcm_grid = pcm_grid
         self.pcm_impl: Impl = pcm_impl
-        self.pretrained_names: set[str] = set()
         conv4, conv5, conv6 = backbone.channels
         self.dropout7 = nn.Dropout2d(dropout)
         self.fc8 = Classifier(conv6, num_classes + 1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from seam_dist.models import SEAM, Backbone
+from seam_dist.models import SEAM
+from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.backbones.resnet38d import ResNet38d
 
 

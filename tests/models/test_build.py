@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from seam_dist.config.schema import Config, LossConfig, ModelConfig, ScheduleConfig
-from seam_dist.models import SEAM, build_backbone, build_seam, parameter_groups
+from seam_dist.models import SEAM, build_seam, parameter_groups
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
+from seam_dist.models.build import build_backbone
 
 SMALL = {"backbone": "resnet38d", "width": 1 / 8}
 
@@ -48,15 +49,13 @@ def test_seam_follows_the_configuration() -> None:
     assert "random weights with frozen layers" in str(report)
 
 
-def test_configured_weights_are_loaded_unless_a_checkpoint_comes_next(tmp_path: Path) -> None:
+def test_configured_weights_are_loaded(tmp_path: Path) -> None:
     path = tmp_path / "imagenet.pth"
     torch.save(ResNet38d(width=1 / 8).state_dict(), path)
     cfg = Config(model=ModelConfig(**SMALL, pretrained=str(path)))
     model, report = build_seam(cfg, 2)
     assert len(report.matched) == 191
     assert model.pretrained_names
-    model, report = build_seam(cfg, 2, pretrained=False)
-    assert not model.pretrained_names
     assert "frozen" not in str(report)
 
 

@@ -179,7 +179,7 @@ def test_network_is_built_again_from_its_architecture(network: str, tmp_path: Pa
     with torch.no_grad():
         torch.testing.assert_close(again(image), model(image))
     other = {**architecture, "network": "deeplabv1", "backbone": "lite0", "backbone_width": 1.0}
-    with pytest.raises(ValueError, match=r"does not fit deeplabv1 on lite0: .* use weights and model.json"):
+    with pytest.raises(ValueError, match=r"does not fit deeplabv1 on lite0 \(.*\): use weights and model.json"):
         load_deeplab(Trained(weights, other, {}))
     with pytest.raises(ValueError, match="does not fit"):
         load_deeplab(Trained(weights, {**architecture, "classes": ["one"]}, {}))

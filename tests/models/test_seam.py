@@ -9,7 +9,9 @@ from kit import Probe
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, multilabel_soft_margin_loss
 
-from seam_dist.models import SEAM, Features
+from seam_dist.config.schema import ModelConfig
+from seam_dist.models import SEAM
+from seam_dist.models.backbones.base import Features
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.seam import pcm_input_cam
 
@@ -269,8 +271,8 @@ def test_image_that_is_not_normalized_rgb_is_refused(image: Tensor) -> None:
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="num_classes=0"):
         SEAM(Probe(), 0)
-    with pytest.raises(ValueError, match=r"pcm_channels=\[0, 4\]"):
-        SEAM(Probe(), 1, pcm_channels=(0, 4))
+    with pytest.raises(ValueError, match=r"greater than 0"):
+        ModelConfig(pcm_channels=(0, 4))
 
 
 def test_pcm_on_the_grid_of_conv4_spreads_the_resized_cam() -> None:

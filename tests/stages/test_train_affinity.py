@@ -21,7 +21,8 @@ from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import AugmentConfig, Config
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_shard
-from seam_dist.models import build_affinity_net, load_weights
+from seam_dist.models import build_affinity_net
+from seam_dist.models.weights.load import load_weights
 from seam_dist.stages import shard, train_affinity
 
 pytestmark = pytest.mark.usefixtures("own_world")
@@ -94,7 +95,7 @@ def test_training_lowers_the_loss_and_leaves_what_the_random_walk_needs(make: Ca
         "classes": description["classes"],
     }
     assert len(description["classes"]) == 3
-    model, _ = build_affinity_net(cfg, pretrained=False)
+    model, _ = build_affinity_net(cfg)
     assert load_weights(model, folder / "final" / "model.safetensors", require_heads=True).new == ()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["outputs"]) == {"final/model.safetensors", "final/model.json", "metrics.jsonl"}

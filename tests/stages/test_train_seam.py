@@ -80,7 +80,7 @@ def test_finished_stage_leaves_what_the_next_ones_need_and_is_skipped(
     assert len(description["classes"]) == 3
     assert description["config"]["model.width"] == 1 / 16
     assert description["step"] == 2
-    model, _ = build_seam(cfg, 3, pretrained=False)
+    model, _ = build_seam(cfg, 3)
     model.load_state_dict(final(cfg), strict=True)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["outputs"]) == {"final/model.safetensors", "final/model.json", "metrics.jsonl"}

@@ -74,10 +74,11 @@ class Backbone(nn.Module):
         for module in frozen_stem:
             module.requires_grad_(False)
         places = [self] if batchnorm else frozen_stem
-        norms = [module for place in places for module in place.modules() if isinstance(module, _BatchNorm)]
-        for norm in norms:
+        self._eval_modules = [
+            module for place in places for module in place.modules() if isinstance(module, _BatchNorm)
+        ]
+        for norm in self._eval_modules:
             norm.requires_grad_(False)
-        self._eval_modules = list(norms)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -96,3 +97,12 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> Features:
         """Return the three feature maps of normalized images."""
         raise NotImplementedError
+
+
+class BackboneNetwork(nn.Module):
+    """A backbone with heads beside it; `pretrained_names` are the backbone parameters that came from weights."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pretrained_names: set[str] = set()

@@ -12,8 +12,6 @@ from torch.nn.functional import conv2d, relu
 
 from seam_dist.models.backbones.base import Backbone, Features
 
-# Channels are rounded to this, so that a bottleneck's quarter and half are whole at every width factor.
-_CHANNEL_STEP = 8
 _NARROW = 16  # input channels below which a strided 1x1 convolution of torch may corrupt memory: see SubsampledConv1x1
 # Scale of each branch's last convolution at random initialization: with BatchNorm frozen at identity the variance
 # would otherwise double in every block.
@@ -21,8 +19,8 @@ _BRANCH_INIT = 0.1
 
 
 def scaled_channels(channels: int, width: float) -> int:
-    """Return channels * width rounded to a multiple of 8, at least 8."""
-    return max(_CHANNEL_STEP, _CHANNEL_STEP * round(channels * width / _CHANNEL_STEP))
+    """Return channels * width rounded to a multiple of 8, at least 8: a bottleneck's quarter and half stay whole."""
+    return max(8, 8 * round(channels * width / 8))
 
 
 class SubsampledConv1x1(nn.Conv2d):
@@ -105,47 +103,39 @@ class ResNet38d(Backbone):
         self.channels = (c512, c1024, c4096)
         step = 16 // output_stride  # dilation that makes up for b5's missing stride
         self.conv1a = _conv(3, c64, 3)
-        self.b2 = WideBlock(c64, c128, c128, stride=2)
-        self.b2_1 = WideBlock(c128, c128, c128)
-        self.b2_2 = WideBlock(c128, c128, c128)
-        self.b3 = WideBlock(c128, c256, c256, stride=2)
-        self.b3_1 = WideBlock(c256, c256, c256)
-        self.b3_2 = WideBlock(c256, c256, c256)
-        self.b4 = WideBlock(c256, c512, c512, stride=2)
-        self.b4_1 = WideBlock(c512, c512, c512)
-        self.b4_2 = WideBlock(c512, c512, c512)
-        self.b4_3 = WideBlock(c512, c512, c512)
-        self.b4_4 = WideBlock(c512, c512, c512)
-        self.b4_5 = WideBlock(c512, c512, c512)
-        self.b5 = WideBlock(c512, c512, c1024, stride=2 // step, first_dilation=1, dilation=step)
-        self.b5_1 = WideBlock(c1024, c512, c1024, first_dilation=step, dilation=step)
-        self.b5_2 = WideBlock(c1024, c512, c1024, first_dilation=step, dilation=step)
+        self._add_wide_blocks("b2", 3, (c64, c128, c128), stride=2)
+        self._add_wide_blocks("b3", 3, (c128, c256, c256), stride=2)
+        self._add_wide_blocks("b4", 6, (c256, c512, c512), stride=2)
+        self._add_wide_blocks("b5", 3, (c512, c512, c1024), stride=2 // step, dilation=step)
         self.b6 = BottleneckBlock(c1024, c2048, dilation=2 * step, dropout=0.3)
         self.b7 = BottleneckBlock(c2048, c4096, dilation=2 * step, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(c4096)
-        self._initialize()
-
-    def _initialize(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
                 if name.endswith(("conv_branch2b2", "conv_branch2b1")) and not name.startswith(("b6", "b7")):
                     module.weight.data.mul_(_BRANCH_INIT)
 
+    def _add_wide_blocks(
+        self, stage: str, num_blocks: int, channels: tuple[int, int, int], *, stride: int, dilation: int = 1
+    ) -> None:
+        inputs, mid, outputs = channels
+        self.add_module(stage, WideBlock(inputs, mid, outputs, stride=stride, dilation=dilation))
+        for index in range(1, num_blocks):
+            block = WideBlock(outputs, mid, outputs, first_dilation=dilation, dilation=dilation)
+            self.add_module(f"{stage}_{index}", block)
+
     def stem(self) -> list[nn.Module]:
         """Return conv1a and the three blocks at stride 2."""
-        return [self.conv1a, self.b2, self.b2_1, self.b2_2]
+        return [self.get_submodule(name) for name in ("conv1a", "b2", "b2_1", "b2_2")]
 
     def forward(self, image: Tensor) -> Features:
         """Return the three feature maps of normalized images."""
         x = self.conv1a(image)
-        for block in (self.b2, self.b2_1, self.b2_2, self.b3, self.b3_1, self.b3_2):
-            x, _ = self.run(block, x)
-        for block in (self.b4, self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5):
-            x, _ = self.run(block, x)
-        x, conv4 = self.run(self.b5, x)
-        x, _ = self.run(self.b5_1, x)
-        x, _ = self.run(self.b5_2, x)
-        x, conv5 = self.run(self.b6, x)
-        x, _ = self.run(self.b7, x)
-        return Features(conv4, conv5, relu(self.bn7(x)))
+        kept = []
+        for name, block in self.named_children():
+            if isinstance(block, WideBlock | BottleneckBlock):
+                x, active = self.run(block, x)
+                if name in ("b5", "b6"):
+                    kept.append(active)
+        return Features(kept[0], kept[1], relu(self.bn7(x)))

@@ -17,17 +17,6 @@ from seam_dist.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbon
 _PROBE_SIZE = 64
 
 
-def _timm() -> Any:
-    try:
-        return importlib.import_module("timm")
-    except (ImportError, RuntimeError) as error:
-        # torchvision built for another torch raises RuntimeError when timm imports it.
-        raise ValueError(
-            f"model.backbone=timm:... needs timm, which does not import here ({error}): "
-            "pip install 'seam-dist[timm]' with a torchvision that fits torch, or use resnet38d or lite0"
-        ) from None
-
-
 class TimmBackbone(Backbone):
     """A timm network dilated to output stride 8 or 16, with random weights.
 
@@ -60,20 +49,23 @@ class TimmBackbone(Backbone):
             self.net.set_grad_checkpointing(True)
 
     def _create(self, *, pretrained: bool) -> Any:
-        timm = _timm()
+        try:
+            timm = importlib.import_module("timm")
+        except (ImportError, RuntimeError) as error:
+            # torchvision built for another torch raises RuntimeError when timm imports it.
+            raise ValueError(
+                f"model.backbone={self.name} needs timm, which does not import here ({error}): "
+                "pip install 'seam-dist[timm]' with a torchvision that fits torch, or use resnet38d or lite0"
+            ) from None
         if not timm.is_model(self._model.split(".")[0]):
             near = ", ".join(difflib.get_close_matches(self._model, timm.list_models(), n=4)) or "nothing"
-            raise ValueError(
-                f"model.backbone=timm:{self._model} is unknown to timm {timm.__version__}, near it is {near}: "
-                "correct the name"
-            )
+            raise ValueError(f"model.backbone={self.name} is unknown to timm {timm.__version__}, near it is {near}")
         try:
-            return timm.create_model(
-                self._model, features_only=True, output_stride=self.output_stride, pretrained=pretrained
-            )
+            settings = {"features_only": True, "output_stride": self.output_stride, "pretrained": pretrained}
+            return timm.create_model(self._model, **settings)
         except (TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"model.backbone=timm:{self._model} cannot be built as a features_only network of output stride "
+                f"model.backbone={self.name} cannot be built as a features_only network of output stride "
                 f"{self.output_stride} ({error}): choose another network, for example timm:resnet50"
             ) from None
 

@@ -26,18 +26,8 @@ _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DENSE = 0
 _MAX_DIMS = 32
 _MAX_NAME_BYTES = 4096
-_DTYPES = {
-    0: torch.float32,
-    1: torch.float64,
-    2: torch.float16,
-    3: torch.uint8,
-    4: torch.int32,
-    5: torch.int8,
-    6: torch.int64,
-    7: torch.bool,
-    8: torch.int16,
-    12: torch.bfloat16,
-}
+_DTYPES = {0: torch.float32, 1: torch.float64, 2: torch.float16, 3: torch.uint8, 4: torch.int32, 5: torch.int8}
+_DTYPES |= {6: torch.int64, 7: torch.bool, 8: torch.int16, 12: torch.bfloat16}
 
 
 class _Reader:
@@ -59,27 +49,12 @@ class _Reader:
             raise self.error(f"{what} needs {num_bytes} bytes, {self.left} are left,")
         self.left -= num_bytes
         data = bytearray(num_bytes)
-        if self.file.readinto(data) != num_bytes:
-            raise self.error(f"{what} is truncated")
+        self.file.readinto(data)
         return data
 
     def number(self, code: str, what: str) -> int:
         value: int = struct.unpack("<" + code, self.take(struct.calcsize(code), what))[0]
         return value
-
-
-def _read_shape(reader: _Reader, magic: int) -> list[int]:
-    if magic in (_V1, _V2, _V3):
-        num_dims = reader.number("i", "number of dimensions")
-        code = "q"
-    else:
-        num_dims, code = magic, "I"
-    if not 0 <= num_dims <= _MAX_DIMS:
-        raise reader.error(f"an array claims {num_dims} dimensions")
-    shape = [reader.number(code, "array size") for _ in range(num_dims)]
-    if any(size < 0 for size in shape):
-        raise reader.error(f"an array claims shape {shape}")
-    return shape
 
 
 def _read_array(reader: _Reader) -> Tensor:
@@ -88,7 +63,13 @@ def _read_array(reader: _Reader) -> Tensor:
         storage = reader.number("i", "storage type")
         if storage != _DENSE:
             raise ValueError(f"{reader.path} holds a sparse array (storage type {storage}): save dense weights instead")
-    shape = _read_shape(reader, magic)
+    versioned = magic in (_V1, _V2, _V3)
+    num_dims, code = (reader.number("i", "number of dimensions"), "q") if versioned else (magic, "I")
+    if not 0 <= num_dims <= _MAX_DIMS:
+        raise reader.error(f"an array claims {num_dims} dimensions")
+    shape = [reader.number(code, "array size") for _ in range(num_dims)]
+    if any(size < 0 for size in shape):
+        raise reader.error(f"an array claims shape {shape}")
     if not shape and magic != _V3:
         return torch.empty(0)
     reader.take(8, "device")
@@ -127,15 +108,9 @@ def read_mxnet_params(path: Path) -> dict[str, Tensor]:
     return dict(zip(names, arrays, strict=True))
 
 
-_PARAMETERS = {
-    "weight": "weight",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_var": "running_var",
-}
+_PARAMETERS = {"weight": "weight", "gamma": "weight", "beta": "bias"}
+_PARAMETERS |= {"moving_mean": "running_mean", "moving_var": "running_var"}
 _BLOCK_NAME = re.compile(r"(res|bn)(\d)[a-z](\d*)_(branch\w+?)_(weight|gamma|beta|moving_mean|moving_var)")
-_BN7_NAME = re.compile(r"bn7_(gamma|beta|moving_mean|moving_var)")
 
 
 def resnet38d_name(name: str) -> str:
@@ -146,10 +121,9 @@ def resnet38d_name(name: str) -> str:
     its `arg:` or `aux:`.
     """
     bare = name.removeprefix("arg:").removeprefix("aux:")
-    if bare == "conv1a_weight":
-        return "conv1a.weight"
-    if match := _BN7_NAME.fullmatch(bare):
-        return f"bn7.{_PARAMETERS[match[1]]}"
+    layer, _, last = bare.partition("_")
+    if layer in ("conv1a", "bn7") and last in _PARAMETERS:
+        return f"{layer}.{_PARAMETERS[last]}"
     if match := _BLOCK_NAME.fullmatch(bare):
         layer, stage, index, branch, last = match.groups()
         block = f"b{stage}_{index}" if index else f"b{stage}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from seam_dist.artifacts.atomic import read_json
@@ -14,13 +15,11 @@ from seam_dist.config.schema import Config, Stage
 WEIGHTS = "model.safetensors"
 
 # What the builder of each stage's network (load_seam, load_affinity_net, load_deeplab) reads of an architecture.
+_COMMON = {"backbone", "width", "output_stride", "classes"}
 _REQUIRED: dict[Stage, set[str]] = {
-    "train_seam": {
-        *("backbone", "width", "output_stride", "pcm_channels", "pcm_center", "pcm_grid"),
-        *("align_grid", "pcm", "classes"),
-    },
-    "train_affinity": {"backbone", "width", "output_stride", "channels", "classes"},
-    "train_seg": {"network", "backbone", "backbone_width", "output_stride", "width", "align_grid", "classes"},
+    "train_seam": {*_COMMON, "pcm_channels", "pcm_center", "pcm_grid", "align_grid", "pcm"},
+    "train_affinity": {*_COMMON, "channels"},
+    "train_seg": {*_COMMON, "network", "backbone_width", "align_grid"},
 }
 
 
@@ -61,9 +60,7 @@ def find_trained(source: Path, stage: Stage, *, default: Mapping[str, Any] | Non
     description = weights.with_name("model.json")
     if weights.suffix != ".safetensors" or not description.is_file():
         if default is None:
-            raise StageError(
-                f"{description} is missing, which says what network {weights.name} is of: copy both together"
-            )
+            raise StageError(f"{description} is missing, which describes {weights.name}: copy both together")
         return Trained(weights, default, {})
     value = read_json(description)
     architecture = value.get("architecture") if isinstance(value, Mapping) else None
@@ -89,12 +86,9 @@ def trained_for(
         input_fingerprint(cfg.stage_dir(stage), stage)
     trained = find_trained(checkpoint or cfg.stage_dir(stage), stage, default=default)
     if trained.classes != tuple(classes):
+        was, now = (shorten(", ".join(names), 60) for names in (trained.classes, classes))
         raise StageError(
-            f"{trained.weights} was trained for {len(trained.classes)} classes {_shown(trained.classes)}, the shards "
-            f"in {cfg.shards_dir} have {len(classes)} {_shown(classes)}: use the data set that it was trained on"
+            f"{trained.weights} was trained for {len(trained.classes)} classes ({was}), the shards in "
+            f"{cfg.shards_dir} have {len(classes)} ({now}): use the data set that it was trained on"
         )
     return trained
-
-
-def _shown(names: Sequence[str]) -> str:
-    return f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

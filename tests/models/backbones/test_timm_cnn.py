@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from seam_dist.config.schema import ModelConfig
-from seam_dist.models import SEAM, build_backbone
+from seam_dist.models import SEAM
 from seam_dist.models.backbones.timm_cnn import TimmBackbone
+from seam_dist.models.build import build_backbone
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ from kit import authors_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seam_dist.models import SEAM, Backbone, load_weights
+from seam_dist.models import SEAM
+from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
+from seam_dist.models.weights.load import load_weights
 
 HEADS = {"fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight"}
 
@@ -69,7 +71,7 @@ def test_classifier_for_other_classes_is_reported_as_new(tmp_path: Path, seam: S
     model = _new_seam(num_classes=5)
     before = model.fc8.weight.detach().clone()
     report = load_weights(model, path)
-    assert report.mismatched == (("fc8.weight", (6, 512, 1, 1), (4, 512, 1, 1)),)
+    assert report.mismatched == {"fc8.weight": "is [6, 512, 1, 1] here, [4, 512, 1, 1] in the file"}
     assert report.new == ("fc8.weight",)
     torch.testing.assert_close(model.fc8.weight.detach(), before, rtol=0, atol=0)
     _assert_same(model, seam, except_names=frozenset({"fc8.weight"}))
@@ -87,10 +89,10 @@ def test_heads_that_the_file_lacks_or_the_model_lacks_are_reported(tmp_path: Pat
 
 def test_inference_needs_trained_heads(tmp_path: Path, seam: SEAM) -> None:
     path = _save(tmp_path / "w.pth", authors_state_dict(seam))
-    with pytest.raises(ValueError, match=r"heads for 5 classes with PCM; fc8.weight is \[6.*same classes"):
+    with pytest.raises(ValueError, match=r"does not fit SEAM on resnet38d.*; fc8.weight is \[6.*settings of the heads"):
         load_weights(_new_seam(num_classes=5), path, require_heads=True)
     plain = {k: v for k, v in authors_state_dict(seam).items() if k not in HEADS - {"fc8.weight"}}
-    with pytest.raises(ValueError, match=r"missing: f8_3.weight, f8_4.weight, f9.weight.*loss.ablation"):
+    with pytest.raises(ValueError, match=r"missing: f8_3.weight, f8_4.weight, f9.weight: give weights of the same"):
         load_weights(_new_seam(), _save(tmp_path / "plain.pth", plain), require_heads=True)
 
 
@@ -112,14 +114,14 @@ def test_another_architecture_is_refused_and_changes_nothing(tmp_path: Path, sea
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if case == "another network":
         state = Lite0().state_dict()
-        message = r"does not fit backbone resnet38d of width 0.125: 0 of 191.*looks like lite0: change model.backbone"
+        message = r"does not fit SEAM on resnet38d of width 0.125: 191 of 191 .*like lite0: .* change model.backbone"
     elif case == "another width":
         state = ResNet38d(width=1 / 4).state_dict()
         message = r"conv1a.weight is \[8, 3, 3, 3\] here, \[16, 3, 3, 3\] in the file"
     else:
         state = authors_state_dict(seam)
         del state["b5_1.conv_branch2a.weight"]
-        message = r"190 of 191 backbone tensors match; missing: backbone.b5_1.conv_branch2a.weight"
+        message = r"1 of 195 tensors are missing or of another shape; missing: backbone.b5_1.conv_branch2a.weight: give"
     with pytest.raises(ValueError, match=message):
         load_weights(model, _save(tmp_path / "other.pth", state))
     for name, tensor in model.state_dict().items():

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seam_dist.models import SEAM, Backbone, load_weights
+from seam_dist.models import SEAM
+from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.backbones.resnet38d import ResNet38d
+from seam_dist.models.weights.load import load_weights
 from seam_dist.models.weights.mxnet_params import read_mxnet_params, resnet38d_name
 
 FLAGS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.uint8: 3, torch.int32: 4, torch.int8: 5}
