@@ -59,7 +59,9 @@ class TimmBackbone(Backbone):
             ) from None
         if not timm.is_model(self._model.split(".")[0]):
             near = ", ".join(difflib.get_close_matches(self._model, timm.list_models(), n=4)) or "nothing"
-            raise ValueError(f"model.backbone={self.name} is unknown to timm {timm.__version__}, near it is {near}")
+            raise ValueError(
+                f"model.backbone={self.name} is unknown to timm {timm.__version__}: correct the name, near it is {near}"
+            )
         try:
             settings = {"features_only": True, "output_stride": self.output_stride, "pretrained": pretrained}
             return timm.create_model(self._model, **settings)

@@ -61,7 +61,7 @@ def test_stem_and_batchnorm_are_frozen() -> None:
     ("name", "message"),
     [
         ("resnet10x", "unknown to timm .*, near it is .*resnet1"),
-        ("vit_tiny_patch16_224", "cannot be made as a features_only network of output stride 16"),
+        ("vit_tiny_patch16_224", "cannot be built as a features_only network of output stride 16"),
     ],
 )
 def test_network_that_does_not_serve_is_refused(name: str, message: str) -> None:
