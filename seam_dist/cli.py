@@ -108,11 +108,11 @@ def _run(command_line: Sequence[str]) -> int:
             print(format_config(resolved), end="")
             return 0
         # It imports torch, which --help and --print-config need not wait for.
-        from seam_dist.commands import run
+        from seam_dist.commands import run, status
 
         stages = run.choose_stages(arguments.only, arguments.first, arguments.last)
         if arguments.dry_run:
-            print(run.dry_run(resolved.config, stages))
+            print(status.format_status(status.run_status(resolved.config, stages), action=True))
         elif arguments.ranks is not None:
             return run.run_on_ranks(resolved.config, arguments.ranks, command_line)
         else:

@@ -50,7 +50,7 @@ def measure_steps(
         tempfile.TemporaryDirectory() as folder,
         StopRequest() as stop,
         Watchdog(cfg.run.timeout_s) as watchdog,
-        TrainLogger(Path(folder), world, max_steps=10**6, batch_size=batch_size) as logger,
+        TrainLogger(Path(folder), world, "train_seam", cfg.train_seam.schedule, max_steps=10**6) as logger,
     ):
 
         def trainer() -> None:
@@ -64,7 +64,7 @@ def measure_steps(
                 (bare, trainer)[which]()
                 if index >= 2:
                     seconds[which].append(clock() - start)
-    training.close()
+    training.engine.destroy()
     shutdown(world)
     return seconds
 

@@ -24,19 +24,6 @@ import torch.distributed as dist
 
 from seam_dist.config.schema import Config
 
-__all__ = [
-    "World",
-    "all_gather_object",
-    "all_reduce_sum",
-    "barrier",
-    "broadcast_object",
-    "deepspeed_ready",
-    "init_world",
-    "interface_to",
-    "on_main",
-    "shutdown",
-]
-
 T = TypeVar("T")
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PR_SET_PDEATHSIG = 1

@@ -6,6 +6,7 @@ here success is a file that rank 0 writes at the very end, and signals reach eve
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+import torch
 
 DONE_FILE_VARIABLE = "SEAM_DIST_DONE_FILE"
 _CPU_RANKS = 2
@@ -29,8 +31,6 @@ def count_ranks(ranks: str) -> int:
     Raises ValueError when it is neither `auto` nor a positive number.
     """
     if ranks == "auto":
-        import torch
-
         return torch.cuda.device_count() or min(_CPU_RANKS, os.cpu_count() or 1)
     if not ranks.isdigit() or int(ranks) < 1:
         raise ValueError(f"--ranks={ranks} is not a number of ranks: give auto or a number from 1")
@@ -43,12 +43,12 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
         done = Path(folder) / "done"
         command = [
             *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--hostfile", os.devnull),
-            *("--num_accelerators" if not _has_gpu() else "--num_gpus", str(ranks)),
+            *("--num_gpus" if torch.cuda.is_available() else "--num_accelerators", str(ranks)),
             *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
             *("--module", "seam_dist.cli", *arguments),
         ]
         environment = {**os.environ, DONE_FILE_VARIABLE: str(done)}
-        if not _has_gpu():
+        if not torch.cuda.is_available():
             # DeepSpeed looks for an accelerator when it is imported and warns, in every process, that it found none.
             environment.setdefault("DS_ACCELERATOR", "cpu")
         process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -61,7 +61,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
         previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = process.wait()
-            _wait_for_session(process.pid)
+            psutil.wait_procs(_session_members(process.pid), timeout=_GRACE_S)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -81,12 +81,6 @@ def mark_done() -> None:
         Path(path).write_text("done\n")
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -96,21 +90,13 @@ def _free_port() -> int:
 def _session_members(leader: int) -> list[psutil.Process]:
     members = []
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
                 members.append(process)
-        except (ProcessLookupError, PermissionError, psutil.Error):
-            continue
     return members
 
 
 def _signal_group(leader: int, number: int) -> None:
     for process in _session_members(leader):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
-
-
-def _wait_for_session(leader: int) -> None:
-    psutil.wait_procs(_session_members(leader), timeout=_GRACE_S)

@@ -1,17 +1,17 @@
-"""Run stages in their order: on this rank of a job, on all devices of this machine, or not at all (`--dry-run`)."""
+"""Run stages in their order: on this rank of a job or on all devices of this machine."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from seam_dist.artifacts.lock import stage_lock
 from seam_dist.cluster import distributed
 from seam_dist.cluster.launcher import count_ranks, launch, mark_done
-from seam_dist.commands.status import format_status, run_status
 from seam_dist.config.deepspeed import check_deepspeed_config
 from seam_dist.config.load import ConfigError
 from seam_dist.config.schema import STAGES, Config
@@ -42,11 +42,6 @@ def with_evaluations(stages: Sequence[str]) -> list[str]:
     return planned
 
 
-def dry_run(cfg: Config, stages: Sequence[str]) -> str:
-    """Return a table of what would be done with each stage."""
-    return format_status(run_status(cfg, stages), action=True)
-
-
 def run_stages(cfg: Config, stages: Sequence[str]) -> None:
     """Run stages one after the other on this rank; every rank of the job must call it with the same arguments."""
     check_deepspeed_config(cfg.deepspeed)
@@ -55,17 +50,13 @@ def run_stages(cfg: Config, stages: Sequence[str]) -> None:
         for stage in with_evaluations(stages):
             module: Any = importlib.import_module(f"seam_dist.stages.{stage}")
             with ExitStack() as stack:
-                distributed.on_main(partial(_enter, stack, stage_lock(cfg.run_dir, stage)), world)
+                distributed.on_main(partial(stack.enter_context, stage_lock(cfg.run_dir, stage)), world)
                 module.run(cfg)
                 distributed.barrier(world)
     finally:
         distributed.shutdown(world)
     if world.is_main:
         mark_done()
-
-
-def _enter(stack: ExitStack, lock: AbstractContextManager[None]) -> None:
-    stack.enter_context(lock)
 
 
 def run_on_ranks(cfg: Config, ranks: str, command_line: Sequence[str]) -> int:
@@ -76,13 +67,6 @@ def run_on_ranks(cfg: Config, ranks: str, command_line: Sequence[str]) -> int:
 
 def without_ranks(command_line: Sequence[str]) -> list[str]:
     """Return the command line as each rank gets it: without --ranks and its value."""
-    kept: list[str] = []
-    is_value = False
-    for argument in command_line:
-        if is_value or argument.startswith("--ranks="):
-            is_value = False
-        elif argument == "--ranks":
-            is_value = True
-        else:
-            kept.append(argument)
-    return kept
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ranks")
+    return parser.parse_known_args(command_line)[1]

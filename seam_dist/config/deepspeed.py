@@ -8,37 +8,44 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import typing
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 # Sections with a model of DeepSpeed's own; keys and types below them are read from it.
 _SECTIONS = {
     "zero_optimization": ("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig"),
     "comms_logger": ("deepspeed.comm.config", "CommsLoggerConfig"),
 }
-_FLOPS_PROFILER: dict[str, type] = {
-    "enabled": bool,
-    "recompute_fwd_factor": float,
-    "profile_step": int,
-    "module_depth": int,
-    "top_modules": int,
-    "detailed": bool,
-    "output_file": str,
-}
-_SCALARS: dict[str, type] = {
-    "zero_force_ds_cpu_optimizer": bool,
-    "prescale_gradients": bool,
-    "gradient_predivide_factor": float,
-    "communication_data_type": str,
-    "disable_allgather": bool,
-    "disable_python_gc": bool,
-    "dump_state": bool,
-    "wall_clock_breakdown": bool,
-    "memory_breakdown": bool,
-}
+
+
+class _FlopsProfiler(BaseModel, strict=True):
+    enabled: bool = False
+    recompute_fwd_factor: float = 0.0
+    profile_step: int = 1
+    module_depth: int = -1
+    top_modules: int = 1
+    detailed: bool = True
+    output_file: str = ""
+
+
+class _Block(BaseModel, strict=True):
+    zero_force_ds_cpu_optimizer: bool = True
+    prescale_gradients: bool = False
+    gradient_predivide_factor: float = 1.0
+    communication_data_type: str = ""
+    disable_allgather: bool = False
+    disable_python_gc: bool = False
+    dump_state: bool = False
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    flops_profiler: _FlopsProfiler = _FlopsProfiler()
+    # Of `_SECTIONS`: imported only when the block has them.
+    zero_optimization: Any = None
+    comms_logger: Any = None
+
+
 # Settings of every training stage's schedule that take the place of DeepSpeed's.
 _IN_SCHEDULE = {
     "train_batch_size": ("global_batch_size",),
@@ -64,7 +71,7 @@ def check_deepspeed_config(block: Mapping[str, Any]) -> None:
     wrong type, a key whose value lives elsewhere in the config, and features that the checkpoint cannot hold.
     """
     _refuse_auto(block, "deepspeed")
-    for key, value in block.items():
+    for key in block:
         name = f"deepspeed.{key}"
         if key in _IN_SCHEDULE:
             own = " and ".join(f"train_seam.schedule.{setting}" for setting in _IN_SCHEDULE[key])
@@ -74,19 +81,24 @@ def check_deepspeed_config(block: Mapping[str, Any]) -> None:
             )
         if key == "activation_checkpointing":
             raise ValueError(f"{name} is set elsewhere in the config: use model.{key} and remove it here")
-        if key in _SCALARS:
-            _check_scalar(name, value, _SCALARS[key])
-        elif key == "flops_profiler":
-            _check_mapping(name, value)
-            for inner, entry in value.items():
-                if inner not in _FLOPS_PROFILER:
-                    raise ValueError(_unknown(f"{name}.{inner}", inner, _FLOPS_PROFILER))
-                _check_scalar(f"{name}.{inner}", entry, _FLOPS_PROFILER[inner])
-        elif key in _SECTIONS:
-            module, model = _SECTIONS[key]
-            _check_section(name, value, getattr(importlib.import_module(module), model))
-        else:
-            raise ValueError(_unknown(name, key, [*_SCALARS, *_SECTIONS, "flops_profiler"]))
+    sections: dict[str, Any] = {
+        key: (getattr(importlib.import_module(module), name), None)
+        for key, (module, name) in _SECTIONS.items()
+        if key in block
+    }
+    model = create_model("Block", __base__=_Block, **sections)
+    _check_keys("deepspeed", block, model)
+    for part in ("offload_optimizer", "offload_param"):
+        if ((block.get("zero_optimization") or {}).get(part) or {}).get("device") == "nvme":
+            raise ValueError(
+                f"deepspeed.zero_optimization.{part}.device=nvme is out of reach of the portable checkpoint: use cpu"
+            )
+    try:
+        model(**block)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["deepspeed", *map(str, first["loc"])])
+        raise ValueError(f"{place}={first['input']!r} was refused: {first['msg']}") from None
 
 
 def deepspeed_settings(
@@ -120,56 +132,28 @@ def _refuse_auto(value: Any, name: str) -> None:
             _refuse_auto(entry, f"{name}[{index}]")
 
 
-def _check_mapping(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name}={value!r} is not a section: write keys and values below it")
-
-
-def _check_scalar(name: str, value: Any, expected: type) -> None:
-    numeric = expected is float and isinstance(value, int) and not isinstance(value, bool)
-    if not numeric and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
-        raise ValueError(f"{name}={value!r} is a {type(value).__name__}, expected a {expected.__name__}")
-
-
-def _check_section(name: str, value: Any, model: type[BaseModel]) -> None:
-    _check_mapping(name, value)
-    _check_keys(name, value, model)
-    for part in ("offload_optimizer", "offload_param"):
-        if (value.get(part) or {}).get("device") == "nvme":
-            raise ValueError(f"{name}.{part}.device=nvme is out of reach of the portable checkpoint: use cpu")
-    try:
-        model(**value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([name, *map(str, first["loc"])])
-        raise ValueError(f"{place}={first.get('input')!r} was refused by DeepSpeed: {first['msg']}") from None
-
-
 def _check_keys(name: str, value: Mapping[str, Any], model: type[BaseModel]) -> None:
     """Look up every key in the model's fields and aliases, and go down into sections."""
     known = {label: field for key, field in model.model_fields.items() for label in (key, field.alias or key)}
     for key, entry in value.items():
         full = f"{name}.{key}"
         if key not in known:
-            raise ValueError(_unknown(full, key, known))
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see DeepSpeed's documentation of its configuration"
+            raise ValueError(f"{full} is unknown: {hint}")
         reason = _UNSUPPORTED.get(full.removeprefix("deepspeed."))
         if reason:
             raise ValueError(f"{full} is not supported, {reason}: remove it")
         nested = _model_of(known[key].annotation)
         if nested is not None and entry is not None:
-            _check_mapping(full, entry)
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"{full}={entry!r} is not a section: write keys and values below it")
             _check_keys(full, entry, nested)
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     """Return the pydantic model in an annotation such as Optional[Model], if there is one."""
-    for candidate in (annotation, *typing.get_args(annotation)):
+    for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
-
-
-def _unknown(full: str, key: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else "see DeepSpeed's documentation of its configuration"
-    return f"{full} is unknown: {hint}"

@@ -45,13 +45,13 @@ class InferCamConfig:
     def _check(self) -> InferCamConfig:
         if self.from_interop is not None and self.checkpoint is not None:
             raise ValueError(
-                f"infer_cam.from_interop={self.from_interop} takes the maps from files, so infer_cam.checkpoint="
-                f"{self.checkpoint} would have no effect: set one of them"
+                f"infer_cam.from_interop={self.from_interop} leaves infer_cam.checkpoint={self.checkpoint} without "
+                "effect: set one of them"
             )
         if self.crf_from_interop is not None and not self.crf:
             raise ValueError(
-                f"infer_cam.crf=false leaves the CRF out, so infer_cam.crf_from_interop={self.crf_from_interop} would "
-                "have no effect: unset one of them"
+                f"infer_cam.crf=false leaves infer_cam.crf_from_interop={self.crf_from_interop} without effect: unset "
+                "one of them"
             )
         return self
 

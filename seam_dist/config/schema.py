@@ -3,18 +3,18 @@
 A field's unit stands in the line under it; `seam-dist --help-config` prints those lines. Values come, weakest
 first, from the defaults here, a preset, a YAML file and `section.key=value` overrides (`seam_dist.config.load`).
 Sections that steer a stage have the stage's name. Numbers of the published pipeline are in configs/presets/paper.yaml,
-each with its source. Sections of the stages are in training.py and inference.py; all are imported from here.
+each with its source. Sections of networks and stages are in training.py and inference.py; all are imported from here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from seam_dist.config.base import BACKBONES, IGNORE_INDEX, MAX_CLASSES, STAGES, STRICT, Ablation, Stage, Stride
+from seam_dist.config.base import STRICT
 from seam_dist.config.inference import (
     CrfConfig,
     EvaluateConfig,
@@ -26,36 +26,29 @@ from seam_dist.config.inference import (
 from seam_dist.config.training import (
     AugmentConfig,
     LossConfig,
+    ModelConfig,
     ScheduleConfig,
     TrainAffinityConfig,
     TrainSeamConfig,
     TrainSegConfig,
 )
 
-__all__ = [
-    "IGNORE_INDEX",
-    "MAX_CLASSES",
-    "STAGES",
-    "Ablation",
-    "AugmentConfig",
-    "Config",
-    "CrfConfig",
-    "DataConfig",
-    "EvaluateConfig",
-    "InferCamConfig",
-    "InferSegConfig",
-    "LossConfig",
-    "ModelConfig",
-    "RandomWalkConfig",
-    "ReportConfig",
-    "RunConfig",
-    "ScheduleConfig",
-    "SourceConfig",
-    "Stage",
-    "TrainAffinityConfig",
-    "TrainSeamConfig",
-    "TrainSegConfig",
+Stage = Literal[
+    "shard",
+    "train_seam",
+    "infer_cam",
+    "train_affinity",
+    "random_walk",
+    "train_seg",
+    "infer_seg",
+    "evaluate",
+    "report",
 ]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+IGNORE_INDEX = 255
+"""Class index of pixels without a label, in masks, pseudo-labels and affinity labels."""
+MAX_CLASSES = 254
+"""Foreground classes that fit into 8 bits beside the background and IGNORE_INDEX."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -125,42 +118,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelConfig:
-    """The network (PARITY.md section 1)."""
-
-    backbone: str = Field(default="resnet38d", pattern=BACKBONES)
-    """resnet38d, lite0 (extra `lite`) or timm:<name> (extra `timm`)."""
-    width: float = Field(default=1.0, gt=0, le=4)
-    """resnet38d: factor on every channel count."""
-    output_stride: Stride = 8
-    """Input pixels a cell of the CAM, 8 or 16."""
-    pretrained: str | None = None
-    """Weights: a .pth, .params (MXNet) or .safetensors file, `package` (the weights that the backbone's package
-    ships) or unset for random initialization."""
-    freeze_batchnorm: bool = True
-    """Keep BatchNorm in eval mode without gradient, as published."""
-    freeze_stem: bool = True
-    """Give no gradient to the first layers (resnet38d: conv1a, b2, b2_1, b2_2)."""
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    """Probability of dropping a channel before the classifier; resnet38d's own dropout is fixed."""
-    pcm_channels: tuple[PositiveInt, PositiveInt] = (64, 128)
-    """Channels that f8_3 and f8_4 reduce the two feature maps to."""
-    pcm_center: bool = False
-    """Subtract each feature's spatial mean before the cosine of PCM; published: no."""
-    pcm_grid: Literal["output", "conv4"] = "output"
-    """Grid on which PCM works: the CAM's (published), or that of the finer feature map conv4."""
-    align_grid: bool = False
-    """Give the second view and the images of inference sizes of k * output_stride + 1, at which the cells of the CAM
-    and the pixels of align_corners=True coincide; published: no."""
-    pcm_impl: Literal["auto", "triton", "torch", "reference"] = "auto"
-    """Implementation of PCM's attention."""
-    activation_checkpointing: bool = False
-    """Recompute the backbone's blocks in the backward pass instead of storing them."""
-    channels_last: bool = True
-    """Memory format of images and convolutions."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """Everything a run needs; one object for all stages."""
 
@@ -197,10 +154,7 @@ class Config:
         return self.data.shards or self.stage_dir("shard")
 
     def splits_of(self, stage: Stage) -> tuple[str, ...]:
-        """Return the splits that a stage works on, each once: its own setting, else data.splits.
-
-        random_walk follows infer_cam, whose CAMs it needs.
-        """
+        """Return the splits of a stage, each once: its own, for random_walk those of infer_cam, else data.splits."""
         own: tuple[str, ...] | None = getattr(getattr(self, stage, None), "splits", None)
         if own is None and stage == "random_walk":
             return self.splits_of("infer_cam")
@@ -209,25 +163,30 @@ class Config:
     @model_validator(mode="after")
     def _check(self) -> Config:
         for stage in ("train_seam", "train_affinity", "train_seg"):
-            getattr(self, stage).schedule.check_micro_batch(stage)
-        view = self.augment.crop_size * self.loss.second_view_scale / self.model.output_stride
+            schedule: ScheduleConfig = getattr(self, stage).schedule
+            if schedule.micro_batch_size is not None and schedule.global_batch_size % schedule.micro_batch_size:
+                raise ValueError(
+                    f"{stage}.schedule.global_batch_size={schedule.global_batch_size} is not a multiple of "
+                    f"{stage}.schedule.micro_batch_size={schedule.micro_batch_size}: change one of them"
+                )
+        crop, stride = self.augment.crop_size, self.model.output_stride
+        view = crop * self.loss.second_view_scale / stride
         if self.loss.ablation != "cam" and view < 2:
             raise ValueError(
                 f"loss.second_view_scale={self.loss.second_view_scale} leaves a grid of {view:.1f} cells at "
-                f"augment.crop_size={self.augment.crop_size} and model.output_stride={self.model.output_stride}, "
-                "expected at least 2: enlarge the crop or the scale"
+                f"augment.crop_size={crop} and model.output_stride={stride}, expected at least 2: enlarge the crop or "
+                "the scale"
             )
-        if self.model.align_grid and self.augment.crop_size % self.model.output_stride != 1:
-            near = self.augment.crop_size // self.model.output_stride * self.model.output_stride + 1
+        if self.model.align_grid and crop % stride != 1:
             raise ValueError(
-                f"augment.crop_size={self.augment.crop_size} is not k * model.output_stride + 1, as model.align_grid "
-                f"asks for: set it to {near}, or model.align_grid=false"
+                f"augment.crop_size={crop} is not k * model.output_stride + 1, as model.align_grid asks for: set it to "
+                f"{crop // stride * stride + 1}, or model.align_grid=false"
             )
-        stride = self.train_affinity.output_stride or self.model.output_stride
-        if self.train_affinity.crop_size % stride:
+        crop, stride = self.train_affinity.crop_size, self.train_affinity.output_stride or stride
+        if crop % stride:
             raise ValueError(
-                f"train_affinity.crop_size={self.train_affinity.crop_size} is not a multiple of the stride {stride} of "
-                f"its labels: set it to {self.train_affinity.crop_size // stride * stride or stride}"
+                f"train_affinity.crop_size={crop} is not a multiple of the stride {stride} of its labels: set it to "
+                f"{crop // stride * stride or stride}"
             )
         source = self.source
         if source.kind == "synthetic" and len(source.num_images) != len(self.data.splits):

@@ -1,13 +1,18 @@
-"""Sections of the stages that train: augmentation, losses, schedules, and what each network's training needs."""
+"""Sections of networks and the stages that train them: augmentation, model, losses and schedules."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
-from seam_dist.config.base import BACKBONES, STRICT, Ablation, Stride
+from seam_dist.config.base import STRICT
+
+BACKBONES = r"^(resnet38d|lite0|timm:[A-Za-z0-9_.-]+)$"
+# A value of the command line arrives as text, which a Literal of numbers does not take.
+Stride = Annotated[Literal[8, 16], BeforeValidator(lambda value: {"8": 8, "16": 16}.get(str(value), value))]
+Ablation = Literal["cam", "er", "pcm", "ecr", "full"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -32,10 +37,44 @@ class AugmentConfig:
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
         if not 1 <= self.resize_long[0] <= self.resize_long[1]:
-            raise ValueError(
-                f"augment.resize_long={list(self.resize_long)} is not a range: give [smallest, largest], in pixels"
-            )
+            raise ValueError(f"augment.resize_long={list(self.resize_long)} is not a range: give [smallest, largest]")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """The network (PARITY.md section 1)."""
+
+    backbone: str = Field(default="resnet38d", pattern=BACKBONES)
+    """resnet38d, lite0 (extra `lite`) or timm:<name> (extra `timm`)."""
+    width: float = Field(default=1.0, gt=0, le=4)
+    """resnet38d: factor on every channel count."""
+    output_stride: Stride = 8
+    """Input pixels a cell of the CAM, 8 or 16."""
+    pretrained: str | None = None
+    """Weights: a .pth, .params (MXNet) or .safetensors file, `package` (the weights that the backbone's package
+    ships) or unset for random initialization."""
+    freeze_batchnorm: bool = True
+    """Keep BatchNorm in eval mode without gradient, as published."""
+    freeze_stem: bool = True
+    """Give no gradient to the first layers (resnet38d: conv1a, b2, b2_1, b2_2)."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Probability of dropping a channel before the classifier; resnet38d's own dropout is fixed."""
+    pcm_channels: tuple[PositiveInt, PositiveInt] = (64, 128)
+    """Channels that f8_3 and f8_4 reduce the two feature maps to."""
+    pcm_center: bool = False
+    """Subtract each feature's spatial mean before the cosine of PCM; published: no."""
+    pcm_grid: Literal["output", "conv4"] = "output"
+    """Grid on which PCM works: the CAM's (published), or that of the finer feature map conv4."""
+    align_grid: bool = False
+    """Give the second view and the images of inference sizes of k * output_stride + 1, at which the cells of the CAM
+    and the pixels of align_corners=True coincide; published: no."""
+    pcm_impl: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of PCM's attention."""
+    activation_checkpointing: bool = False
+    """Recompute the backbone's blocks in the backward pass instead of storing them."""
+    channels_last: bool = True
+    """Memory format of images and convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -95,14 +134,6 @@ class ScheduleConfig:
     """Newest checkpoints that are kept."""
     resume: str = "auto"
     """auto: the newest whole checkpoint, if any; never: start from step 0; or the folder of a checkpoint."""
-
-    def check_micro_batch(self, stage: str) -> None:
-        """Raise ValueError when the global batch is no multiple of the micro-batch; `stage` names the section."""
-        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"{stage}.schedule.global_batch_size={self.global_batch_size} is not a multiple of "
-                f"{stage}.schedule.micro_batch_size={self.micro_batch_size}: change one of them"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

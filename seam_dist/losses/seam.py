@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seam_dist.config.schema import Ablation
+from seam_dist.config.training import Ablation
 
 _EPS = 1e-5
 

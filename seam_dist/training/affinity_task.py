@@ -8,19 +8,20 @@ one rank with the whole batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seam_dist.artifacts.stage import StageError, input_fingerprint
+from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_label_map_loader
 from seam_dist.data.manifest import Manifest
 from seam_dist.losses.affinity import affinity_losses, pair_counts
 from seam_dist.models import AffinityNet, affinity_architecture, build_affinity_net
-from seam_dist.training.task import Batch, TrainModule, TrainTask, missing_labels
+from seam_dist.training.task import SAMPLE_SETTINGS, Batch, TrainModule, TrainTask, check_labels
 
 
 class AffinityModule(TrainModule[AffinityNet]):
@@ -73,17 +74,7 @@ def build_affinity_task(cfg: Config, manifest: Manifest) -> TrainTask[AffinityNe
             "shards": input_fingerprint(cfg.shards_dir, "shard"),
             "infer_cam": input_fingerprint(labels.parent, "infer_cam"),
         }
-        if not labels.is_dir():
-            raise StageError(
-                f"{labels} is missing, so infer_cam made no affinity labels: set infer_cam.crf=true and run "
-                "`--only infer_cam` again"
-            )
-        missing = missing_labels(labels, split)
-        if missing is not None:
-            raise StageError(
-                f"{missing} is missing, so infer_cam made no affinity labels of split {split.name!r}: add it to "
-                "infer_cam.splits and run `--only infer_cam` again"
-            )
+        check_labels(labels, split, "run `--only infer_cam` again with infer_cam.crf=true and infer_cam.splits")
         return fingerprints
 
     return TrainTask(
@@ -91,15 +82,10 @@ def build_affinity_task(cfg: Config, manifest: Manifest) -> TrainTask[AffinityNe
         stage="train_affinity",
         split=split,
         architecture=affinity_architecture(cfg, manifest.classes),
-        settings=(
-            *("model", "train_affinity", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
-            *(jitter if cfg.train_affinity.jitter else ()),
-        ),
+        settings=("model", "train_affinity", *SAMPLE_SETTINGS, *(jitter if cfg.train_affinity.jitter else ())),
         ignored=[f"model.{name}" for name in ("activation_checkpointing", "channels_last", *of_seam)],
         inputs=inputs,
         build=lambda: build_affinity_net(cfg),
         module=lambda network, world: AffinityModule(network, cfg),
-        loader=lambda world, start, size: make_label_map_loader(
-            cfg, manifest, world.rank, world.size, start, size, labels=labels, stage="train_affinity"
-        ),
+        loader=partial(make_label_map_loader, cfg, manifest, labels=labels, stage="train_affinity"),
     )

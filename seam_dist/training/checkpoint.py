@@ -10,7 +10,6 @@ and `latest` as they were, or both new. Nothing in a checkpoint is executable, a
 
 from __future__ import annotations
 
-import functools
 import re
 import shutil
 import sys
@@ -35,9 +34,6 @@ _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".saving-"
 
 
-_versions = functools.cache(versions)
-
-
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or must not be loaded; the message says why and what to do."""
 
@@ -57,34 +53,21 @@ class TrainState:
     momentum: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class CheckpointStore:
-    """The checkpoints of one training in one folder.
+    """The checkpoints of one training in one folder."""
 
-    Args:
-        folder: where they lie; made at the first save.
-        stage: the training stage, for messages.
-        architecture: what the weights belong to (backbone, classes, ...), as JSON; a checkpoint of another one is
-            refused, even if all shapes agree.
-        config: the resolved settings, kept for the reader.
-        keep: how many are kept, newest first.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        world: World,
-        *,
-        stage: str,
-        architecture: Mapping[str, Any],
-        config: Mapping[str, Any],
-        keep: int,
-    ) -> None:
-        self.folder = folder
-        self.world = world
-        self.stage = stage
-        self.architecture = dict(architecture)
-        self.config = dict(config)
-        self.keep = keep
+    folder: Path
+    """Where they lie; made at the first save."""
+    world: World
+    stage: str
+    """The training stage, for messages."""
+    architecture: dict[str, Any]
+    """What the weights belong to, as JSON; a checkpoint of another one is refused, even if all shapes agree."""
+    config: dict[str, Any]
+    """The resolved settings, kept for the reader."""
+    keep: int
+    """How many are kept, newest first."""
 
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint from the main rank's state; every rank must call it and returns when it is on disk.
@@ -169,7 +152,7 @@ class CheckpointStore:
                     "world_size": self.world.size,
                     "architecture": self.architecture,
                     "config": self.config,
-                    "versions": _versions(),
+                    "versions": versions(),
                 },
             )
             files = {}

@@ -92,10 +92,6 @@ class Training:
             momentum=gather_momentum(self.engine, self.module.model, self.world),
         )
 
-    def close(self) -> None:
-        """Take the engine apart, so that its memory is free for what this process does next."""
-        self.engine.destroy()
-
     def pictures(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return images in 0..1, both CAMs and labels of the batch in hand; every rank must call it."""
         assert self._batch is not None, "pictures follow a step"
@@ -224,17 +220,13 @@ def micro_batches(schedule: ScheduleConfig, world_size: int, *, stage: str) -> t
     Raises ValueError when the global batch cannot be dealt out evenly; `stage` names the settings in its message.
     """
     total, micro = schedule.global_batch_size, schedule.micro_batch_size
-    batch = f"{stage}.schedule.global_batch_size={total}"
-    if micro is None:
-        if total % world_size:
-            raise ValueError(f"{batch} is not a multiple of the {world_size} ranks: change one of them")
-        return total // world_size, 1
-    if total % (micro * world_size):
+    step = (micro or 1) * world_size
+    if total % step:
+        parts = f"{stage}.schedule.micro_batch_size={micro} times {world_size}" if micro else f"the {world_size}"
         raise ValueError(
-            f"{batch} is not a multiple of {stage}.schedule.micro_batch_size={micro} times {world_size} ranks: change "
-            "one of them"
+            f"{stage}.schedule.global_batch_size={total} is not a multiple of {parts} ranks: change one of them"
         )
-    return micro, total // (micro * world_size)
+    return (micro, total // step) if micro else (total // step, 1)
 
 
 def num_steps(schedule: ScheduleConfig, num_samples: int, *, stage: str) -> int:
@@ -267,15 +259,13 @@ def _quiet_deepspeed() -> None:
     """Let only DeepSpeed's warnings and errors through; that SGD is "untested" with ZeRO is not news here."""
     log = logging.getLogger("DeepSpeed")
     log.setLevel(logging.WARNING)
-    if not any(isinstance(entry, _UntestedOptimizer) for entry in log.filters):
-        log.addFilter(_UntestedOptimizer())
+    log.addFilter(_is_news)
     # torch's advice to DeepSpeed, once a collective.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+. is deprecated", category=FutureWarning)
 
 
-class _UntestedOptimizer(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "untested optimizer" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    return "untested optimizer" not in record.getMessage()
 
 
 def _format(losses: Mapping[str, float]) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -18,54 +17,39 @@ from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.cluster.distributed import World
+from seam_dist.config.schema import ScheduleConfig
 from seam_dist.losses.seam import max_norm
 
 _NUM_PICTURES = 4
 
 
 class TrainLogger:
-    """Writes the progress of one training; on other ranks than the main one every method does nothing.
+    """Writes metrics.jsonl and tensorboard/ in `folder`; on other ranks than the main one every method does nothing.
 
-    Args:
-        folder: stage folder; gets metrics.jsonl and tensorboard/.
-        name: what the progress bar is called.
-        step: steps done so far. Lines and scalars beyond it, left by a run that was cut after its last checkpoint,
-            are dropped: the run takes those steps again.
-        log_every: steps between lines of metrics.jsonl and TensorBoard scalars; the last step has a line, too.
+    `step` is the number of steps done so far. Lines and scalars beyond it, left by a run that was interrupted after its
+    last checkpoint, are dropped: the run takes those steps again.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        world: World,
-        *,
-        max_steps: int,
-        batch_size: int,
-        name: str = "train_seam",
-        step: int = 0,
-        log_every: int = 10,
-        tensorboard: bool = True,
+        self, folder: Path, world: World, stage: str, schedule: ScheduleConfig, max_steps: int, step: int = 0
     ) -> None:
         self.world = world
+        self.schedule = schedule
         self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.log_every = log_every
         if not world.is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         time_s = drop_lines_after(folder / "metrics.jsonl", step)
         self._file: IO[str] = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._writer: Any = None
-        if tensorboard:
-            # Imported here: it takes a second, and other ranks do without it.
-            from torch.utils.tensorboard.writer import SummaryWriter
+        # Imported here: it takes a second, and other ranks do without it.
+        from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(
             total=max_steps,
             initial=step,
             unit="step",
-            desc=name,
+            desc=stage,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
@@ -73,16 +57,16 @@ class TrainLogger:
         self._last = (step, time.perf_counter())
 
     def log(self, step: int, losses: Mapping[str, float], *, lr: float) -> None:
-        """Take note of a finished step; `losses` are those of the global batch, "loss" being the total."""
+        """Take note of a finished step; write its losses, those of the global batch, every `log_every` steps and at last."""
         if not self.world.is_main:
             return
         self._bar.update(1)
-        if step % self.log_every and step != self.max_steps:
+        if step % self.schedule.log_every and step != self.max_steps:
             return
         now = time.perf_counter()
         last_step, last_time = self._last
         self._last = (step, now)
-        images_per_s = (step - last_step) * self.batch_size / (now - last_time)
+        images_per_s = (step - last_step) * self.schedule.global_batch_size / (now - last_time)
         named = {f"loss/{'total' if name == 'loss' else name}": value for name, value in losses.items()}
         record = {
             "step": step,
@@ -96,42 +80,32 @@ class TrainLogger:
         self._file.flush()
         shown = {name.removeprefix("loss/"): f"{value:.3f}" for name, value in named.items()}
         self._bar.set_postfix({"images/s": f"{images_per_s:.1f}", **shown}, refresh=False)
-        if self._writer is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, step)
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, step)
 
     def pictures(self, step: int, images: Tensor, cam: Tensor, cam_refined: Tensor | None, label: Tensor) -> None:
         """Add rows of image, CAM and refined CAM to TensorBoard; images (B, 3, H, W) with values in 0..1."""
-        if not self.world.is_main or self._writer is None:
+        if not self.world.is_main:
             return
         self._writer.add_image("cam", cam_rows(images, cam, cam_refined, label), step, dataformats="HWC")
         self._writer.flush()
 
-    def close(self) -> None:
-        """Flush and close; the bar stays on the screen."""
-        if not self.world.is_main:
-            return
-        self._bar.close()
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-
     def __enter__(self) -> TrainLogger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *exception: object) -> None:
+        if self.world.is_main:
+            self._bar.close()
+            self._file.close()
+            self._writer.close()
 
 
 def drop_lines_after(path: Path, step: int) -> float:
     """Keep the whole lines of a metrics file up to `step`; return the time_s of the last one, 0 without any."""
     if not path.exists():
         return 0.0
-    kept = []
-    time_s = 0.0
+    kept, time_s = [], 0.0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)

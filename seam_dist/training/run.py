@@ -60,7 +60,7 @@ def run_training(task: TrainTask[Any], world: World) -> None:
             opened.dir / "checkpoints",
             world,
             stage=stage,
-            architecture=task.architecture,
+            architecture=dict(task.architecture),
             config=flatten(cfg),
             keep=schedule.keep_checkpoints,
         )
@@ -69,20 +69,11 @@ def run_training(task: TrainTask[Any], world: World) -> None:
             print(report if state is None else f"{stage}: resuming at step {state.step}", flush=True)
         max_steps = num_steps(schedule, task.split.num_samples, stage=stage)
         training = start_training(task.module(network, world), world, max_steps=max_steps, resume=state)
-        stack.callback(training.close)
+        stack.callback(training.engine.destroy)  # its memory is free for what this process does next
         stop = stack.enter_context(StopRequest())
-        batches = task.loader(world, training.samples, training.micro_batch_size)
+        batches = task.loader(world.rank, world.size, training.samples, training.micro_batch_size)
         stack.callback(batches.close)
-        logger = TrainLogger(
-            opened.dir,
-            world,
-            name=stage,
-            max_steps=max_steps,
-            batch_size=schedule.global_batch_size,
-            step=training.step,
-            log_every=schedule.log_every,
-        )
-        stack.enter_context(logger)
+        logger = stack.enter_context(TrainLogger(opened.dir, world, stage, schedule, max_steps, training.step))
         signum = fit(training, batches, checkpoints, logger, stop)
         if signum:
             raise SystemExit(128 + signum)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from seam_dist.losses.seam import seam_loss
 from seam_dist.models import SEAM, SEAMOutput, build_seam, seam_architecture
 from seam_dist.models.grid import scaled_size
 from seam_dist.models.seam import present_channels
-from seam_dist.training.task import Batch, TrainModule, TrainTask
+from seam_dist.training.task import SAMPLE_SETTINGS, Batch, TrainModule, TrainTask
 
 
 class SeamModule(TrainModule[SEAM]):
@@ -83,20 +84,15 @@ def build_seam_task(cfg: Config, manifest: Manifest) -> TrainTask[SEAM]:
         stage="train_seam",
         split=manifest.split(cfg.data.train_split),
         architecture=seam_architecture(cfg, manifest.classes),
-        settings=(
-            *("model", "augment", "loss", "train_seam"),
-            *("run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
-        ),
+        settings=("model", "augment", "loss", "train_seam", *SAMPLE_SETTINGS),
         ignored=(
-            "train_seam.pictures_every",
-            *("model.activation_checkpointing", "model.channels_last", "model.pcm_impl"),
+            *("train_seam.pictures_every", "model.activation_checkpointing"),
+            *("model.channels_last", "model.pcm_impl"),
         ),
         inputs=lambda: {"shards": input_fingerprint(cfg.shards_dir, "shard")},
         build=lambda: build_seam(cfg, manifest.num_classes),
         module=lambda network, world: SeamModule(network, cfg),
-        loader=lambda world, start, size: make_classification_loader(
-            cfg, manifest, world.rank, world.size, start, size
-        ),
+        loader=partial(make_classification_loader, cfg, manifest),
     )
 
 

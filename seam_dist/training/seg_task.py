@@ -15,6 +15,7 @@ out differently.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seam_dist.artifacts.layout import LABEL_TYPES, label_folder
-from seam_dist.artifacts.stage import StageError, input_fingerprint
+from seam_dist.artifacts.stage import input_fingerprint
 from seam_dist.cluster.distributed import World, all_reduce_sum
 from seam_dist.config.schema import IGNORE_INDEX, Config
 from seam_dist.data.loader import make_label_map_loader
@@ -30,7 +31,7 @@ from seam_dist.data.manifest import Manifest
 from seam_dist.losses.segmentation import segmentation_sums
 from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture
 from seam_dist.models.deeplab import SEAM_STAGE
-from seam_dist.training.task import Batch, TrainModule, TrainTask, missing_labels
+from seam_dist.training.task import SAMPLE_SETTINGS, Batch, TrainModule, TrainTask, check_labels
 
 
 class SegModule(TrainModule[DeepLab]):
@@ -84,16 +85,11 @@ def build_seg_task(cfg: Config, manifest: Manifest) -> TrainTask[DeepLab]:
         fingerprints = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
         if seg.pretrained == SEAM_STAGE:
             fingerprints[SEAM_STAGE] = input_fingerprint(cfg.stage_dir(SEAM_STAGE), SEAM_STAGE)
-        if label_type is None or labels is None:
-            return fingerprints
-        stage = label_type.stage
-        fingerprints[stage] = input_fingerprint(cfg.stage_dir(stage), stage)
-        missing = missing_labels(labels, split)
-        if missing is not None:
-            raise StageError(
-                f"train_seg.labels={seg.labels} needs {missing}, which stage {stage} did not write: run it again with "
-                f"{label_type.remedy} that include {split.name!r}, or change train_seg.labels"
-            )
+        if label_type is not None and labels is not None:
+            stage = label_type.stage
+            fingerprints[stage] = input_fingerprint(cfg.stage_dir(stage), stage)
+            use = f"change train_seg.labels={seg.labels}, or run `--only {stage}` again with {label_type.remedy}"
+            check_labels(labels, split, use)
         return fingerprints
 
     def module(network: DeepLab, world: World) -> SegModule:
@@ -110,15 +106,12 @@ def build_seg_task(cfg: Config, manifest: Manifest) -> TrainTask[DeepLab]:
         # With live BatchNorm the weights depend on the micro-batches, too.
         settings=(
             *("train_seg", "model.backbone", "model.width", "model.pretrained", "model.output_stride"),
-            *("model.align_grid", "run.seed", "data.train_split", "data.streams", "data.shuffle_shards"),
-            *(("model.activation_checkpointing",) if twice else ()),
+            *("model.align_grid", *SAMPLE_SETTINGS, *(("model.activation_checkpointing",) if twice else ())),
         ),
         inputs=inputs,
         build=lambda: build_deeplab(cfg, manifest.num_classes),
         module=module,
-        loader=lambda world, start, size: make_label_map_loader(
-            cfg, manifest, world.rank, world.size, start, size, labels=labels, stage="train_seg"
-        ),
+        loader=partial(make_label_map_loader, cfg, manifest, labels=labels, stage="train_seg"),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import World
 from seam_dist.config.schema import Config, ScheduleConfig
 from seam_dist.data.augment.normalize import normalize_images
@@ -24,6 +25,8 @@ from seam_dist.models.dropout import DropoutKeys, key_dropout
 Batch = Mapping[str, Any]
 Network = TypeVar("Network", bound=SEAM | AffinityNet | DeepLab)
 TrainStage = Literal["train_seam", "train_affinity", "train_seg"]
+SAMPLE_SETTINGS = ("run.seed", "data.train_split", "data.streams", "data.shuffle_shards")
+"""Settings that every training depends on: they give the order of the samples."""
 
 
 class TrainModule(nn.Module, ABC, Generic[Network]):
@@ -116,8 +119,8 @@ class TrainTask(Generic[Network]):
     """The network whose weights are kept; random weights come from torch's global generator."""
     module: Callable[[Network, World], TrainModule[Network]]
     """What takes the training steps of the network."""
-    loader: Callable[[World, int, int], Loader]
-    """(world, first global sample, images a micro-batch) -> batches of this rank."""
+    loader: Callable[[int, int, int, int], Loader]
+    """(rank, number of ranks, first global sample, images a micro-batch) -> batches of that rank."""
 
 
 def schedule_of(cfg: Config, stage: TrainStage) -> ScheduleConfig:
@@ -126,7 +129,8 @@ def schedule_of(cfg: Config, stage: TrainStage) -> ScheduleConfig:
     return schedule
 
 
-def missing_labels(folder: Path, split: Split) -> Path | None:
-    """Return the first label tar of the split that `folder` lacks, None when all are there."""
-    tars = [folder / shard.file for shard in split.shards]
-    return next((tar for tar in tars if not tar.is_file()), None)
+def check_labels(folder: Path, split: Split, remedy: str) -> None:
+    """Raise StageError with the first label tar of the split that `folder` lacks."""
+    for shard in split.shards:
+        if not (folder / shard.file).is_file():
+            raise StageError(f"{folder / shard.file} is missing: {remedy} that include {split.name!r}")

@@ -114,9 +114,7 @@ def test_labels_that_are_not_made_name_the_remedy(make: Callable[..., Config]) -
     with pytest.raises(StageError, match="stage random_walk is not finished"):
         train_seg.run(cfg)
     write_walk(cfg, "labels")
-    with pytest.raises(
-        StageError, match=r"labels_crf/train-00000.tar, which stage random_walk did not write.*random_walk.crf"
-    ):
+    with pytest.raises(StageError, match=r"labels_crf/train-00000.tar is missing: change .* random_walk.crf=true"):
         train_seg.run(replace(cfg, train_seg=changed(cfg.train_seg, labels="walk_crf")))
     with pytest.raises(StageError, match="stage infer_cam is not finished"):
         train_seg.run(replace(cfg, train_seg=changed(cfg.train_seg, labels="cam_crf")))

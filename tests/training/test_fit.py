@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_kit import BATCH, begin_training, seam_batches, seam_config, seam_module
+from training_kit import begin_training, seam_batches, seam_config, seam_module
 
 from seam_dist.cluster.signals import StopRequest
 from seam_dist.config.schema import Config
@@ -24,7 +24,7 @@ def store(folder: Path, training: Training) -> CheckpointStore:
 
 def parts_of_a_job(folder: Path, cfg: Config) -> tuple[Training, CheckpointStore, TrainLogger]:
     training = begin_training(cfg)
-    logger = TrainLogger(folder, training.world, max_steps=6, batch_size=BATCH, log_every=1, tensorboard=False)
+    logger = TrainLogger(folder, training.world, "train_seam", cfg.train_seam.schedule, max_steps=6)
     return training, store(folder / "checkpoints", training), logger
 
 
@@ -38,7 +38,7 @@ def test_fit_saves_on_schedule_and_at_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_after_the_step_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    training, checkpoints, logger = parts_of_a_job(tmp_path, seam_config())
+    training, checkpoints, logger = parts_of_a_job(tmp_path, seam_config(log_every=1))
 
     def interrupted() -> Iterator[dict[str, Any]]:
         for index, batch in enumerate(seam_batches()):

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from seam_dist.cluster.distributed import World
+from seam_dist.config.schema import ScheduleConfig
 from seam_dist.training.logger import TrainLogger, cam_rows, drop_lines_after
 
 
-def world(rank: int = 0) -> World:
+def world(rank: int) -> World:
     return World(rank=rank, size=2, local_rank=rank, local_size=2, device=torch.device("cpu"))
 
 
-def logger(folder: Path, **settings: Any) -> TrainLogger:
-    return TrainLogger(folder, world(), **{"max_steps": 5, "batch_size": 8, "log_every": 2, **settings})
+def logger(folder: Path, *, rank: int = 0, log_every: int = 2, step: int = 0) -> TrainLogger:
+    schedule = ScheduleConfig(global_batch_size=8, log_every=log_every)
+    return TrainLogger(folder, world(rank), "train_seam", schedule, max_steps=5, step=step)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ def test_resumed_run_has_every_step_once(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    with TrainLogger(tmp_path, world(rank=1), max_steps=5, batch_size=8) as log:
+    with logger(tmp_path, rank=1) as log:
         log.log(1, {"loss": 1.0}, lr=0.01)
         log.pictures(1, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), None, torch.zeros(1, 2))
     assert list(tmp_path.iterdir()) == []
