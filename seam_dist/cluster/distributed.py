@@ -64,17 +64,15 @@ def init_world(cfg: Config) -> World:
     device = _device(cfg.run.device, place.local_rank)
     # Read by DeepSpeed at its import, which would otherwise take the first accelerator that it finds.
     os.environ["DS_ACCELERATOR"] = device.type
-    timeout = timedelta(seconds=cfg.run.timeout_s)
     if not dist.is_initialized():
-        _start_group(place, device, timeout)
+        _start_group(place, device, timedelta(seconds=cfg.run.timeout_s))
     local_size = place.local_size or _count_local(place)
     if cfg.run.threads is not None:
         torch.set_num_threads(cfg.run.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=local_size, device=device)
     _set_timeouts(cfg.run.timeout_s)
-    return world
+    return World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=local_size, device=device)
 
 
 def barrier(world: World) -> None:
@@ -103,12 +101,12 @@ def all_gather_object(obj: T, world: World) -> list[T]:
     return gathered
 
 
-def broadcast_object(obj: T, world: World, src: int = 0) -> T:
-    """Return rank `src`'s object on every rank."""
+def broadcast_object(obj: T, world: World) -> T:
+    """Return the main rank's object on every rank."""
     if world.size == 1:
         return obj
-    carrier: list[Any] = [obj if world.rank == src else None]
-    dist.broadcast_object_list(carrier, src=src, device=world.device)
+    carrier: list[Any] = [obj if world.is_main else None]
+    dist.broadcast_object_list(carrier, src=0, device=world.device)
     received: T = carrier[0]
     return received
 
@@ -175,10 +173,10 @@ def _set_timeouts(timeout_s: float) -> None:
 
 
 def interface_to(address: str, port: int, *, crosses_hosts: bool) -> str | None:
-    """Return the network interface whose route leads to `address`, or None when none is found.
+    """Return the network interface whose route leads to `address`, or None without a route.
 
-    A host name that resolves to a loopback address on its own host (Debian's 127.0.1.1) would make that host announce
-    an address that the others cannot reach: when the job crosses hosts, the default route's interface is taken instead.
+    A host name that resolves to a loopback address on its own host (Debian's 127.0.1.1) is of no use to other hosts:
+    when the job crosses hosts, the default route's interface is taken instead.
     """
     source = _source_address(address, port)
     if crosses_hosts and (source is None or source.startswith("127.") or source == "::1"):
@@ -212,12 +210,12 @@ def _place(env: Mapping[str, str]) -> _Place:
             f"{', '.join(missing)} not set while other variables of a launcher are: start with the deepspeed launcher "
             "or torchrun, or unset RANK and WORLD_SIZE for a single process"
         )
-    numbers = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        if name in env:
-            if not env[name].isdigit():
-                raise ValueError(f"{name}={env[name]!r} in the environment is not a number: check the launcher")
-            numbers[name] = int(env[name])
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+    given = {name: env[name] for name in names if name in env}
+    for name, text in given.items():
+        if not text.isdigit():
+            raise ValueError(f"{name}={text!r} in the environment is not a number: check the launcher")
+    numbers = {name: int(text) for name, text in given.items()}
     if numbers["RANK"] >= numbers["WORLD_SIZE"]:
         raise ValueError(f"RANK={env['RANK']} is not below WORLD_SIZE={env['WORLD_SIZE']}: check the launcher")
     local_size = numbers.get("LOCAL_WORLD_SIZE", numbers.get("LOCAL_SIZE"))
@@ -232,15 +230,13 @@ def _device(wanted: str, local_rank: int) -> torch.device:
         raise ValueError("run.device=cuda but torch sees no GPU: install a GPU build of torch, or set run.device=cpu")
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise ValueError(
-            f"local rank {local_rank} has no GPU, the host shows {count}: start at most {count} ranks on it"
-        )
+        raise ValueError(f"local rank {local_rank} has no GPU, the host shows {count}: start at most {count} ranks")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 
 
-def _start_group(place: _Place, device: torch.device, timeout: timedelta | None) -> None:
+def _start_group(place: _Place, device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if place.launched:
         _end_with_launcher()

@@ -13,6 +13,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError, create_model
 
+from seam_dist.config.training import ScheduleConfig
+
 # Sections with a model of DeepSpeed's own; keys and types below them are read from it.
 _SECTIONS = {
     "zero_optimization": ("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig"),
@@ -102,7 +104,7 @@ def check_deepspeed_config(block: Mapping[str, Any]) -> None:
 
 
 def deepspeed_settings(
-    block: Mapping[str, Any], *, global_batch_size: int, micro_batch_size: int, accumulation: int, gradient_clip: float
+    block: Mapping[str, Any], schedule: ScheduleConfig, *, micro_batch_size: int, accumulation: int
 ) -> dict[str, Any]:
     """Return the whole dictionary for deepspeed.initialize: the user's block and the values that live elsewhere."""
     check_deepspeed_config(block)
@@ -112,10 +114,10 @@ def deepspeed_settings(
         # Offload to the host with torch's SGD instead of DeepSpeed's compiled Adam.
         "zero_force_ds_cpu_optimizer": False,
         **block,
-        "train_batch_size": global_batch_size,
+        "train_batch_size": schedule.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": gradient_clip,
+        "gradient_clipping": schedule.gradient_clip,
         # No progress lines of its own: seam_dist.training.logger has them.
         "steps_per_print": 2**62,
     }

@@ -160,10 +160,15 @@ class Config:
             return self.splits_of("infer_cam")
         return tuple(dict.fromkeys(self.data.splits if own is None else own))
 
+    def schedule_of(self, stage: str) -> ScheduleConfig:
+        """Return the schedule of a stage that trains."""
+        schedule: ScheduleConfig = getattr(self, stage).schedule
+        return schedule
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         for stage in ("train_seam", "train_affinity", "train_seg"):
-            schedule: ScheduleConfig = getattr(self, stage).schedule
+            schedule = self.schedule_of(stage)
             if schedule.micro_batch_size is not None and schedule.global_batch_size % schedule.micro_batch_size:
                 raise ValueError(
                     f"{stage}.schedule.global_batch_size={schedule.global_batch_size} is not a multiple of "

@@ -1,8 +1,7 @@
 """Training of AffinityNet: affinities and their loss in one forward pass (PARITY.md section 5).
 
-The loss divides by numbers of pairs in the global batch, which are known from the labels alone: `begin_step` counts
-them over all micro-batches and ranks before the first forward pass. So N ranks, or accumulation, give the gradient of
-one rank with the whole batch.
+The loss divides by numbers of pairs in the global batch, which are counted from the labels before the first forward
+pass. So N ranks, or accumulation, give the gradient of one rank with the whole batch.
 """
 
 from __future__ import annotations

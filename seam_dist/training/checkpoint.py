@@ -72,8 +72,7 @@ class CheckpointStore:
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint from the main rank's state; every rank must call it and returns when it is on disk.
 
-        Raises CheckpointError on every rank when a value is not finite or the disk refuses; what was there before
-        is then untouched.
+        Raises CheckpointError on every rank when a value is not finite or the disk refuses.
         """
         path = self.folder / f"step-{state.step:08d}"
 
@@ -225,25 +224,20 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path} is not a checkpoint, it has no {_MANIFEST}: give the folder of one, step-...")
     try:
         manifest = read_json(path / _MANIFEST)
+        schema = manifest.get("schema")
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read ({error})") from None
-    if manifest.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}: use another one"
-        )
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}: use another one")
     if set(expected) != set(_FILES):
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: its manifest lists {sorted(expected)}, not {list(_FILES)}"
-        )
+        raise CheckpointError(f"checkpoint {path} is damaged: its manifest lists {sorted(expected)}, not {_FILES}")
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing")
         if file.stat().st_size != size:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes instead of {size}"
-            )
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes, not {size}")
         if sha256_file(file) != digest:
             raise CheckpointError(f"checkpoint {path} is damaged: the checksum of {name} differs")
 

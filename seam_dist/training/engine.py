@@ -55,14 +55,20 @@ class Training:
         Sets `stop_signal` when any rank was asked to stop. Raises TrainingError on every rank, before the weights
         change, when the loss of any of them is NaN or infinite.
         """
-        self._seed()
+        # Keyed by (seed, step, rank), so that a resumed run draws what it would have drawn.
+        text = f"{self.module.cfg.run.seed}/{self.step}/{self.world.rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
         self._set_lr()
         parts: list[dict[str, Tensor]] = []
         keys: list[str] = []
         step_batches = [dict(next(batches)) for _ in range(self.accumulation)]
         self.module.begin_step(step_batches, self.step, self.world)
         for micro, batch in enumerate(step_batches):
-            self._batch = to_device(batch, self.world.device)
+            # Copies from pinned memory overlap with computation.
+            self._batch = {
+                name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
             losses = self.engine(self._batch)
             self.engine.backward(losses["loss"])
             parts.append({name: value.detach() for name, value in losses.items()})
@@ -105,9 +111,7 @@ class Training:
         """Average the losses over micro-batches and ranks; the request to stop travels along."""
         names = list(parts[0])
         local = torch.stack([torch.stack([part[name] for part in parts]).mean() for name in names])
-        asked = torch.tensor(
-            [stop is not None and stop.signum == number for number in SIGNALS], dtype=local.dtype, device=local.device
-        )
+        asked = local.new_tensor([stop is not None and stop.signum == number for number in SIGNALS])
         total: list[float] = all_reduce_sum(torch.cat([local, asked]), self.world).tolist()
         for number, count in zip(SIGNALS, total[len(names) :], strict=True):
             if count:
@@ -132,11 +136,6 @@ class Training:
         stage = self.module.stage
         return f"lower {stage}.schedule.lr or set {stage}.schedule.gradient_clip, and resume"
 
-    def _seed(self) -> None:
-        """Key torch's random numbers by (seed, step, rank), so that a resumed run draws what it would have drawn."""
-        text = f"{self.module.cfg.run.seed}/{self.step}/{self.world.rank}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
-
     def _set_lr(self) -> None:
         schedule = self.module.schedule
         factor = lr_factor(self.step, self.max_steps, schedule)
@@ -159,13 +158,7 @@ def start_training(
     _quiet_deepspeed()
     import deepspeed
 
-    settings = deepspeed_settings(
-        cfg.deepspeed,
-        global_batch_size=schedule.global_batch_size,
-        micro_batch_size=micro,
-        accumulation=accumulation,
-        gradient_clip=schedule.gradient_clip,
-    )
+    settings = deepspeed_settings(cfg.deepspeed, schedule, micro_batch_size=micro, accumulation=accumulation)
     optimizer = torch.optim.SGD(parameter_groups(model, schedule), lr=schedule.lr, momentum=schedule.momentum)
     # DeepSpeed sends and flattens parameters as bytes in C order; from stage 1 on they are parts of flat buffers.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -215,10 +208,7 @@ def fit(
 
 
 def micro_batches(schedule: ScheduleConfig, world_size: int, *, stage: str) -> tuple[int, int]:
-    """Return images a forward pass and forward passes a step, for each rank.
-
-    Raises ValueError when the global batch cannot be dealt out evenly; `stage` names the settings in its message.
-    """
+    """Return images a forward pass and forward passes a step, for each rank; ValueError when they are not whole."""
     total, micro = schedule.global_batch_size, schedule.micro_batch_size
     step = (micro or 1) * world_size
     if total % step:
@@ -245,14 +235,6 @@ def lr_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
     """Return the factor on every learning rate at `step`, counted from 0: poly decay, times a linear warm-up."""
     poly: float = (1 - step / max_steps) ** schedule.poly_power
     return poly * min(1.0, (step + 1) / schedule.lr_warmup_steps) if schedule.lr_warmup_steps else poly
-
-
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Return the batch with its tensors on `device`; copies from pinned memory overlap with computation."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
 
 
 def _quiet_deepspeed() -> None:

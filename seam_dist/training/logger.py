@@ -57,7 +57,7 @@ class TrainLogger:
         self._last = (step, time.perf_counter())
 
     def log(self, step: int, losses: Mapping[str, float], *, lr: float) -> None:
-        """Take note of a finished step; write its losses, those of the global batch, every `log_every` steps and at last."""
+        """Take note of a finished step; write the losses of its global batch every `log_every` steps and last."""
         if not self.world.is_main:
             return
         self._bar.update(1)
@@ -122,7 +122,7 @@ def drop_lines_after(path: Path, step: int) -> float:
 def cam_rows(images: Tensor, cam: Tensor, cam_refined: Tensor | None, label: Tensor) -> np.ndarray[Any, Any]:
     """Return uint8 (rows * H, columns * W, 3): a row an image, with the image, its CAM and its refined CAM.
 
-    A map shows the largest normalized value over the classes of the image label, from dark over red to yellow.
+    A map shows the largest normalized value over the classes of the label, from black over red and yellow to white.
     """
     maps = [cam] if cam_refined is None else [cam, cam_refined]
     rows = []
@@ -133,15 +133,11 @@ def cam_rows(images: Tensor, cam: Tensor, cam_refined: Tensor | None, label: Ten
             # [C + 1, H, W] -> [H, W]; the background channel has no label.
             shown = max_norm(each[index : index + 1].float())[0, 1:] * label[index].float()[:, None, None]
             heat = shown.amax(dim=0).clamp(0, 1).cpu()
-            row.append(0.4 * image + 0.6 * _heat_colors(heat))
+            colors = torch.stack([(3 * heat - channel).clamp(0, 1) for channel in range(3)])
+            row.append(0.4 * image + 0.6 * colors)
         rows.append(torch.cat(row, dim=2))
     grid = (torch.cat(rows, dim=1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(grid.permute(1, 2, 0).numpy())
-
-
-def _heat_colors(heat: Tensor) -> Tensor:
-    """Map 0..1 to colors (3, H, W): black, red, yellow, white."""
-    return torch.stack([(3 * heat).clamp(0, 1), (3 * heat - 1).clamp(0, 1), (3 * heat - 2).clamp(0, 1)])
 
 
 def _peak_gib(device: torch.device) -> float:

@@ -24,7 +24,7 @@ from seam_dist.config.schema import Config
 from seam_dist.training.checkpoint import CheckpointStore, TrainState
 from seam_dist.training.engine import fit, num_steps, start_training
 from seam_dist.training.logger import TrainLogger
-from seam_dist.training.task import TrainTask, schedule_of
+from seam_dist.training.task import TrainTask
 
 # Settings of a schedule on which the trained weights do not depend, apart from rounding.
 _IGNORED = ("checkpoint_every", "keep_checkpoints", "log_every", "micro_batch_size", "resume")
@@ -37,7 +37,7 @@ def run_training(task: TrainTask[Any], world: World) -> None:
     when another process trains it, and SystemExit with 128 + the signal's number after a checkpoint when SIGINT or
     SIGTERM ended the training, so that a scheduler sees an unfinished job.
     """
-    cfg, stage, schedule = task.cfg, task.stage, schedule_of(task.cfg, task.stage)
+    cfg, stage, schedule = task.cfg, task.stage, task.cfg.schedule_of(task.stage)
     ignored = (*task.ignored, *(f"{stage}.schedule.{name}" for name in _IGNORED))
     with ExitStack() as stack:
 

@@ -66,7 +66,7 @@ class SeamModule(TrainModule[SEAM]):
         return {name: value if name == "loss" else value.detach() for name, value in losses.items()}
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the first view in 0..1 and its CAMs; call it in eval mode, on every rank."""
+        """Return the first view in 0..1, its CAMs and its refined CAMs, if there are any."""
         image = self.normalized(batch, batch["color"])
         output = self._cams(image)
         return image * self.std[:, None, None] + self.mean[:, None, None], output.cam, output.cam_refined

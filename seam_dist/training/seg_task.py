@@ -3,13 +3,11 @@
     L = 1/N sum_p w_p CE(logits_p, y_p),   N = pixels with y_p != 255 in the global batch,
 
 over all ranks and accumulation steps, as one GPU with the whole batch would compute it: images differ in how much of
-them is ignored, so a mean of means would not do. N is counted from the labels before the first forward pass
-(`begin_step`). The sum and its weights w_p are those of `seam_dist.losses.segmentation`.
+them is ignored, so a mean of means would not do. `seam_dist.losses.segmentation` has the sum and its weights w_p.
 
-Dropout does not depend on the split into micro-batches; live BatchNorm statistics do: they are those of a micro-batch,
-on GPUs of the micro-batches of all ranks together (`synchronize_batchnorm`). CPU ranks and accumulation steps keep
-statistics of their own, and the main rank's running statistics are kept; with another number of them a training comes
-out differently.
+Live BatchNorm statistics are those of a micro-batch, on GPUs of the micro-batches of all ranks together. CPU ranks and
+accumulation steps keep statistics of their own, and the main rank's running statistics are kept; with another number of
+them a training comes out differently.
 """
 
 from __future__ import annotations

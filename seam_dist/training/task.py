@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import World
-from seam_dist.config.schema import Config, ScheduleConfig
+from seam_dist.config.schema import Config
 from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.manifest import Split
 from seam_dist.models import SEAM, AffinityNet, DeepLab, LoadReport
@@ -44,7 +44,7 @@ class TrainModule(nn.Module, ABC, Generic[Network]):
         super().__init__()
         self.model = model
         self.cfg = cfg
-        self.schedule = schedule_of(cfg, self.stage)
+        self.schedule = cfg.schedule_of(self.stage)
         self.keys = DropoutKeys(cfg.run.seed)
         key_dropout(model, self.keys)
         # Buffers that move with the module and stay out of its state dict: they belong to the backbone, not to the run.
@@ -57,8 +57,7 @@ class TrainModule(nn.Module, ABC, Generic[Network]):
     def begin_step(self, batches: Sequence[MutableMapping[str, Any]], step: int, world: World) -> None:
         """Prepare optimizer step `step`, counted from 0, from all its micro-batches of this rank, still on the CPU.
 
-        Every rank calls it, before the first forward pass of the step: a loss that is divided by a count over the
-        global batch needs the labels of all its parts.
+        Every rank calls it: a loss that is divided by a count over the global batch needs the labels of all its parts.
         """
 
     @abstractmethod
@@ -69,23 +68,13 @@ class TrainModule(nn.Module, ABC, Generic[Network]):
         """
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images (B, 3, S, S) in 0..1, their CAMs and refined CAMs; in eval mode, on every rank.
-
-        Called only where `pictures_every` is not None.
-        """
+        """Return images (B, 3, S, S) in 0..1, their CAMs and refined CAMs; in eval mode, on every rank."""
         raise NotImplementedError(f"{self.stage} has no pictures")
 
     def normalized(self, batch: Batch, color: Tensor | None, *, padding: Literal["mean", "black"] = "mean") -> Tensor:
         """Return the normalized crops (B, 3, S, S), float32, with the jitter `color` where it is given."""
-        return normalize_images(
-            batch["image"],
-            batch["valid"],
-            color,
-            self.mean,
-            self.std,
-            channels_last=self.cfg.model.channels_last,
-            padding=padding,
-        )
+        image, valid, channels_last = batch["image"], batch["valid"], self.cfg.model.channels_last
+        return normalize_images(image, valid, color, self.mean, self.std, channels_last=channels_last, padding=padding)
 
     def network_precision(self, device: torch.device) -> torch.autocast:
         """Return the context of the network's forward pass; the losses are computed outside, in float32."""
@@ -121,12 +110,6 @@ class TrainTask(Generic[Network]):
     """What takes the training steps of the network."""
     loader: Callable[[int, int, int, int], Loader]
     """(rank, number of ranks, first global sample, images a micro-batch) -> batches of that rank."""
-
-
-def schedule_of(cfg: Config, stage: TrainStage) -> ScheduleConfig:
-    """Return the schedule of a training stage."""
-    schedule: ScheduleConfig = getattr(cfg, stage).schedule
-    return schedule
 
 
 def check_labels(folder: Path, split: Split, remedy: str) -> None:

@@ -21,12 +21,19 @@ _MOMENTUM = "momentum_buffer"
 
 def make_momentum(engine: Any) -> None:
     """Give every optimizer parameter of this rank a zero momentum, where DeepSpeed finds each part of it."""
-    optimizer = engine.basic_optimizer
+    optimizer, stage = engine.basic_optimizer, engine.zero_optimization_stage()
     if not optimizer.defaults["momentum"]:
         return
-    for tensor in _optimizer_tensors(engine):
+    # What the optimizer steps on this rank: parameters, or flat partitions of them.
+    if stage == 0:
+        tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    elif stage == 3:
+        tensors = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        tensors = engine.optimizer.single_partition_of_fp32_groups
+    for tensor in tensors:
         optimizer.state[tensor][_MOMENTUM] = torch.zeros_like(tensor, requires_grad=False)
-    if engine.zero_optimization_stage() in (1, 2):
+    if stage in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
@@ -81,16 +88,6 @@ def set_momentum(engine: Any, model: nn.Module, world: World, read: Callable[[st
             safe_set_local_optimizer_state(parameter, part.to(parameter.device), _MOMENTUM)
         else:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), _MOMENTUM)
-
-
-def _optimizer_tensors(engine: Any) -> list[Tensor]:
-    """Return the tensors that the optimizer steps on this rank: parameters, or flat partitions of them."""
-    stage = engine.zero_optimization_stage()
-    if stage == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    if stage:
-        return list(engine.optimizer.single_partition_of_fp32_groups)
-    return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
 
 
 def _trained(engine: Any, model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from seam_dist.config.deepspeed import check_deepspeed_config, deepspeed_settings
+from seam_dist.config.schema import ScheduleConfig
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,8 @@ def test_good_block_passes(block: dict[str, Any]) -> None:
 
 def test_block_is_passed_on_with_the_values_of_other_sections() -> None:
     block = {"zero_optimization": {"stage": 2}}
-    settings = deepspeed_settings(block, global_batch_size=8, micro_batch_size=2, accumulation=2, gradient_clip=1.0)
+    schedule = ScheduleConfig(global_batch_size=8, gradient_clip=1.0)
+    settings = deepspeed_settings(block, schedule, micro_batch_size=2, accumulation=2)
     assert settings["zero_optimization"] == {"stage": 2}
     assert settings["train_batch_size"] == 8
     assert settings["train_micro_batch_size_per_gpu"] == 2

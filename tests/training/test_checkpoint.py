@@ -112,7 +112,7 @@ def flip_bit(path: Path) -> None:
     [
         (lambda path: flip_bit(path / "model.safetensors"), "checksum of model.safetensors differs"),
         (lambda path: flip_bit(path / "optimizer.safetensors"), "checksum of optimizer.safetensors differs"),
-        (lambda path: os.truncate(path / "model.safetensors", 100), "model.safetensors has 100 bytes instead of"),
+        (lambda path: os.truncate(path / "model.safetensors", 100), "model.safetensors has 100 bytes, not"),
         (lambda path: (path / "state.json").unlink(), "state.json is missing"),
         (lambda path: (path / "manifest.json").unlink(), "has no manifest.json"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json cannot be read"),
