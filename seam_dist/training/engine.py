@@ -180,11 +180,7 @@ def start_training(
 
 
 def fit(
-    training: Training,
-    batches: Iterator[Batch],
-    checkpoints: CheckpointStore,
-    logger: TrainLogger,
-    stop: StopRequest,
+    training: Training, batches: Iterator[Batch], checkpoints: CheckpointStore, logger: TrainLogger, stop: StopRequest
 ) -> int:
     """Train to the end of the schedule; return 0, or the number of the signal that ended it after a checkpoint.
 

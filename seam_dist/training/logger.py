@@ -45,13 +45,9 @@ class TrainLogger:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(
-            total=max_steps,
-            initial=step,
-            unit="step",
-            desc=stage,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
+            total=max_steps, initial=step, unit="step", desc=stage, dynamic_ncols=True, mininterval=interval
         )
         self._start = time.perf_counter() - time_s
         self._last = (step, time.perf_counter())

@@ -82,8 +82,8 @@ def run_training(task: TrainTask[Any], world: World) -> None:
         def finish() -> None:
             outputs = write_model(opened.dir / "final", final, cfg, task.architecture, str(report))
             device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-            metrics = opened.dir / "metrics.jsonl"
-            opened.finish([*outputs, metrics], step=training.step, world_size=world.size, device=device)
+            outputs.append(opened.dir / "metrics.jsonl")
+            opened.finish(outputs, step=training.step, world_size=world.size, device=device)
 
         on_main(finish, world)
 
