@@ -13,19 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.authors_files import (
-    crf_folder,
-    crf_folders,
-    find_dict,
-    read_cam_dict,
-    stack_maps,
-    write_cam_dict,
-)
+from seam_dist.artifacts import authors_files
 from seam_dist.artifacts.cam_file import StoredCam, store_cam
 from seam_dist.config.schema import Config, InferCamConfig
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead, scaled_images
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, read_refined, refine_cam
 from seam_dist.inference.run_shards import CAMS, ShardOutput
 from seam_dist.models import SEAM, affinity_stride
 
@@ -81,9 +74,11 @@ def read_authors_cams(samples: Iterable[Sample], folder: Path) -> Iterator[tuple
     Raises ValueError when an image has no file, or one of another size or of other classes than its label.
     """
     for index, sample in enumerate(samples):
-        path = find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
+        path = authors_files.find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
         size = (sample.image.shape[0], sample.image.shape[1])
-        cam = stack_maps(path, read_cam_dict(path), [index - 1 for index in sample.classes], size)
+        cam = authors_files.stack_maps(
+            path, authors_files.read_cam_dict(path), [index - 1 for index in sample.classes], size
+        )
         yield index, sample, CamMaps(torch.from_numpy(cam), None)
 
 
@@ -109,19 +104,19 @@ def add_cams(
     output.add(CAMS, index, sample.key, lambda: stored)
     full = maps.cam.float().cpu().numpy()
     if cfg.infer_cam.interop:
-        write_cam_dict(folder / "interop" / f"{sample.key}.npy", sample.classes, full)
+        authors_files.write_cam_dict(folder / "interop" / f"{sample.key}.npy", sample.classes, full)
     if pool is None:
         return
     stride = affinity_stride(cfg) if with_affinity else None
-    if (crf_files := crf_folders(cfg.infer_cam)) is not None:
+    if (crf_files := authors_files.crf_folders(cfg.infer_cam)) is not None:
         setting = "infer_cam.crf_from_interop"
-        low, high = (find_dict(source, sample.key, sample.source_id, setting) for source in crf_files)
-        labels = pool.submit_dicts((low, high), size, sample.classes, stride=stride)
+        low, high = (authors_files.find_dict(source, sample.key, sample.source_id, setting) for source in crf_files)
+        labels = pool.submit(read_refined, (low, high), size, sample.classes, stride)
     else:
         alphas = cfg.infer_cam.crf_alphas
-        low, high = (folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy" for alpha in alphas)
+        low, high = (folder / authors_files.crf_folder("interop_crf", alpha) / f"{sample.key}.npy" for alpha in alphas)
         dicts = (low, high) if cfg.infer_cam.interop else None
-        labels = pool.submit_cam(sample.image, full, sample.classes, alphas, stride=stride, dicts=dicts)
+        labels = pool.submit(refine_cam, sample.image, full, sample.classes, alphas, stride, dicts)
     output.add("crf", index, sample.key, lambda: labels.result().labels)
     if with_affinity:
         output.add("affinity", index, sample.key, lambda: labels.result().affinity)

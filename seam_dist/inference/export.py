@@ -28,10 +28,6 @@ _LARGEST = 8192
 _ONNX = ("onnx", "onnxscript")
 
 
-class ExportError(ValueError):
-    """A network that cannot be exported; the message says why."""
-
-
 class ExportNetwork(nn.Module):
     """A final network with its normalization inside, in eval mode."""
 
@@ -51,12 +47,12 @@ class ExportNetwork(nn.Module):
 
 
 def check_export(path: Path) -> None:
-    """Raise ExportError when a program of that name cannot be written here, before any work is done."""
+    """Raise ValueError when a program of that name cannot be written here, before any work is done."""
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
+        raise ValueError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
     missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
-        raise ExportError(
+        raise ValueError(
             f"--export {path} needs {' and '.join(missing)}, not installed here: pip install 'seam-dist[onnx]', or "
             f"export {path.with_suffix('.pt2')}"
         )
@@ -65,7 +61,7 @@ def check_export(path: Path) -> None:
 def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
     """Write the network, which is on the CPU, as a program; return which image sizes it takes.
 
-    A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ExportError when the
+    A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ValueError when the
     program's labels differ from the network's.
     """
     check_export(path)
@@ -125,7 +121,7 @@ def _noise(size: tuple[int, int]) -> Tensor:
 def _compare(
     network: ExportNetwork, program: Callable[[Tensor], Tensor], sizes: Sequence[tuple[int, int]], what: str
 ) -> None:
-    """Raise ExportError unless the program gives the network's labels; pixels of two equal logits may go either way."""
+    """Raise ValueError unless the program gives the network's labels; pixels of two equal logits may go either way."""
     for size in sizes:
         image = _noise(size)
         with torch.no_grad():
@@ -134,7 +130,7 @@ def _compare(
         clear = top[:, 0] - top[:, 1] > 1e-4 * expected.abs().max()
         wrong = (logits.argmax(dim=1) != expected.argmax(dim=1)) & clear
         if logits.shape != expected.shape or bool(wrong.any()):
-            raise ExportError(
+            raise ValueError(
                 f"{what} gives {int(wrong.sum())} labels that differ from the network's on noise of {size[0]} x "
                 f"{size[1]} pixels: this version of torch does not export it correctly, use another one"
             )

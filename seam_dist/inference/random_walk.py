@@ -26,7 +26,7 @@ from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import Shard
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, refine_labels
 from seam_dist.inference.pseudo_labels import background_score, block_means, choose_classes
 from seam_dist.inference.run_shards import ShardOutput
 from seam_dist.models import AffinityNet, affinity_stride
@@ -130,7 +130,7 @@ def add_walked(
         atomic_write(folder / "files" / f"{key}.png", encode_labels(labels))
     if pool is not None:
         settings = cfg.random_walk.crf_num_iters, cfg.crf.bilateral_sxy
-        refined = pool.submit_labels(walker.sample.image, scores.cpu().numpy(), classes, *settings)
+        refined = pool.submit(refine_labels, walker.sample.image, scores.cpu().numpy(), classes, *settings)
         output.add("labels_crf", index, key, refined.result)
 
 

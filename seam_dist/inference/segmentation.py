@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 from seam_dist.config.schema import InferSegConfig
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead, scaled_images
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, refine_labels
 from seam_dist.inference.pseudo_labels import choose_classes
 from seam_dist.inference.run_shards import ShardOutput
 from seam_dist.models import DeepLab
@@ -107,7 +107,7 @@ def predict_samples(
                 scores = probabilities(own, scaled, size)
                 labels = choose_classes(scores, classes)
                 settings = cfg.crf_num_iters, cfg.crf_bilateral_sxy
-                refined = crf.submit_labels(sample.image, scores.numpy(), classes, *settings)
+                refined = crf.submit(refine_labels, sample.image, scores.numpy(), classes, *settings)
             yield Prediction(index, sample, labels, refined, among)
 
 
