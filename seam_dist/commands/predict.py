@@ -7,11 +7,10 @@ images could not be read, each of which was named; 2 an argument or the weights 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seam_dist.artifacts.atomic import atomic_write
+from seam_dist.artifacts.atomic import atomic_file, atomic_write
 from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
 from seam_dist.data.images import BadImageError, decode_mask, read_image_file
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.label_scores import confusion_matrix
 from seam_dist.evaluation.metrics import scores_from_confusion
+from seam_dist.evaluation.text_table import aligned
 from seam_dist.inference.batching import check_scales
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.export import check_export, export_network
@@ -41,12 +41,11 @@ _JPEG_QUALITY = 90
 
 @dataclass
 class Outcome:
-    """What has become of the images so far: how many are done, which could not be read, and their scores."""
+    """What has become of the images: how many could not be read, and the scores of those with a mask."""
 
     confusion: torch.Tensor
-    num_done: int = 0
     num_scored: int = 0
-    failures: list[str] = field(default_factory=list)
+    num_failed: int = 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     cfg = predict_settings(arguments, trained)
     images = {} if arguments.images is None else find_images(arguments.images, arguments.out)
     if arguments.threads is not None:
-        torch.set_num_threads(cfg.run.threads or 1)
+        torch.set_num_threads(arguments.threads)
     if arguments.export is not None:
         height, width = arguments.export_size
         sizes = export_network(load_deeplab(trained), arguments.export, (height, width))
@@ -118,11 +117,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.images is None:
         return 0
     outcome = predict_images(trained, images, cfg, arguments)
-    print(f"{outcome.num_done} of {len(images)} images done, in {arguments.out}")
+    print(f"{len(images) - outcome.num_failed} of {len(images)} images done, in {arguments.out}")
     if arguments.masks is not None:
         print(format_scores(outcome, trained.classes))
-    if outcome.failures:
-        print(f"seam-dist predict: {len(outcome.failures)} images could not be read, see above", file=sys.stderr)
+    if outcome.num_failed:
+        print(f"seam-dist predict: {outcome.num_failed} images could not be read, see above", file=sys.stderr)
         return 1
     return 0
 
@@ -148,15 +147,13 @@ def find_images(source: Path, out: Path) -> dict[str, Path]:
 
     Raises ValueError when there are none, when two would have the same name, or when `out` is the folder of images.
     """
-    if source.is_file():
-        if source.parent.resolve() == out.resolve():
-            raise ValueError(f"--out {out} is the folder of {source.name}: labels could replace images; give another")
-        return {source.stem: source}
-    if not source.is_dir():
+    if not source.exists():
         raise ValueError(f"--images {source} is not there: give a folder or an image")
-    if source.resolve() == out.resolve():
-        raise ValueError(f"--out {out} is the folder of the images: labels would replace images; give another folder")
     inside = out.resolve()
+    if inside == (source if source.is_dir() else source.parent).resolve():
+        raise ValueError(f"--out {out} is the folder of the images: labels would replace images; give another folder")
+    if source.is_file():
+        return {source.stem: source}
     images: dict[str, Path] = {}
     for path in sorted(source.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or not path.is_file() or inside in path.resolve().parents:
@@ -192,12 +189,10 @@ def predict_images(trained: Trained, images: Mapping[str, Path], cfg: Config, ar
             atomic_write(target, encode_labels(labels))
             if arguments.overlay:
                 picture = Image.fromarray(draw_overlay(prediction.sample.image, labels, classes))
-                data = io.BytesIO()
-                picture.save(data, "JPEG", quality=_JPEG_QUALITY)
-                atomic_write(target.with_name(f"{target.stem}_overlay.jpg"), data.getvalue())
+                with atomic_file(target.with_name(f"{target.stem}_overlay.jpg")) as temporary:
+                    picture.save(temporary, "JPEG", quality=_JPEG_QUALITY)
             if arguments.masks is not None:
                 _score(prediction, labels, arguments.masks, outcome, arguments.max_pixels)
-            outcome.num_done += 1
             bar.update(1)
     return outcome
 
@@ -208,7 +203,7 @@ def _read(images: Mapping[str, Path], max_pixels: int, outcome: Outcome, bar: tq
         try:
             image = read_image_file(path, max_pixels=max_pixels)
         except (BadImageError, OSError) as error:
-            outcome.failures.append(name)
+            outcome.num_failed += 1
             bar.write(f"seam-dist predict: warning: {path} is left out: {error}", file=sys.stderr)
             bar.update(1)
             continue
@@ -233,8 +228,6 @@ def format_scores(outcome: Outcome, classes: Sequence[str]) -> str:
         return "no image has a mask of its name in --masks"
     scores = scores_from_confusion(outcome.confusion)
     names = ["background", *classes]
-    width = max(map(len, names))
-    lines = [
-        f"  {name.ljust(width)}  {100 * value:6.2f}" for name, value in zip(names, scores.iou.tolist(), strict=True)
-    ]
-    return "\n".join([f"mIoU {100 * float(scores.miou):.2f} over {outcome.num_scored} images with masks", *lines])
+    rows = [(f"  {name}", f"{100 * iou:6.2f}") for name, iou in zip(names, scores.iou.tolist(), strict=True)]
+    title = f"mIoU {100 * float(scores.miou):.2f} over {outcome.num_scored} images with masks"
+    return f"{title}\n{aligned(rows, num_left=1)}"

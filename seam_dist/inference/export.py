@@ -106,12 +106,11 @@ def _save_onnx(program: Any, path: Path, network: ExportNetwork, sizes: Sequence
     )
     reference: Any = importlib.import_module("onnx.reference")
     session = reference.ReferenceEvaluator(str(path))
-    _compare(
-        network,
-        lambda image: torch.from_numpy(np.asarray(session.run(None, {"image": image.numpy()})[0])),
-        sizes,
-        "the ONNX model",
-    )
+
+    def run(image: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(session.run(None, {"image": image.numpy()})[0]))
+
+    _compare(network, run, sizes, "the ONNX model")
 
 
 def _noise(size: tuple[int, int]) -> Tensor:

@@ -92,12 +92,8 @@ def affinities(net: AffinityNet, images: Pixels, cfg: Config) -> Tensor:
     """Return the affinities (B, planes, h, w) of images (B, H, W, 3) of one size, padded to whole cells."""
     stride = affinity_stride(cfg)
     grid = -(-images.shape[1] // stride), -(-images.shape[2] // stride)
-    (affinity,) = network_maps(
-        net,
-        torch.from_numpy(images).permute(0, 3, 1, 2),
-        lambda pixels: [net(pixels, cfg.train_affinity.border)],
-        stride=stride,
-    )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    (affinity,) = network_maps(net, pixels, lambda part: [net(part, cfg.train_affinity.border)], stride=stride)
     if affinity.shape[2:] != grid:
         raise StageError(
             f"{net.backbone.name} gives a grid of {tuple(affinity.shape[2:])} for images of {images.shape[1:3]}, "

@@ -89,7 +89,7 @@ def run_shards(
     open_stage: Callable[[], tuple[StageRun, Sequence[Work]]],
     start: Callable[[StageRun, CrfPool | None], ShardProcess],
     crf: bool,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
     complete: Callable[[StageRun], None] = lambda stage: None,
 ) -> None:
     """Write the output shards of an inference stage that are not there yet, and its manifest. Every rank calls it.
@@ -150,7 +150,7 @@ def run_shards(
             images_per_s=round(num_images / took, 3),
             device_peak_gib=round(max(peaks), 3) if on_gpu else None,
             bad_samples=bad,
-            **metadata,
+            **(metadata or {}),
         )
         complete(stage)
         note = f", {len(bad)} bad ones left out" if bad else ""

@@ -50,6 +50,11 @@ class Prediction:
     refined: Future[Pixels] | None = None
     oracle: Pixels | None = None
 
+    @property
+    def final(self) -> Pixels:
+        """The refined labels where there is a CRF, whose end is waited for, else the network's."""
+        return self.labels if self.refined is None else self.refined.result()
+
 
 def infer_labels(
     model: DeepLab,
@@ -113,17 +118,13 @@ def predict_samples(
 
 def refine_in_order(predictions: Iterable[Prediction]) -> Iterator[tuple[Prediction, Pixels]]:
     """Yield predictions in their order with their labels, those of the CRF where there is one, as they are finished."""
-    waiting: deque[tuple[Prediction, Future[Pixels]]] = deque()
+    waiting: deque[Prediction] = deque()
     for prediction in predictions:
-        if prediction.refined is None:
-            yield prediction, prediction.labels
-            continue
-        waiting.append((prediction, prediction.refined))
-        while waiting and waiting[0][1].done():
-            done, refined = waiting.popleft()
-            yield done, refined.result()
-    for done, refined in waiting:
-        yield done, refined.result()
+        waiting.append(prediction)
+        while waiting and (waiting[0].refined is None or waiting[0].refined.done()):
+            yield waiting[0], waiting.popleft().final
+    for prediction in waiting:
+        yield prediction, prediction.final
 
 
 def add_prediction(output: ShardOutput, prediction: Prediction) -> None:

@@ -276,5 +276,5 @@ def test_weights_of_another_network_are_refused(root):
 
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
-    message = r"pip install 'seam-dist\[crf\]'.*random_walk\.crf=false"
+    message = r"pip install 'seam-dist\[crf\]'.*random_walk\.crf"
     assert_lattice_is_missed(monkeypatch, random_walk, config(root, random_walk={"crf": True}), message)
