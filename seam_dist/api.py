@@ -149,10 +149,7 @@ class SEAMModel(_Model):
 
     def segment(self, image: AnyImage, **settings: Any) -> NDArray[np.uint8]:
         """Raise ValueError: SEAM needs to know the classes, the final network does not."""
-        raise ValueError(
-            "SEAM makes CAMs of given classes, not masks: use cam(image, classes), or load the final network "
-            'with seam.load(run, part="final")'
-        )
+        raise ValueError('SEAM makes no masks: use cam(image, classes), or segment of seam.load(run, part="final")')
 
 
 class Segmenter(_Model):
@@ -230,13 +227,9 @@ def read_image(image: AnyImage) -> NDArray[np.uint8]:
             raise ValueError(f"image is a PIL image of mode {image.mode}, expected 8 bits a channel: convert it to RGB")
         return np.array(image.convert("RGB"))
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image is a {type(image).__name__}, expected a numpy array, a PIL image, a torch tensor or a path"
-        )
+        raise ValueError(f"image is a {type(image).__name__}, expected a numpy array, PIL image, tensor or path")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
-        raise ValueError(
-            f"image is a numpy array of {image.dtype} and shape {image.shape}, expected uint8 RGB of shape (H, W, 3)"
-        )
+        raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of shape (H, W, 3)")
     return np.ascontiguousarray(image)
 
 
@@ -250,17 +243,13 @@ def _check_tensor(image: Tensor, name: str, shape: str, *, dim: int) -> None:
         raise ValueError(f"{name} is a tensor of {image.dtype}, expected uint8, or floating point in 0..1")
     low, high = float(image.detach().min()), float(image.detach().max())
     if not 0 <= low <= high <= 1:
-        raise ValueError(
-            f"{name} has values from {low:g} to {high:g}, expected 0..1: give the image before its normalization"
-        )
+        raise ValueError(f"{name} has values from {low:g} to {high:g}, expected 0..1, before any normalization")
 
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
         if num_classes is None or num_classes < 1:
-            raise ValueError(
-                f"num_classes={num_classes}: give the number of foreground classes, or their names as classes"
-            )
+            raise ValueError(f"num_classes={num_classes}: give the number of foreground classes, or their names")
         return tuple(f"class_{index}" for index in range(1, num_classes + 1))
     names = tuple(classes)
     if isinstance(classes, str) or not names or len(set(names)) != len(names):

@@ -82,11 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return _run(arguments)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"seam-dist predict: error: {error}", file=sys.stderr)
-    except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-        print(f"seam-dist predict: error: {reason}", file=sys.stderr)
     return 2
 
 

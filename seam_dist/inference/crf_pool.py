@@ -110,32 +110,31 @@ class CrfPool:
 
     def __init__(self, cfg: CrfConfig, workers: int, *, device: torch.device | None = None) -> None:
         check_crf(cfg)
-        self._cfg, self._workers, self._device = cfg, workers, device or torch.device("cpu")
-        self._executor: ProcessPoolExecutor | None = None
+        self._cfg, self._device = cfg, device or torch.device("cpu")
         self._places = threading.BoundedSemaphore(max(1, workers * (1 + _WAITING)))
+        self._executor: ProcessPoolExecutor | None = None
+        if workers > 0:  # processes start with the first CRFs
+            context = multiprocessing.get_context("forkserver")
+            # torch imports its compiler, 2 s of work, when the first operation of seam_kernels is called.
+            exact = [] if cfg.impl == "lattice" else ["torch._dynamo"]
+            context.set_forkserver_preload([__name__, *exact])
+            self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
     def __enter__(self) -> CrfPool:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+            self._executor.shutdown(cancel_futures=True)
 
     def submit(
         self, function: Callable[Concatenate[CrfConfig, torch.device, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         """Return the future result of a function of this module, called with settings, device and the arguments."""
-        if self._workers == 0:
+        if self._executor is None:
             done: Future[T] = Future()
             done.set_result(function(self._cfg, self._device, *args, **kwargs))
             return done
-        if self._executor is None:
-            context = multiprocessing.get_context("forkserver")
-            # torch imports its compiler, 2 s of work, when the first operation of seam_kernels is called.
-            exact = [] if self._cfg.impl == "lattice" else ["torch._dynamo"]
-            context.set_forkserver_preload([__name__, *exact])
-            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
         self._places.acquire()
         try:
             with _main_hidden():

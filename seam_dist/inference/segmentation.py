@@ -1,10 +1,9 @@
 """Labels from the final network: the mean of its logits over scales and mirror images.
 
 PARITY.md section 7: each scale's logits are brought to the scaled image and from there to the original one, bilinear
-with align_corners=True; their mean over scales and mirror images goes through the softmax. No image-level label is
-used, unlike by CAMs and the random walk: every class competes everywhere. Only the oracle gets them: compared with the
-plain labels it separates wrong classes from wrong outlines, compared with the random walk's it shows what retraining
-changed.
+with align_corners=True; their mean over scales and mirror images goes through the softmax. Every class competes
+everywhere, but for the oracle, which gets the image-level labels: compared with the plain labels it separates wrong
+classes from wrong outlines, compared with the random walk's it shows what retraining changed.
 
 Mirroring, resizing and the mean are linear, so a scale is kept at the network's grid, 1/64 to 1/256 of its pixels, with
 its mirror image folded in. The two resizings of all scales are then one matrix product for rows and one for columns,
@@ -103,17 +102,14 @@ def predict_samples(
         for place, (index, sample) in enumerate(batch):
             size = (sample.image.shape[0], sample.image.shape[1])
             own = [grid[place] for grid in grids]
-            among, refined = None, None
-            if oracle:
-                among = label_image(own, scaled, size, sample.classes)
+            among = label_image(own, scaled, size, sample.classes) if oracle else None
             if crf is None:
-                labels = label_image(own, scaled, size)
-            else:
-                scores = probabilities(own, scaled, size)
-                labels = choose_classes(scores, classes)
-                settings = cfg.crf_num_iters, cfg.crf_bilateral_sxy
-                refined = crf.submit(refine_labels, sample.image, scores.numpy(), classes, *settings)
-            yield Prediction(index, sample, labels, refined, among)
+                yield Prediction(index, sample, label_image(own, scaled, size), oracle=among)
+                continue
+            scores = probabilities(own, scaled, size)
+            settings = cfg.crf_num_iters, cfg.crf_bilateral_sxy
+            refined = crf.submit(refine_labels, sample.image, scores.numpy(), classes, *settings)
+            yield Prediction(index, sample, choose_classes(scores, classes), refined, among)
 
 
 def refine_in_order(predictions: Iterable[Prediction]) -> Iterator[tuple[Prediction, Pixels]]:
