@@ -40,6 +40,7 @@ Device: TypeAlias = "str | torch.device | None"
 """None is a GPU if there is one."""
 Part: TypeAlias = Literal["seam", "final"]
 
+_Settings: TypeAlias = InferCamConfig | InferSegConfig
 _STAGES: dict[Part, Stage] = {"seam": "train_seam", "final": "train_seg"}
 # No setting of a model conflicts with this crop size; nothing is cropped here.
 _CROP_SIZE = 449
@@ -52,12 +53,7 @@ class _Model:
     classes: tuple[str, ...]
 
     def _set(
-        self,
-        network: SEAM | DeepLab,
-        classes: tuple[str, ...],
-        device: Device,
-        align: int | None,
-        inference: InferCamConfig | InferSegConfig,
+        self, network: SEAM | DeepLab, classes: tuple[str, ...], device: Device, align: int | None, inference: _Settings
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

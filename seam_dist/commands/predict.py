@@ -65,7 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     impls = ("lattice", "torch", "triton", "auto")
     add("--crf-impl", choices=impls, help="implementation of the CRF (default: as trained for)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network runs")
-    add("--batch-size", type=_count, default=_DEFAULTS.batch_size, metavar="N", help="images of one size at a time")
+    add(
+        "--batch-size",
+        type=_count,
+        default=_DEFAULTS.batch_size,
+        metavar="N",
+        help="images of one size at a time",
+    )
     add("--threads", type=_count, metavar="N", help="CPU threads (default: all)")
     add("--max-side", type=_count, default=1024, metavar="N", help="scale longer images to N pixels for the network")
     add("--max-pixels", type=_count, default=50_000_000, metavar="N", help="refuse to decode larger images")

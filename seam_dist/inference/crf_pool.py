@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -101,7 +101,7 @@ def affinity_labels(low: Scores, high: Scores, classes: Sequence[int], stride: i
     return labels
 
 
-class CrfPool:
+class CrfPool(AbstractContextManager["CrfPool"]):
     """`workers` processes that compute dense CRFs with the settings `cfg`; 0 computes at once, in the caller.
 
     A context manager. `submit` waits when two images a process are waiting already, so that a fast network does not
@@ -119,9 +119,6 @@ class CrfPool:
             exact = [] if cfg.impl == "lattice" else ["torch._dynamo"]
             context.set_forkserver_preload([__name__, *exact])
             self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-
-    def __enter__(self) -> CrfPool:
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._executor is not None:

@@ -52,10 +52,8 @@ def check_export(path: Path) -> None:
         raise ValueError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
     missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
-        raise ValueError(
-            f"--export {path} needs {' and '.join(missing)}, not installed here: pip install 'seam-dist[onnx]', or "
-            f"export {path.with_suffix('.pt2')}"
-        )
+        remedy = f"pip install 'seam-dist[onnx]', or export {path.with_suffix('.pt2')}"
+        raise ValueError(f"--export {path} needs {' and '.join(missing)}, not installed here: {remedy}")
 
 
 def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
@@ -87,17 +85,16 @@ def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
     return f"images of any size from {_SMALLEST} to {_LARGEST} pixels a side"
 
 
+@torch.no_grad()
 def _trace(network: ExportNetwork, size: tuple[int, int]) -> tuple[Any, str]:
     """Return the program and, where it holds for one size alone, why."""
     example = (_noise(size),)
     height, width = (torch.export.Dim(name, min=_SMALLEST, max=_LARGEST) for name in ("height", "width"))
     try:
-        with torch.no_grad():
-            return torch.export.export(network, example, dynamic_shapes=({2: height, 3: width},)), ""
+        return torch.export.export(network, example, dynamic_shapes=({2: height, 3: width},)), ""
     except Exception as error:  # whatever the tracer meets in a backbone of another package; it is reported, not lost
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    with torch.no_grad():
-        return torch.export.export(network, example), reason
+    return torch.export.export(network, example), reason
 
 
 def _save_onnx(program: Any, path: Path, network: ExportNetwork, sizes: Sequence[tuple[int, int]]) -> None:
@@ -117,14 +114,14 @@ def _noise(size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
+@torch.no_grad()
 def _compare(
     network: ExportNetwork, program: Callable[[Tensor], Tensor], sizes: Sequence[tuple[int, int]], what: str
 ) -> None:
     """Raise ValueError unless the program gives the network's labels; pixels of two equal logits may go either way."""
     for size in sizes:
         image = _noise(size)
-        with torch.no_grad():
-            expected, logits = network(image), program(image)
+        expected, logits = network(image), program(image)
         top = expected.topk(2, dim=1).values
         clear = top[:, 0] - top[:, 1] > 1e-4 * expected.abs().max()
         wrong = (logits.argmax(dim=1) != expected.argmax(dim=1)) & clear

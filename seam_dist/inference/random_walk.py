@@ -55,14 +55,10 @@ def read_samples_with_cams(cfg: Config, shard: Shard, cams: Mapping[str, StoredC
 
     path = cfg.shards_dir / shard.file
     for sample in read_shard(path, masks=False, max_pixels=cfg.data.max_pixels, on_bad=on_bad):
-        stored = cams.get(sample.key)
-        if stored is None:
-            raise StageError(f"{path}: image {sample.key} has no CAM: run `--only infer_cam` again")
-        if stored.size != sample.image.shape[:2]:
-            raise StageError(
-                f"{path}: image {sample.key} has {sample.image.shape[:2]} pixels, its CAM is for {stored.size}: run "
-                "`--only infer_cam` again on these shards"
-            )
+        stored, size = cams.get(sample.key), sample.image.shape[:2]
+        if stored is None or stored.size != size:
+            cam = "no CAM" if stored is None else f"a CAM for {stored.size} and not {size} pixels"
+            raise StageError(f"{path}: image {sample.key} has {cam}: run `--only infer_cam` again on these shards")
         yield sample
 
 

@@ -110,7 +110,8 @@ def run_shards(
         if world.is_main:
             print(f"{name}: done already, see {stage.dir}", flush=True)
         return
-    if world.device.type == "cuda":
+    on_gpu = world.device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(world.device)
     own = todo[world.rank :: world.size]
     beat = Heartbeat(stage.dir, world)
@@ -135,7 +136,6 @@ def run_shards(
     owed = {rank: [work.marker for work in todo[rank :: world.size]] for rank in range(world.size)}
     wait_for_ranks(stage.dir, owed, cfg.run.timeout_s)
     took = time.perf_counter() - began
-    on_gpu = world.device.type == "cuda"
     peaks = all_gather_object(torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else 0.0, world)
 
     def finish() -> None:
@@ -171,8 +171,6 @@ def read_images(cfg: Config, shard: Shard, output: ShardOutput) -> Iterator[Samp
 
 def _open(stage: StageRun, works: Sequence[Work]) -> tuple[StageRun, Sequence[Work], Sequence[Work]]:
     """Return the stage with all its shards and with those whose outputs are not there yet."""
-    for folder in {folder for work in works for folder in work.folders}:
-        (stage.dir / folder).mkdir(exist_ok=True)
     shutil.rmtree(stage.dir / _HEARTBEATS, ignore_errors=True)
     todo = [work for work in works if not all((stage.dir / f / work.shard.file).is_file() for f in work.folders)]
     if not todo and not stage.is_done():
@@ -226,14 +224,7 @@ class Heartbeat:
             self._path.write_text(f"{now}\n")
 
 
-def wait_for_ranks(
-    folder: Path,
-    owed: Mapping[int, Sequence[str]],
-    timeout_s: float,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], object] = time.sleep,
-) -> None:
+def wait_for_ranks(folder: Path, owed: Mapping[int, Sequence[str]], timeout_s: float) -> None:
     """Wait until every file that a rank owes is in the stage's folder; `owed` has their paths below it, by rank.
 
     Raises StageError, naming ranks and files, when a rank that owes files neither wrote one nor changed its heartbeat
@@ -245,7 +236,7 @@ def wait_for_ranks(
         return [name for name in names if not (folder / name).is_file()]
 
     while missing := {rank: names for rank in owed if (names := absent(owed[rank]))}:
-        now = clock()
+        now = time.monotonic()
         for rank, names in missing.items():
             progress = len(names), _heartbeat(folder / _HEARTBEATS / str(rank))
             if rank not in seen or seen[rank][0] != progress:
@@ -257,7 +248,7 @@ def wait_for_ranks(
                 f"no progress in {folder} for run.timeout_s={timeout_s:g} s: {owes}: see why it ended and "
                 "rerun the stage, which keeps the finished shards; or raise run.timeout_s where one batch takes longer"
             )
-        sleep(_POLL_S)
+        time.sleep(_POLL_S)
 
 
 def _heartbeat(path: Path) -> str:

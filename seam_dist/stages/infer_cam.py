@@ -91,10 +91,7 @@ def _open(cfg: Config, manifest: Manifest, trained: Trained | None) -> tuple[Sta
     for name in cfg.splits_of("infer_cam"):
         split = manifest.split(name)
         if not split.has_labels:
-            raise StageError(
-                f"split {name!r} has no image-level labels, and a CAM is made for the classes of an image's label: "
-                "leave it out of infer_cam.splits"
-            )
+            raise StageError(f"split {name!r} has no image-level labels, so no CAMs: leave it out of infer_cam.splits")
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         affinity = ("affinity",) if name == cfg.data.train_split else ()
         folders = ("crf", *affinity, CAMS) if cfg.infer_cam.crf else (CAMS,)

@@ -250,7 +250,7 @@ def test_an_image_that_infer_cam_left_out_is_left_out(root):
 def test_cams_that_do_not_fit_the_images_are_refused(root):
     cfg = config(root, random_walk={"splits": ["val"]})
     rewrite_cams(cfg, "val-00000.tar", lambda cam: replace(cam, size=(cam.size[0] - 1, cam.size[1])))
-    with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--only infer_cam` again on these shards"):
+    with pytest.raises(StageError, match=r"has a CAM for .* and not .* pixels: run `--only infer_cam` again"):
         random_walk.run(cfg)
 
 
