@@ -25,7 +25,7 @@ from torch import Tensor
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, Stage
 from seam_dist.data.images import BadImageError, read_image_file
-from seam_dist.inference.batching import normalized
+from seam_dist.inference.batching import network_input
 from seam_dist.inference.cam import infer_cams
 from seam_dist.inference.segmentation import infer_labels
 from seam_dist.models import SEAM, DeepLab, SEAMOutput, build_seam, find_trained, load_deeplab, load_seam
@@ -118,7 +118,7 @@ class SEAMModel(_Model):
         """Return the CAMs of a batch (B, 3, H, W), uint8 or floating point in 0..1, as `seam_loss` takes them."""
         _check_tensor(images, "images", "(B, 3, H, W)", dim=4)
         output: SEAMOutput = self.network(
-            normalized(self.network, images if images.dtype == torch.uint8 else images * 255)
+            network_input(self.network, images if images.dtype == torch.uint8 else images * 255)
         )
         return output
 

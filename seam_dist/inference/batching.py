@@ -79,14 +79,14 @@ def network_maps(
 ) -> list[Tensor]:
     """Return what `forward` makes of uint8 images (B, 3, H, W): maps (B, C, h, w), on the network's device.
 
-    forward: is given images as `normalized` returns them. flip: the maps of the mirrored images are turned back and
+    forward: is given images as `network_input` returns them. flip: the maps of the mirrored images are turned back and
     added.
     """
     device = next(network.parameters()).device
     height, width = (side + -side % stride for side in images.shape[2:])
     parts = []
     for part in torch.split(images, max(1, PIXELS_AT_ONCE[device.type] // (height * width))):
-        pixels = normalized(network, part, stride=stride)
+        pixels = network_input(network, part, stride=stride)
         maps = forward(pixels)
         if flip:
             maps = [own + mirrored.flip(-1) for own, mirrored in zip(maps, forward(pixels.flip(-1)), strict=True)]
@@ -94,7 +94,7 @@ def network_maps(
     return [torch.cat(same) for same in zip(*parts, strict=True)]
 
 
-def normalized(network: Network, images: Tensor, *, stride: int = 1) -> Tensor:
+def network_input(network: Network, images: Tensor, *, stride: int = 1) -> Tensor:
     """Return images (B, 3, H, W) of values 0..255 as the network takes them, on its device and in its memory format.
 
     They are padded with zeros at the right and the bottom to multiples of `stride`.
