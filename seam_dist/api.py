@@ -11,7 +11,7 @@ no CAM. Every error is a ValueError that says what was expected.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, Stage
-from seam_dist.data.augment.normalize import normalize_images
-from seam_dist.data.images import BadImageError, decode_image, read_header
+from seam_dist.data.images import BadImageError, read_image_file
+from seam_dist.inference.batching import network_input
 from seam_dist.inference.cam import infer_cams
 from seam_dist.inference.segmentation import infer_labels
 from seam_dist.models import SEAM, DeepLab, SEAMOutput, build_seam, find_trained, load_deeplab, load_seam
+from seam_dist.models.weights.trained import WEIGHTS
 
 AnyImage: TypeAlias = "NDArray[np.uint8] | Image.Image | Tensor | str | Path"
 """(H, W, 3) uint8 RGB, a PIL image, (3, H, W) uint8 or floating point in 0..1, or the path of a JPEG, PNG or WebP."""
@@ -39,19 +40,45 @@ Device: TypeAlias = "str | torch.device | None"
 """None is a GPU if there is one."""
 Part: TypeAlias = Literal["seam", "final"]
 
+_Settings: TypeAlias = InferCamConfig | InferSegConfig
 _STAGES: dict[Part, Stage] = {"seam": "train_seam", "final": "train_seg"}
 # No setting of a model conflicts with this crop size; nothing is cropped here.
 _CROP_SIZE = 449
 
 
-class SEAMModel:
+class _Model:
+    """A network in eval mode on its device, the names of its classes, and how images go through it."""
+
+    network: SEAM | DeepLab
+    classes: tuple[str, ...]
+
+    def _set(
+        self, network: SEAM | DeepLab, classes: tuple[str, ...], device: Device, align: int | None, inference: _Settings
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.network = network.to(device).eval()
+        self.classes = classes
+        self._settings = {"scales": inference.scales, "flip": inference.flip, "align": align}
+
+    @contextmanager
+    def _inference(self, **given: Any) -> Iterator[dict[str, Any]]:
+        """Switch dropout off in the block; yield the settings of inference with those given (not None)."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            yield self._settings | {name: value for name, value in given.items() if value is not None}
+        finally:
+            self.network.train(was_training)
+
+
+class SEAMModel(_Model):
     """SEAM, which localizes classes that an image is known to show. In the API its name is `seam.SEAM`.
 
     network: the torch module, for training; classes: names, the first has id 1.
     """
 
     network: SEAM
-    classes: tuple[str, ...]
 
     def __init__(
         self,
@@ -74,40 +101,25 @@ class SEAMModel:
             model = {"freeze_batchnorm": False, "freeze_stem": False, **model}
         model.update(backbone=backbone, pretrained=None if pretrained is None else str(pretrained))
         cfg = from_tree({"model": model, "augment": {"crop_size": _CROP_SIZE}})
-        network, _ = build_seam(cfg, len(names))
-        self._set(network, names, device, cfg.model.output_stride if cfg.model.align_grid else None, InferCamConfig())
+        align = cfg.model.output_stride if cfg.model.align_grid else None
+        self._set(build_seam(cfg, len(names))[0], names, device, align, cfg.infer_cam)
 
     @classmethod
     def from_run(cls, run: str | Path, device: Device = None) -> SEAMModel:
         """Return the network of a run's train_seam; see `load`."""
         trained = find_trained(Path(run), "train_seam")
+        inference = InferCamConfig(**trained.recorded("infer_cam", ("scales", "flip", "cam")))
         model = cls.__new__(cls)
-        inference = InferCamConfig(**_configured(trained.settings, "infer_cam", ("scales", "flip", "cam")))
         model._set(load_seam(trained), trained.classes, device, trained.align, inference)
+        model.network.pcm = model.network.pcm and inference.cam == "refined"
         return model
-
-    def _set(
-        self,
-        network: SEAM,
-        classes: tuple[str, ...],
-        device: Device,
-        align: int | None,
-        inference: InferCamConfig,
-    ) -> None:
-        self.network = network.to(_device(device)).eval()
-        self.classes = classes
-        network.pcm = network.pcm and inference.cam == "refined"
-        self._align = align
-        self._scales, self._flip = inference.scales, inference.flip
 
     def __call__(self, images: Tensor) -> SEAMOutput:
         """Return the CAMs of a batch (B, 3, H, W), uint8 or floating point in 0..1, as `seam_loss` takes them."""
         _check_tensor(images, "images", "(B, 3, H, W)", dim=4)
-        pixels = images if images.dtype == torch.uint8 else images * 255
-        valid = torch.tensor([[0, 0, images.shape[2], images.shape[3]]], dtype=torch.int32).expand(len(images), 4)
-        mean, std = torch.tensor(self.network.backbone.mean), torch.tensor(self.network.backbone.std)
-        pixels = pixels.to(next(self.network.parameters()).device)
-        output: SEAMOutput = self.network(normalize_images(pixels, valid, None, mean, std, channels_last=False))
+        output: SEAMOutput = self.network(
+            network_input(self.network, images if images.dtype == torch.uint8 else images * 255)
+        )
         return output
 
     def cam(
@@ -126,43 +138,29 @@ class SEAMModel:
         """
         ids = _class_ids(classes, self.classes)
         pixels = read_image(image)
-        with _eval_mode(self.network):
-            maps = infer_cams(
-                self.network,
-                [pixels],
-                [ids],
-                scales=_check_scales(self._scales if scales is None else scales),
-                flip=self._flip if flip is None else flip,
-                align=self._align,
-            )[0].cam
-        values = maps.clamp(0, 1).float().cpu().numpy()
+        with self._inference(scales=scales, flip=flip) as settings:
+            (maps,) = infer_cams(self.network, [pixels], [ids], **settings)
+        values = maps.cam.clamp(0, 1).float().cpu().numpy()
         return {self.classes[index - 1]: values[place].copy() for place, index in enumerate(ids)}
 
     def segment(self, image: AnyImage, **settings: Any) -> NDArray[np.uint8]:
         """Raise ValueError: SEAM needs to know the classes, the final network does not."""
-        raise ValueError(
-            "SEAM makes CAMs of given classes, not masks: use cam(image, classes), or load the final network "
-            'with seam.load(run, part="final")'
-        )
+        raise ValueError('SEAM makes no masks: use cam(image, classes), or segment of seam.load(run, part="final")')
 
 
-class Segmenter:
+class Segmenter(_Model):
     """The final network of a run, which needs an image alone.
 
     network: the torch module; classes: names, the first has id 1.
     """
 
     network: DeepLab
-    classes: tuple[str, ...]
 
     def __init__(self, run: str | Path, device: Device = None) -> None:
         """Load the network of a run's train_seg; see `load`."""
         trained = find_trained(Path(run), "train_seg")
-        inference = InferSegConfig(**_configured(trained.settings, "infer_seg", ("scales", "flip")))
-        self.network = load_deeplab(trained).to(_device(device)).eval()
-        self.classes = trained.classes
-        self._align = trained.align
-        self._scales, self._flip = inference.scales, inference.flip
+        inference = InferSegConfig(**trained.recorded("infer_seg", ("scales", "flip")))
+        self._set(load_deeplab(trained), trained.classes, device, trained.align, inference)
 
     def segment(
         self, image: AnyImage, *, scales: Sequence[float] | None = None, flip: bool | None = None
@@ -173,14 +171,8 @@ class Segmenter:
         unset: as configured in the run.
         """
         pixels = read_image(image)
-        with _eval_mode(self.network):
-            return infer_labels(
-                self.network,
-                [pixels],
-                scales=_check_scales(self._scales if scales is None else scales),
-                flip=self._flip if flip is None else flip,
-                align=self._align,
-            )[0]
+        with self._inference(scales=scales, flip=flip) as settings:
+            return infer_labels(self.network, [pixels], **settings)[0]
 
     def cam(self, image: AnyImage, classes: Sequence[AnyClass] | AnyClass, **settings: Any) -> dict[str, Any]:
         """Raise ValueError: only SEAM has CAMs."""
@@ -201,15 +193,13 @@ def load(run: str | Path, part: Part | None = None, *, device: Device = None) ->
     """
     folder = Path(run)
     if part is None:
-        finished = [
-            name for name, stage in _STAGES.items() if (folder / stage / "final" / "model.safetensors").is_file()
-        ]
+        finished = [name for name, stage in _STAGES.items() if (folder / stage / "final" / WEIGHTS).is_file()]
         if not finished:
             raise ValueError(
                 f"{folder} holds neither train_seg/final nor train_seam/final: give the folder of a run whose training "
                 'is finished, or a weight file with part="seam" or part="final"'
             )
-        return load(folder, finished[-1], device=device)
+        part = finished[-1]
     if part not in _STAGES:
         raise ValueError(f"part={part!r} is not a network of a run: expected 'seam' or 'final'")
     return Segmenter(folder, device) if part == "final" else SEAMModel.from_run(folder, device)
@@ -218,7 +208,12 @@ def load(run: str | Path, part: Part | None = None, *, device: Device = None) ->
 def read_image(image: AnyImage) -> NDArray[np.uint8]:
     """Return an image as (H, W, 3) uint8 RGB; a file is turned as its EXIF orientation says. Raises ValueError."""
     if isinstance(image, str | Path):
-        return _read_file(Path(image))
+        try:
+            return read_image_file(Path(image), max_pixels=DataConfig().max_pixels)
+        except OSError as error:
+            raise ValueError(f"image {image} cannot be read ({error.strerror}): give the path of an image") from None
+        except BadImageError as error:
+            raise ValueError(f"image {image} cannot be used: {error}") from None
     if isinstance(image, Tensor):
         _check_tensor(image, "image", "(3, H, W)", dim=3)
         pixels = image if image.dtype == torch.uint8 else (image.float() * 255).round().to(torch.uint8)
@@ -228,26 +223,10 @@ def read_image(image: AnyImage) -> NDArray[np.uint8]:
             raise ValueError(f"image is a PIL image of mode {image.mode}, expected 8 bits a channel: convert it to RGB")
         return np.array(image.convert("RGB"))
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image is a {type(image).__name__}, expected a numpy array, a PIL image, a torch tensor or a path"
-        )
+        raise ValueError(f"image is a {type(image).__name__}, expected a numpy array, PIL image, tensor or path")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
-        raise ValueError(
-            f"image is a numpy array of {image.dtype} and shape {image.shape}, expected uint8 RGB of shape (H, W, 3)"
-        )
+        raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of shape (H, W, 3)")
     return np.ascontiguousarray(image)
-
-
-def _read_file(path: Path) -> NDArray[np.uint8]:
-    max_pixels = DataConfig().max_pixels
-    try:
-        data = path.read_bytes()
-        orientation = read_header(data, max_pixels=max_pixels).orientation
-        return decode_image(data, max_pixels=max_pixels, orientation=orientation)
-    except OSError as error:
-        raise ValueError(f"image {path} cannot be read ({error.strerror}): give the path of an image file") from None
-    except BadImageError as error:
-        raise ValueError(f"image {path} cannot be used: {error}") from None
 
 
 def _check_tensor(image: Tensor, name: str, shape: str, *, dim: int) -> None:
@@ -260,17 +239,13 @@ def _check_tensor(image: Tensor, name: str, shape: str, *, dim: int) -> None:
         raise ValueError(f"{name} is a tensor of {image.dtype}, expected uint8, or floating point in 0..1")
     low, high = float(image.detach().min()), float(image.detach().max())
     if not 0 <= low <= high <= 1:
-        raise ValueError(
-            f"{name} has values from {low:g} to {high:g}, expected 0..1: give the image before its normalization"
-        )
+        raise ValueError(f"{name} has values from {low:g} to {high:g}, expected 0..1, before any normalization")
 
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
         if num_classes is None or num_classes < 1:
-            raise ValueError(
-                f"num_classes={num_classes}: give the number of foreground classes, or their names as classes"
-            )
+            raise ValueError(f"num_classes={num_classes}: give the number of foreground classes, or their names")
         return tuple(f"class_{index}" for index in range(1, num_classes + 1))
     names = tuple(classes)
     if isinstance(classes, str) or not names or len(set(names)) != len(names):
@@ -290,46 +265,16 @@ def _class_ids(classes: Sequence[AnyClass] | AnyClass, names: tuple[str, ...]) -
 
 def _class_id(entry: AnyClass, names: tuple[str, ...]) -> int:
     known = f"expected some of {', '.join(names)}, or their ids 1 to {len(names)}"
+    if isinstance(entry, bool) or not isinstance(entry, str | int | np.integer):
+        raise ValueError(f"class {entry!r} is a {type(entry).__name__}, expected a name or an id: {known}")
+    if isinstance(entry, str) and entry in names:
+        return names.index(entry) + 1
+    if entry in ("background", 0):
+        raise ValueError(f"class {entry!r} is the background, which has no CAM: {known}")
     if isinstance(entry, str):
-        if entry in names:
-            return names.index(entry) + 1
-        if entry == "background":
-            raise ValueError(f"the background has no CAM: {known}")
         nearest = difflib.get_close_matches(entry, names, n=1, cutoff=0.5)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise ValueError(f"class {entry!r} is not one of the model's{hint}: {known}")
-    if isinstance(entry, bool) or not isinstance(entry, int | np.integer):
-        raise ValueError(f"class {entry!r} is a {type(entry).__name__}, expected a name or an id: {known}")
-    if entry == 0:
-        raise ValueError(f"class id 0 is the background, which has no CAM: {known}")
     if not 1 <= entry <= len(names):
         raise ValueError(f"class id {entry} is not one of the model's: {known}")
     return int(entry)
-
-
-def _configured(settings: Mapping[str, Any], section: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return those of the named settings of a section that are recorded beside the weights."""
-    return {name: settings[f"{section}.{name}"] for name in names if f"{section}.{name}" in settings}
-
-
-def _check_scales(scales: Sequence[float]) -> Sequence[float]:
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales={scales!r}: give at least one number, all above 0")
-    return scales
-
-
-def _device(device: Device) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """Switch dropout off; a network that is being trained goes back to training mode afterwards."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)

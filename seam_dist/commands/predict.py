@@ -7,11 +7,10 @@ images could not be read, each of which was named; 2 an argument or the weights 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seam_dist.artifacts.atomic import atomic_write
+from seam_dist.artifacts.atomic import atomic_file, atomic_write
 from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
-from seam_dist.data.images import BadImageError, decode_image, decode_mask, read_header
+from seam_dist.data.images import BadImageError, decode_mask, read_image_file
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.label_scores import confusion_matrix
 from seam_dist.evaluation.metrics import scores_from_confusion
+from seam_dist.evaluation.text_table import aligned
+from seam_dist.inference.batching import check_scales
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.export import check_export, export_network
 from seam_dist.inference.segmentation import Prediction, predict_samples, refine_in_order
@@ -38,18 +39,13 @@ _DEFAULTS = InferSegConfig()
 _JPEG_QUALITY = 90
 
 
-class PredictError(ValueError):
-    """An argument that cannot be followed; the message says why and what to do."""
-
-
 @dataclass
 class Outcome:
-    """What has become of the images so far: how many are done, which could not be read, and their scores."""
+    """What has become of the images: how many could not be read, and the scores of those with a mask."""
 
     confusion: torch.Tensor
-    num_done: int = 0
     num_scored: int = 0
-    failures: list[str] = field(default_factory=list)
+    num_failed: int = 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,44 +56,30 @@ def build_parser() -> argparse.ArgumentParser:
         "PNG of class indices) and NAME_overlay.jpg for each image.",
     )
     add = parser.add_argument
-    add(
-        "--weights",
-        type=Path,
-        required=True,
-        metavar="W",
-        help="run, its train_seg/final, or the model.safetensors there",
-    )
+    add("--weights", type=Path, required=True, metavar="W", help="run, its train_seg/final, or model.safetensors there")
     add("--images", type=Path, metavar="DIR|FILE", help="a folder (jpg, png, webp, folders within it, too) or an image")
     add("--out", type=Path, metavar="DIR", help="folder that gets the labels; its structure is that of --images")
     add("--scales", type=float, nargs="+", metavar="S", help="sizes relative to the image (default: as trained for)")
     add("--flip", action=argparse.BooleanOptionalAction, help="add the mirror image (default: as trained for)")
     add("--crf", action="store_true", help="refine the labels by a dense CRF")
-    add(
-        "--crf-impl",
-        choices=("lattice", "torch", "triton", "auto"),
-        help="implementation of the CRF (default: as trained for)",
-    )
+    impls = ("lattice", "torch", "triton", "auto")
+    add("--crf-impl", choices=impls, help="implementation of the CRF (default: as trained for)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the network runs")
-    add("--batch-size", type=_count, default=_DEFAULTS.batch_size, metavar="N", help="images of one size at a time")
+    add(
+        "--batch-size",
+        type=_count,
+        default=_DEFAULTS.batch_size,
+        metavar="N",
+        help="images of one size at a time",
+    )
     add("--threads", type=_count, metavar="N", help="CPU threads (default: all)")
     add("--max-side", type=_count, default=1024, metavar="N", help="scale longer images to N pixels for the network")
     add("--max-pixels", type=_count, default=50_000_000, metavar="N", help="refuse to decode larger images")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write NAME_overlay.jpg, too")
-    add(
-        "--masks",
-        type=Path,
-        metavar="DIR",
-        help="true masks (NAME.png, class indices) to compare with: prints the mIoU",
-    )
+    add("--masks", type=Path, metavar="DIR", help="true masks (NAME.png, class indices): prints the mIoU")
     add("--export", type=Path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
-    add(
-        "--export-size",
-        type=_count,
-        nargs=2,
-        default=(384, 512),
-        metavar=("H", "W"),
-        help="size that it is traced with",
-    )
+    size = (384, 512)
+    add("--export-size", type=_count, nargs=2, default=size, metavar=("H", "W"), help="size that it is traced with")
     return parser
 
 
@@ -106,12 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return _run(arguments)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"seam-dist predict: error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(
-            f"seam-dist predict: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr
-        )
     return 2
 
 
@@ -124,16 +102,16 @@ def _count(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.export is None and arguments.images is None:
-        raise PredictError("neither --images nor --export was given: name a folder of images or a file to export to")
+        raise ValueError("neither --images nor --export was given: name a folder of images or a file to export to")
     if (arguments.images is None) != (arguments.out is None):
-        raise PredictError("--images and --out go together: give both, or neither with --export")
+        raise ValueError("--images and --out go together: give both, or neither with --export")
     if arguments.export is not None:
         check_export(arguments.export)
     trained = find_trained(arguments.weights, "train_seg")
     cfg = predict_settings(arguments, trained)
     images = {} if arguments.images is None else find_images(arguments.images, arguments.out)
     if arguments.threads is not None:
-        torch.set_num_threads(cfg.run.threads or 1)
+        torch.set_num_threads(arguments.threads)
     if arguments.export is not None:
         height, width = arguments.export_size
         sizes = export_network(load_deeplab(trained), arguments.export, (height, width))
@@ -142,60 +120,53 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.images is None:
         return 0
     outcome = predict_images(trained, images, cfg, arguments)
-    print(f"{outcome.num_done} of {len(images)} images done, in {arguments.out}")
+    print(f"{len(images) - outcome.num_failed} of {len(images)} images done, in {arguments.out}")
     if arguments.masks is not None:
         print(format_scores(outcome, trained.classes))
-    if outcome.failures:
-        print(f"seam-dist predict: {len(outcome.failures)} images could not be read, see above", file=sys.stderr)
+    if outcome.num_failed:
+        print(f"seam-dist predict: {outcome.num_failed} images could not be read, see above", file=sys.stderr)
         return 1
     return 0
 
 
 def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
     """Return the settings in force: the arguments, then those that the network was trained with, then the defaults."""
-    settings = trained.settings
-    predict = {entry.name: settings.get(f"infer_seg.{entry.name}") for entry in fields(InferSegConfig)}
-    predict.update(splits=None, checkpoint=None, voc_server=None, batch_size=arguments.batch_size, crf=arguments.crf)
-    predict.update({name: value for name in ("scales", "flip") if (value := getattr(arguments, name)) is not None})
-    if predict["scales"] is not None and (not predict["scales"] or min(predict["scales"]) <= 0):
-        raise PredictError(f"--scales {predict['scales']}: expected numbers above 0")
-    crf = {entry.name: settings.get(f"crf.{entry.name}") for entry in fields(CrfConfig)}
-    crf.update(num_workers=None, impl=arguments.crf_impl or crf["impl"])
-    return Config(
+    infer_seg = trained.recorded("infer_seg", ("scales", "flip", "crf_num_iters", "crf_bilateral_sxy"))
+    infer_seg |= {name: value for name in ("scales", "flip") if (value := getattr(arguments, name)) is not None}
+    crf = trained.recorded("crf", (entry.name for entry in fields(CrfConfig) if entry.name != "num_workers"))
+    if arguments.crf_impl is not None:
+        crf["impl"] = arguments.crf_impl
+    cfg = Config(
         run=RunConfig(device=arguments.device, threads=arguments.threads),
-        infer_seg=InferSegConfig(**_given(predict)),
-        crf=CrfConfig(**_given(crf)),
+        infer_seg=InferSegConfig(**infer_seg, batch_size=arguments.batch_size, crf=arguments.crf),
+        crf=CrfConfig(**crf),
     )
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    check_scales(cfg.infer_seg.scales)
+    return cfg
 
 
 def find_images(source: Path, out: Path) -> dict[str, Path]:
     """Return the images by their name in the output, `sub/folder/stem`, in order; a single file by its stem.
 
-    Raises PredictError when there are none, when two would have the same name, or when `out` is the folder of images.
+    Raises ValueError when there are none, when two would have the same name, or when `out` is the folder of images.
     """
-    if source.is_file():
-        if source.parent.resolve() == out.resolve():
-            raise PredictError(f"--out {out} is the folder of {source.name}: labels could replace images; give another")
-        return {source.stem: source}
-    if not source.is_dir():
-        raise PredictError(f"--images {source} is not there: give a folder or an image")
-    if source.resolve() == out.resolve():
-        raise PredictError(f"--out {out} is the folder of the images: labels would replace images; give another folder")
+    if not source.exists():
+        raise ValueError(f"--images {source} is not there: give a folder or an image")
     inside = out.resolve()
+    if inside == (source if source.is_dir() else source.parent).resolve():
+        raise ValueError(f"--out {out} is the folder of the images: labels would replace images; give another folder")
+    if source.is_file():
+        return {source.stem: source}
     images: dict[str, Path] = {}
     for path in sorted(source.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or not path.is_file() or inside in path.resolve().parents:
             continue
         name = path.relative_to(source).with_suffix("").as_posix()
         if name in images:
-            raise PredictError(f"{images[name]} and {path} would both become {name}.png: rename or move one of them")
+            raise ValueError(f"{images[name]} and {path} would both become {name}.png: rename or move one of them")
         images[name] = path
     if not images:
-        raise PredictError(f"--images {source} holds no {', '.join(SUFFIXES)}: give a folder of images")
+        raise ValueError(f"--images {source} holds no {', '.join(SUFFIXES)}: give a folder of images")
     return images
 
 
@@ -203,7 +174,7 @@ def predict_images(trained: Trained, images: Mapping[str, Path], cfg: Config, ar
     """Write the labels of all images, and their overlays; return what became of them."""
     device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and device.type == "cpu":
-        raise PredictError("--device cuda but torch sees no GPU: use --device cpu, or a GPU build of torch")
+        raise ValueError("--device cuda but torch sees no GPU: use --device cpu, or a GPU build of torch")
     classes = trained.classes
     outcome = Outcome(torch.zeros(len(classes) + 1, len(classes) + 1, dtype=torch.int64))
     with ExitStack() as stack:
@@ -221,12 +192,10 @@ def predict_images(trained: Trained, images: Mapping[str, Path], cfg: Config, ar
             atomic_write(target, encode_labels(labels))
             if arguments.overlay:
                 picture = Image.fromarray(draw_overlay(prediction.sample.image, labels, classes))
-                data = io.BytesIO()
-                picture.save(data, "JPEG", quality=_JPEG_QUALITY)
-                atomic_write(target.with_name(f"{target.stem}_overlay.jpg"), data.getvalue())
+                with atomic_file(target.with_name(f"{target.stem}_overlay.jpg")) as temporary:
+                    picture.save(temporary, "JPEG", quality=_JPEG_QUALITY)
             if arguments.masks is not None:
                 _score(prediction, labels, arguments.masks, outcome, arguments.max_pixels)
-            outcome.num_done += 1
             bar.update(1)
     return outcome
 
@@ -235,11 +204,9 @@ def _read(images: Mapping[str, Path], max_pixels: int, outcome: Outcome, bar: tq
     """Yield the images that can be decoded; say which cannot, and why."""
     for name, path in images.items():
         try:
-            data = path.read_bytes()
-            header = read_header(data, max_pixels=max_pixels)
-            image = decode_image(data, max_pixels=max_pixels, orientation=header.orientation)
+            image = read_image_file(path, max_pixels=max_pixels)
         except (BadImageError, OSError) as error:
-            outcome.failures.append(name)
+            outcome.num_failed += 1
             bar.write(f"seam-dist predict: warning: {path} is left out: {error}", file=sys.stderr)
             bar.update(1)
             continue
@@ -254,7 +221,7 @@ def _score(prediction: Prediction, labels: Any, masks: Path, outcome: Outcome, m
         mask = decode_mask(path.read_bytes(), max_pixels=max_pixels)
         outcome.confusion += confusion_matrix(labels, mask, len(outcome.confusion))
     except ValueError as error:
-        raise PredictError(f"{path} cannot be compared ({error}): fix the mask, or leave --masks out") from None
+        raise ValueError(f"{path} cannot be compared ({error}): fix the mask, or leave --masks out") from None
     outcome.num_scored += 1
 
 
@@ -264,8 +231,6 @@ def format_scores(outcome: Outcome, classes: Sequence[str]) -> str:
         return "no image has a mask of its name in --masks"
     scores = scores_from_confusion(outcome.confusion)
     names = ["background", *classes]
-    width = max(map(len, names))
-    lines = [
-        f"  {name.ljust(width)}  {100 * value:6.2f}" for name, value in zip(names, scores.iou.tolist(), strict=True)
-    ]
-    return "\n".join([f"mIoU {100 * float(scores.miou):.2f} over {outcome.num_scored} images with masks", *lines])
+    rows = [(f"  {name}", f"{100 * iou:6.2f}") for name, iou in zip(names, scores.iou.tolist(), strict=True)]
+    title = f"mIoU {100 * float(scores.miou):.2f} over {outcome.num_scored} images with masks"
+    return f"{title}\n{aligned(rows, num_left=1)}"

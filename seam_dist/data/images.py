@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -99,6 +100,13 @@ def decode_image(
     except ValueError as error:
         raise BadImageError(f"the JPEG is damaged ({error})") from None
     return orient(pixels, orientation)
+
+
+def read_image_file(path: Path, *, max_pixels: int) -> Pixels:
+    """Return an image file in display order; raise OSError or BadImageError when it cannot be used."""
+    data = path.read_bytes()
+    header = read_header(data, max_pixels=max_pixels)
+    return decode_image(data, max_pixels=max_pixels, orientation=header.orientation)
 
 
 def decode_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -> Pixels:

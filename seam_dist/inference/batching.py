@@ -42,16 +42,21 @@ def by_size(samples: Iterable[Sample], batch_size: int) -> Iterator[list[tuple[i
     yield from groups.values()
 
 
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise ValueError unless there are scales, all above 0."""
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales={list(scales)}: expected at least one number, all above 0")
+
+
 def scaled_images(
     images: Sequence[Pixels], scales: Sequence[float], *, align: int | None = None, longest: int | None = None
 ) -> list[Tensor]:
     """Return for each scale the images of one size resized together, uint8 (B, 3, h, w); bicubic as published.
 
     Sizes fit grids of stride `align`. Scales of images longer than `longest` pixels are relative to that length. Raises
-    ValueError without a scale.
+    ValueError for wrong scales.
     """
-    if not scales:
-        raise ValueError("scales is empty, expected at least one number: set infer_cam.scales or infer_seg.scales")
+    check_scales(scales)
     size = (images[0].shape[0], images[0].shape[1])
     factor = 1.0 if longest is None else min(1.0, longest / max(size))
     result = []
@@ -74,20 +79,14 @@ def network_maps(
 ) -> list[Tensor]:
     """Return what `forward` makes of uint8 images (B, 3, H, W): maps (B, C, h, w), on the network's device.
 
-    forward: is given normalized images in the memory format of the network, padded with zeros at the right and the
-    bottom to multiples of `stride`. flip: the maps of the mirrored images are turned back and added.
+    forward: is given images as `network_input` returns them. flip: the maps of the mirrored images are turned back and
+    added.
     """
     device = next(network.parameters()).device
-    mean, std = torch.tensor(network.backbone.mean), torch.tensor(network.backbone.std)
-    channels_last = _is_channels_last(network)
-    height, width = images.shape[2:]
-    padding = (0, -width % stride, 0, -height % stride)
-    at_once = max(1, PIXELS_AT_ONCE[device.type] // ((height + padding[3]) * (width + padding[1])))
+    height, width = (side + -side % stride for side in images.shape[2:])
     parts = []
-    for part in torch.split(images, at_once):
-        valid = torch.tensor([[0, 0, height, width]], dtype=torch.int32).expand(len(part), 4)
-        padded = pad(part.to(device), padding)
-        pixels = normalize_images(padded, valid, None, mean, std, channels_last=channels_last)
+    for part in torch.split(images, max(1, PIXELS_AT_ONCE[device.type] // (height * width))):
+        pixels = network_input(network, part, stride=stride)
         maps = forward(pixels)
         if flip:
             maps = [own + mirrored.flip(-1) for own, mirrored in zip(maps, forward(pixels.flip(-1)), strict=True)]
@@ -95,10 +94,19 @@ def network_maps(
     return [torch.cat(same) for same in zip(*parts, strict=True)]
 
 
-def _is_channels_last(network: Network) -> bool:
+def network_input(network: Network, images: Tensor, *, stride: int = 1) -> Tensor:
+    """Return images (B, 3, H, W) of values 0..255 as the network takes them, on its device and in its memory format.
+
+    They are padded with zeros at the right and the bottom to multiples of `stride`.
+    """
+    height, width = images.shape[2:]
+    padded = pad(images.to(next(network.parameters()).device), (0, -width % stride, 0, -height % stride))
+    mean, std = torch.tensor(network.backbone.mean), torch.tensor(network.backbone.std)
     # A weight of 1x1 is in both formats at once, so the stem's says it.
     stem = next(p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] * p.shape[3] > 1)
-    return stem.is_contiguous(memory_format=torch.channels_last)
+    channels_last = stem.is_contiguous(memory_format=torch.channels_last)
+    valid = torch.tensor([[0, 0, height, width]], dtype=torch.int32)
+    return normalize_images(padded, valid, None, mean, std, channels_last=channels_last)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.authors_files import (
-    crf_folder,
-    crf_folders,
-    find_dict,
-    read_cam_dict,
-    stack_maps,
-    write_cam_dict,
-)
+from seam_dist.artifacts import authors_files
 from seam_dist.artifacts.cam_file import StoredCam, store_cam
 from seam_dist.config.schema import Config, InferCamConfig
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead, scaled_images
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, read_refined, refine_cam
 from seam_dist.inference.run_shards import CAMS, ShardOutput
-from seam_dist.models import SEAM, affinity_stride
+from seam_dist.models import SEAM
 
 EPS = 1e-5
 
@@ -81,9 +74,11 @@ def read_authors_cams(samples: Iterable[Sample], folder: Path) -> Iterator[tuple
     Raises ValueError when an image has no file, or one of another size or of other classes than its label.
     """
     for index, sample in enumerate(samples):
-        path = find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
+        path = authors_files.find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
         size = (sample.image.shape[0], sample.image.shape[1])
-        cam = stack_maps(path, read_cam_dict(path), [index - 1 for index in sample.classes], size)
+        cam = authors_files.stack_maps(
+            path, authors_files.read_cam_dict(path), [index - 1 for index in sample.classes], size
+        )
         yield index, sample, CamMaps(torch.from_numpy(cam), None)
 
 
@@ -95,12 +90,11 @@ def add_cams(
     cfg: Config,
     folder: Path,
     pool: CrfPool | None,
-    *,
-    with_affinity: bool,
+    stride: int | None,
 ) -> None:
     """Store the maps of a sample, write them to the authors' files below `folder` (infer_cam.interop), start its CRFs.
 
-    With a pool, the sample gets labels in crf/ and, `with_affinity`, in affinity/: from the authors' CRF dicts where
+    With a pool, the sample gets labels in crf/ and, with a `stride`, in affinity/: from the authors' CRF dicts where
     infer_cam.crf_from_interop names them.
     """
     size = (sample.image.shape[0], sample.image.shape[1])
@@ -109,21 +103,20 @@ def add_cams(
     output.add(CAMS, index, sample.key, lambda: stored)
     full = maps.cam.float().cpu().numpy()
     if cfg.infer_cam.interop:
-        write_cam_dict(folder / "interop" / f"{sample.key}.npy", sample.classes, full)
+        authors_files.write_cam_dict(folder / "interop" / f"{sample.key}.npy", sample.classes, full)
     if pool is None:
         return
-    stride = affinity_stride(cfg) if with_affinity else None
-    if (crf_files := crf_folders(cfg.infer_cam)) is not None:
+    if (crf_files := authors_files.crf_folders(cfg.infer_cam)) is not None:
         setting = "infer_cam.crf_from_interop"
-        low, high = (find_dict(source, sample.key, sample.source_id, setting) for source in crf_files)
-        labels = pool.submit_dicts((low, high), size, sample.classes, stride=stride)
+        low, high = (authors_files.find_dict(source, sample.key, sample.source_id, setting) for source in crf_files)
+        labels = pool.submit(read_refined, (low, high), size, sample.classes, stride)
     else:
         alphas = cfg.infer_cam.crf_alphas
-        low, high = (folder / crf_folder("interop_crf", alpha) / f"{sample.key}.npy" for alpha in alphas)
+        low, high = (folder / authors_files.crf_folder("interop_crf", alpha) / f"{sample.key}.npy" for alpha in alphas)
         dicts = (low, high) if cfg.infer_cam.interop else None
-        labels = pool.submit_cam(sample.image, full, sample.classes, alphas, stride=stride, dicts=dicts)
+        labels = pool.submit(refine_cam, sample.image, full, sample.classes, alphas, stride, dicts)
     output.add("crf", index, sample.key, lambda: labels.result().labels)
-    if with_affinity:
+    if stride is not None:
         output.add("affinity", index, sample.key, lambda: labels.result().affinity)
 
 
@@ -139,28 +132,22 @@ def _full_maps(
     # [scale][classifier, PCM]: maps (B, C + 1, h, w) of image and mirrored image.
     grids = [network_maps(model, scaled, forward, flip=flip) for scaled in images]
     sizes = [(scaled.shape[2], scaled.shape[3]) for scaled in images]
+    by_map = list(zip(*grids, strict=True))
     result = []
     for index, ids in enumerate(classes):
-        full = [
-            normalize_cam(
-                sum_scales([(maps[index, list(ids)], at) for maps, at in zip(same, sizes, strict=True)], size)
-            )
-            for same in zip(*grids, strict=True)
-        ]
+        full = [normalize_cam(sum_scales([maps[index, list(ids)] for maps in same], sizes, size)) for same in by_map]
         result.append(CamMaps(full[-1], full[0] if len(full) > 1 else None))
     return result
 
 
-def sum_scales(grids: Sequence[tuple[Tensor, tuple[int, int]]], size: tuple[int, int]) -> Tensor:
-    """Return the sum at `size` (height, width) of maps given as (grid map (K, h, w), size of the scaled image)."""
-    total: Tensor | None = None
-    for grid, scaled in grids:
-        if len(grid) == 0:  # an image without classes; interpolate refuses it
-            return grid.new_zeros((0, *size))
-        at_scale = interpolate(grid[None], scaled, mode="bilinear", align_corners=True)
-        full = interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
-        total = full if total is None else total.add_(full)
-    assert total is not None
+def sum_scales(grids: Sequence[Tensor], scaled: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
+    """Return the sum at `size` (height, width) of grid maps (K, h, w) of an image that is `scaled` to these sizes."""
+    total = grids[0].new_zeros((len(grids[0]), *size))
+    if len(total) == 0:  # an image without classes; interpolate refuses it
+        return total
+    for grid, at in zip(grids, scaled, strict=True):
+        at_scale = interpolate(grid[None], at, mode="bilinear", align_corners=True)
+        total += interpolate(at_scale, size, mode="bilinear", align_corners=False)[0]
     return total
 
 

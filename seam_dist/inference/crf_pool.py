@@ -18,21 +18,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from seam_kernels import dense_crf
 
 from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
 from seam_dist.config.schema import IGNORE_INDEX, Config, CrfConfig
 from seam_dist.inference.pseudo_labels import Pixels, Scores, background_score, block_means, choose_classes
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _NO_SCORE = 1e-5  # blocks without a larger score than this are ignored (PARITY.md section 5)
@@ -50,9 +49,8 @@ def check_crf(cfg: CrfConfig) -> None:
     """Raise ValueError when the CRF that `cfg` asks for cannot run here."""
     if cfg.impl == "lattice" and importlib.util.find_spec("pydensecrf") is None:
         raise ValueError(
-            "crf.impl=lattice needs the package pydensecrf2, which is not installed: pip install 'seam-dist[crf]', or "
-            "set crf.impl=torch (exact, slow on large images), or do without (infer_cam.crf=false, "
-            "random_walk.crf=false, infer_seg.crf=false)"
+            "crf.impl=lattice needs pydensecrf2, which is not installed: pip install 'seam-dist[crf]', or set "
+            "crf.impl=torch (slow on large images), or infer_cam.crf, random_walk.crf and infer_seg.crf to false"
         )
     if cfg.impl == "lattice" and cfg.source_stride != 1:
         raise ValueError(
@@ -103,7 +101,7 @@ def affinity_labels(low: Scores, high: Scores, classes: Sequence[int], stride: i
     return labels
 
 
-class CrfPool:
+class CrfPool(AbstractContextManager["CrfPool"]):
     """`workers` processes that compute dense CRFs with the settings `cfg`; 0 computes at once, in the caller.
 
     A context manager. `submit` waits when two images a process are waiting already, so that a fast network does not
@@ -112,74 +110,32 @@ class CrfPool:
 
     def __init__(self, cfg: CrfConfig, workers: int, *, device: torch.device | None = None) -> None:
         check_crf(cfg)
-        self._cfg, self._workers, self._device = cfg, workers, device or torch.device("cpu")
-        self._executor: ProcessPoolExecutor | None = None
+        self._cfg, self._device = cfg, device or torch.device("cpu")
         self._places = threading.BoundedSemaphore(max(1, workers * (1 + _WAITING)))
-
-    def __enter__(self) -> CrfPool:
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
-
-    def submit(
-        self, image: Pixels, scores: Scores, num_iters: int, bilateral_sxy: float
-    ) -> Future[NDArray[np.float32]]:
-        """Return the future probabilities (C, H, W) of scores (C, H, W) on an image (H, W, 3)."""
-        return self._call(_solve, image, scores, num_iters, bilateral_sxy)
-
-    def submit_labels(
-        self, image: Pixels, scores: Scores, classes: Sequence[int], num_iters: int, bilateral_sxy: float
-    ) -> Future[Pixels]:
-        """Return the future labels (H, W): the most probable of background and `classes`; scores are (K + 1, H, W)."""
-        return self._call(_solve_labels, image, scores, tuple(classes), num_iters, bilateral_sxy)
-
-    def submit_cam(
-        self,
-        image: Pixels,
-        cam: Scores,
-        classes: Sequence[int],
-        alphas: tuple[float, float],
-        *,
-        stride: int | None = None,
-        dicts: tuple[Path, Path] | None = None,
-    ) -> Future[CamLabels]:
-        """Return the future labels of a normalized CAM (K, H, W) from the CRFs of both backgrounds.
-
-        stride: affinity labels are made as well, in blocks of stride x stride pixels. dicts: the authors' CRF files to
-        write, one for each alpha. With neither, the first CRF alone is computed.
-        """
-        return self._call(_solve_cam, image, cam, tuple(classes), alphas, stride, dicts)
-
-    def submit_dicts(
-        self, paths: tuple[Path, Path], size: tuple[int, int], classes: Sequence[int], *, stride: int | None = None
-    ) -> Future[CamLabels]:
-        """Return the future labels of an image (height, width) from the authors' CRF dicts, one for each background.
-
-        stride: as in `submit_cam`; without it the first file alone is read.
-        """
-        return self._call(_read_cam, paths, size, tuple(classes), stride)
-
-    def _call(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run function(settings, device, *arguments) in a process of the pool."""
-        if self._workers == 0:
-            done: Future[T] = Future()
-            done.set_result(function(self._cfg, self._device, *arguments))
-            return done
-        if self._executor is None:
+        self._executor: ProcessPoolExecutor | None = None
+        if workers > 0:  # processes start with the first CRFs
             context = multiprocessing.get_context("forkserver")
             # torch imports its compiler, 2 s of work, when the first operation of seam_kernels is called.
-            exact = [] if self._cfg.impl == "lattice" else ["torch._dynamo"]
+            exact = [] if cfg.impl == "lattice" else ["torch._dynamo"]
             context.set_forkserver_preload([__name__, *exact])
-            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
+            self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+    def __exit__(self, *error: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def submit(
+        self, function: Callable[Concatenate[CrfConfig, torch.device, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Return the future result of a function of this module, called with settings, device and the arguments."""
+        if self._executor is None:
+            done: Future[T] = Future()
+            done.set_result(function(self._cfg, self._device, *args, **kwargs))
+            return done
         self._places.acquire()
         try:
             with _main_hidden():
-                future = self._executor.submit(function, self._cfg, self._device, *arguments)
+                future = self._executor.submit(function, self._cfg, self._device, *args, **kwargs)
         except BaseException:
             self._places.release()
             raise
@@ -219,15 +175,15 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _solve(
+def refine(
     cfg: CrfConfig, device: torch.device, image: Pixels, scores: Scores, num_iters: int, bilateral_sxy: float
-) -> NDArray[np.float32]:
+) -> Scores:
+    """Return the probabilities (C, H, W) of scores (C, H, W) on an image (H, W, 3)."""
     if len(scores) == 1:  # background alone: whatever its scores, nothing else is probable
         return np.ones(scores.shape, np.float32)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]
     refined = dense_crf(
         torch.from_numpy(np.ascontiguousarray(scores, np.float32))[None].to(device),
-        pixels,
+        torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None],
         num_iters=num_iters,
         gaussian_sxy=cfg.gaussian_sxy,
         gaussian_compat=cfg.gaussian_compat,
@@ -240,50 +196,56 @@ def _solve(
     return refined[0].cpu().numpy()
 
 
-def _solve_labels(
+def refine_labels(
     cfg: CrfConfig,
     device: torch.device,
     image: Pixels,
     scores: Scores,
-    classes: tuple[int, ...],
+    classes: Sequence[int],
     num_iters: int,
     bilateral_sxy: float,
 ) -> Pixels:
-    return choose_classes(_solve(cfg, device, image, scores, num_iters, bilateral_sxy), classes)
+    """Return the labels (H, W): the most probable of background and `classes`; scores are (K + 1, H, W)."""
+    return choose_classes(refine(cfg, device, image, scores, num_iters, bilateral_sxy), classes)
 
 
-def _solve_cam(
+def refine_cam(
     cfg: CrfConfig,
     device: torch.device,
     image: Pixels,
     cam: Scores,
-    classes: tuple[int, ...],
+    classes: Sequence[int],
     alphas: tuple[float, float],
-    stride: int | None,
-    dicts: tuple[Path, Path] | None,
+    stride: int | None = None,
+    dicts: tuple[Path, Path] | None = None,
 ) -> CamLabels:
+    """Return the labels of a normalized CAM (K, H, W) from the CRFs of both backgrounds.
+
+    stride: affinity labels are made as well, in blocks of stride x stride pixels. dicts: the authors' CRF files to
+    write, one for each alpha. With neither, the first CRF alone is computed.
+    """
     used = alphas if stride is not None or dicts is not None else alphas[:1]
-    refined = [
-        _solve(cfg, device, image, with_background(cam, alpha), cfg.num_iters, cfg.bilateral_sxy) for alpha in used
-    ]
+    settings = cfg.num_iters, cfg.bilateral_sxy
+    refined = [refine(cfg, device, image, with_background(cam, alpha), *settings) for alpha in used]
     if dicts is not None:
         for path, scores in zip(dicts, refined, strict=True):
             write_crf_dict(path, classes, scores)
     return _cam_labels(refined, classes, stride)
 
 
-def _read_cam(
+def read_refined(
     cfg: CrfConfig,
     device: torch.device,
     paths: tuple[Path, Path],
     size: tuple[int, int],
-    classes: tuple[int, ...],
+    classes: Sequence[int],
     stride: int | None,
 ) -> CamLabels:
+    """Return what `refine_cam` does, for an image (height, width) whose CRFs are the authors' CRF dicts."""
     used = paths if stride is not None else paths[:1]
     return _cam_labels([stack_maps(path, read_crf_dict(path), (0, *classes), size) for path in used], classes, stride)
 
 
-def _cam_labels(refined: Sequence[Scores], classes: tuple[int, ...], stride: int | None) -> CamLabels:
+def _cam_labels(refined: Sequence[Scores], classes: Sequence[int], stride: int | None) -> CamLabels:
     affinity = None if stride is None else affinity_labels(refined[0], refined[1], classes, stride)
     return CamLabels(choose_classes(refined[0], classes), affinity)

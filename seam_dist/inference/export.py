@@ -28,10 +28,6 @@ _LARGEST = 8192
 _ONNX = ("onnx", "onnxscript")
 
 
-class ExportError(ValueError):
-    """A network that cannot be exported; the message says why."""
-
-
 class ExportNetwork(nn.Module):
     """A final network with its normalization inside, in eval mode."""
 
@@ -51,21 +47,19 @@ class ExportNetwork(nn.Module):
 
 
 def check_export(path: Path) -> None:
-    """Raise ExportError when a program of that name cannot be written here, before any work is done."""
+    """Raise ValueError when a program of that name cannot be written here, before any work is done."""
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
+        raise ValueError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
     missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
-        raise ExportError(
-            f"--export {path} needs {' and '.join(missing)}, not installed here: pip install 'seam-dist[onnx]', or "
-            f"export {path.with_suffix('.pt2')}"
-        )
+        remedy = f"pip install 'seam-dist[onnx]', or export {path.with_suffix('.pt2')}"
+        raise ValueError(f"--export {path} needs {' and '.join(missing)}, not installed here: {remedy}")
 
 
 def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
     """Write the network, which is on the CPU, as a program; return which image sizes it takes.
 
-    A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ExportError when the
+    A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ValueError when the
     program's labels differ from the network's.
     """
     check_export(path)
@@ -91,17 +85,16 @@ def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
     return f"images of any size from {_SMALLEST} to {_LARGEST} pixels a side"
 
 
+@torch.no_grad()
 def _trace(network: ExportNetwork, size: tuple[int, int]) -> tuple[Any, str]:
     """Return the program and, where it holds for one size alone, why."""
     example = (_noise(size),)
     height, width = (torch.export.Dim(name, min=_SMALLEST, max=_LARGEST) for name in ("height", "width"))
     try:
-        with torch.no_grad():
-            return torch.export.export(network, example, dynamic_shapes=({2: height, 3: width},)), ""
+        return torch.export.export(network, example, dynamic_shapes=({2: height, 3: width},)), ""
     except Exception as error:  # whatever the tracer meets in a backbone of another package; it is reported, not lost
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    with torch.no_grad():
-        return torch.export.export(network, example), reason
+    return torch.export.export(network, example), reason
 
 
 def _save_onnx(program: Any, path: Path, network: ExportNetwork, sizes: Sequence[tuple[int, int]]) -> None:
@@ -110,31 +103,30 @@ def _save_onnx(program: Any, path: Path, network: ExportNetwork, sizes: Sequence
     )
     reference: Any = importlib.import_module("onnx.reference")
     session = reference.ReferenceEvaluator(str(path))
-    _compare(
-        network,
-        lambda image: torch.from_numpy(np.asarray(session.run(None, {"image": image.numpy()})[0])),
-        sizes,
-        "the ONNX model",
-    )
+
+    def run(image: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(session.run(None, {"image": image.numpy()})[0]))
+
+    _compare(network, run, sizes, "the ONNX model")
 
 
 def _noise(size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
+@torch.no_grad()
 def _compare(
     network: ExportNetwork, program: Callable[[Tensor], Tensor], sizes: Sequence[tuple[int, int]], what: str
 ) -> None:
-    """Raise ExportError unless the program gives the network's labels; pixels of two equal logits may go either way."""
+    """Raise ValueError unless the program gives the network's labels; pixels of two equal logits may go either way."""
     for size in sizes:
         image = _noise(size)
-        with torch.no_grad():
-            expected, logits = network(image), program(image)
+        expected, logits = network(image), program(image)
         top = expected.topk(2, dim=1).values
         clear = top[:, 0] - top[:, 1] > 1e-4 * expected.abs().max()
         wrong = (logits.argmax(dim=1) != expected.argmax(dim=1)) & clear
         if logits.shape != expected.shape or bool(wrong.any()):
-            raise ExportError(
+            raise ValueError(
                 f"{what} gives {int(wrong.sum())} labels that differ from the network's on noise of {size[0]} x "
                 f"{size[1]} pixels: this version of torch does not export it correctly, use another one"
             )

@@ -26,7 +26,7 @@ from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import Shard
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, refine_labels
 from seam_dist.inference.pseudo_labels import background_score, block_means, choose_classes
 from seam_dist.inference.run_shards import ShardOutput
 from seam_dist.models import AffinityNet, affinity_stride
@@ -55,14 +55,10 @@ def read_samples_with_cams(cfg: Config, shard: Shard, cams: Mapping[str, StoredC
 
     path = cfg.shards_dir / shard.file
     for sample in read_shard(path, masks=False, max_pixels=cfg.data.max_pixels, on_bad=on_bad):
-        stored = cams.get(sample.key)
-        if stored is None:
-            raise StageError(f"{path}: image {sample.key} has no CAM: run `--only infer_cam` again")
-        if stored.size != sample.image.shape[:2]:
-            raise StageError(
-                f"{path}: image {sample.key} has {sample.image.shape[:2]} pixels, its CAM is for {stored.size}: run "
-                "`--only infer_cam` again on these shards"
-            )
+        stored, size = cams.get(sample.key), sample.image.shape[:2]
+        if stored is None or stored.size != size:
+            cam = "no CAM" if stored is None else f"a CAM for {stored.size} and not {size} pixels"
+            raise StageError(f"{path}: image {sample.key} has {cam}: run `--only infer_cam` again on these shards")
         yield sample
 
 
@@ -92,12 +88,8 @@ def affinities(net: AffinityNet, images: Pixels, cfg: Config) -> Tensor:
     """Return the affinities (B, planes, h, w) of images (B, H, W, 3) of one size, padded to whole cells."""
     stride = affinity_stride(cfg)
     grid = -(-images.shape[1] // stride), -(-images.shape[2] // stride)
-    (affinity,) = network_maps(
-        net,
-        torch.from_numpy(images).permute(0, 3, 1, 2),
-        lambda pixels: [net(pixels, cfg.train_affinity.border)],
-        stride=stride,
-    )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    (affinity,) = network_maps(net, pixels, lambda part: [net(part, cfg.train_affinity.border)], stride=stride)
     if affinity.shape[2:] != grid:
         raise StageError(
             f"{net.backbone.name} gives a grid of {tuple(affinity.shape[2:])} for images of {images.shape[1:3]}, "
@@ -130,7 +122,7 @@ def add_walked(
         atomic_write(folder / "files" / f"{key}.png", encode_labels(labels))
     if pool is not None:
         settings = cfg.random_walk.crf_num_iters, cfg.crf.bilateral_sxy
-        refined = pool.submit_labels(walker.sample.image, scores.cpu().numpy(), classes, *settings)
+        refined = pool.submit(refine_labels, walker.sample.image, scores.cpu().numpy(), classes, *settings)
         output.add("labels_crf", index, key, refined.result)
 
 

@@ -2,19 +2,17 @@
 
 Each rank takes every R-th of the unfinished shards. An output shard appears by rename, so it is whole or absent, and
 that of the stage's marker folder is written last: it says that the input shard is done. An interrupted stage resumes
-with the shards that have no marker. While the last CRFs of a shard are computed, the next shard is in the network.
+with the shards that have no marker.
 
-Ranks finish up to a shard apart, longer than a collective may take, so they wait for each other's markers on disk.
-Waiting ends in time: every rank changes a small file (`Heartbeat`) with each image that it finishes or writes, and a
-rank that owes shards and shows neither a heartbeat nor a new shard for run.timeout_s seconds is taken for dead. A slow
-rank is waited for as long as each of its batches takes less than that, whatever a whole shard takes.
+Ranks finish up to a shard apart, longer than a collective may take, so they wait for each other's markers on disk. A
+rank that owes shards and shows neither a new one nor a heartbeat, which comes with each image, for run.timeout_s
+seconds is taken for dead. A slow rank is waited for, whatever a whole shard takes.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,19 +57,17 @@ class ShardOutput:
 
     def __init__(self) -> None:
         self.bad: list[str] = []
-        self._items: dict[str, dict[int, tuple[str, Callable[[], Any]]]] = {}
+        self._items: dict[str, list[tuple[int, str, Callable[[], Any]]]] = {}
 
     def add(self, folder: str, index: int, key: str, value: Callable[[], Pixels | StoredCam | None]) -> None:
         """Take the labels or maps of sample `key`, number `index` of the shard; `value` is called for writing."""
-        self._items.setdefault(folder, {})[index] = key, value
+        self._items.setdefault(folder, []).append((index, key, value))
 
     def write(self, folder: str, path: Path, beat: Callable[[], object]) -> None:
         """Write the tar of a folder in the order of the shard's samples; call `beat` after each."""
-        items = self._items.pop(folder, {})
 
         def values() -> Iterator[tuple[str, Any]]:
-            for index in sorted(items):
-                key, value = items[index]
+            for _, key, value in sorted(self._items.pop(folder, [])):
                 yield key, value()
                 beat()
 
@@ -93,7 +89,7 @@ def run_shards(
     open_stage: Callable[[], tuple[StageRun, Sequence[Work]]],
     start: Callable[[StageRun, CrfPool | None], ShardProcess],
     crf: bool,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
     complete: Callable[[StageRun], None] = lambda stage: None,
 ) -> None:
     """Write the output shards of an inference stage that are not there yet, and its manifest. Every rank calls it.
@@ -114,15 +110,14 @@ def run_shards(
         if world.is_main:
             print(f"{name}: done already, see {stage.dir}", flush=True)
         return
-    if world.device.type == "cuda":
+    on_gpu = world.device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(world.device)
     own = todo[world.rank :: world.size]
     beat = Heartbeat(stage.dir, world)
-    unwritten: deque[tuple[Work, ShardOutput]] = deque()
+    unwritten: tuple[Work, ShardOutput] | None = None
     with ExitStack() as stack:
-        pool = None
-        if crf:
-            pool = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
+        pool = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg))) if crf else None
         process = start(stage, pool)
         began = time.perf_counter()
         num_own = sum(work.shard.num_samples for work in own)
@@ -132,31 +127,30 @@ def run_shards(
             for _ in process(work, output):
                 bar.update(1)
                 beat()
-            unwritten.append((work, output))
-            # Its last CRFs are computed while the next shard is in the network.
-            if len(unwritten) > 1:
-                _write(stage.dir, *unwritten.popleft(), beat)
-        while unwritten:
-            _write(stage.dir, *unwritten.popleft(), beat)
+            # The last CRFs of a shard are computed while the next one is in the network.
+            if unwritten is not None:
+                _write(stage.dir, *unwritten, beat)
+            unwritten = work, output
+        if unwritten is not None:
+            _write(stage.dir, *unwritten, beat)
     owed = {rank: [work.marker for work in todo[rank :: world.size]] for rank in range(world.size)}
     wait_for_ranks(stage.dir, owed, cfg.run.timeout_s)
     took = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if world.device.type == "cuda" else None
-    peaks = all_gather_object(peak, world)
+    peaks = all_gather_object(torch.cuda.max_memory_allocated(world.device) / 2**30 if on_gpu else 0.0, world)
 
     def finish() -> None:
-        bad = read_bad(stage.dir, [work.shard for work in works], cfg.data.max_bad_fraction)
+        bad = _read_bad(stage.dir, [work.shard for work in works], cfg.data.max_bad_fraction)
         shutil.rmtree(stage.dir / _HEARTBEATS, ignore_errors=True)
         # Files of the stage itself lie in its folder, outputs in folders below it.
-        files = (path for path in stage.dir.rglob("*") if path.is_file() and path.parent != stage.dir)
+        files = (path for path in stage.dir.glob("*/**/[!.]*") if path.is_file())
         num_images = sum(work.shard.num_samples for work in todo)
         stage.finish(
-            (path for path in files if not path.name.startswith(".")),
+            files,
             num_images=sum(work.shard.num_samples for work in works),
             images_per_s=round(num_images / took, 3),
-            device_peak_gib=None if peak is None else round(max(p or 0 for p in peaks), 3),
+            device_peak_gib=round(max(peaks), 3) if on_gpu else None,
             bad_samples=bad,
-            **metadata,
+            **(metadata or {}),
         )
         complete(stage)
         note = f", {len(bad)} bad ones left out" if bad else ""
@@ -177,23 +171,41 @@ def read_images(cfg: Config, shard: Shard, output: ShardOutput) -> Iterator[Samp
 
 def _open(stage: StageRun, works: Sequence[Work]) -> tuple[StageRun, Sequence[Work], Sequence[Work]]:
     """Return the stage with all its shards and with those whose outputs are not there yet."""
-    for folder in {folder for work in works for folder in work.folders}:
-        (stage.dir / folder).mkdir(exist_ok=True)
     shutil.rmtree(stage.dir / _HEARTBEATS, ignore_errors=True)
     todo = [work for work in works if not all((stage.dir / f / work.shard.file).is_file() for f in work.folders)]
     if not todo and not stage.is_done():
         # Interrupted between the last shard and the manifest: rerun the last one, which needs no second way to finish.
         todo = list(works[-1:])
     for work in todo:
-        # The ranks wait for it; it must not be there from before.
+        # The ranks wait for it, so it must not be there from before.
         (stage.dir / work.marker).unlink(missing_ok=True)
     return stage, works, todo
 
 
 def _write(folder: Path, work: Work, output: ShardOutput, beat: Callable[[], object]) -> None:
-    write_bad(folder, work.shard.file, output.bad)
+    record = _bad_file(folder, work.shard)
+    record.unlink(missing_ok=True)
+    if output.bad:
+        write_json(record, output.bad)
     for name in work.folders:
         output.write(name, folder / name / work.shard.file, beat)
+
+
+def _bad_file(folder: Path, shard: Shard) -> Path:
+    return folder / "bad" / f"{shard.file.removesuffix('.tar')}.json"
+
+
+def _read_bad(folder: Path, shards: Sequence[Shard], max_bad_fraction: float) -> list[str]:
+    """Return the messages of the bad samples of all shards, whichever call met them; ValueError for too many."""
+    records = [_bad_file(folder, shard) for shard in shards]
+    bad = [message for record in records if record.is_file() for message in read_json(record)]
+    num_images = sum(shard.num_samples for shard in shards)
+    if len(bad) > max_bad_fraction * num_images:
+        raise ValueError(
+            f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction={max_bad_fraction:g}; "
+            f"the first: {bad[0]}: fix them and convert the data set again, or raise the limit"
+        )
+    return bad
 
 
 class Heartbeat:
@@ -212,38 +224,31 @@ class Heartbeat:
             self._path.write_text(f"{now}\n")
 
 
-def wait_for_ranks(
-    folder: Path,
-    owed: Mapping[int, Sequence[str]],
-    timeout_s: float,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], object] = time.sleep,
-) -> None:
+def wait_for_ranks(folder: Path, owed: Mapping[int, Sequence[str]], timeout_s: float) -> None:
     """Wait until every file that a rank owes is in the stage's folder; `owed` has their paths below it, by rank.
 
     Raises StageError, naming ranks and files, when a rank that owes files neither wrote one nor changed its heartbeat
     for `timeout_s` seconds. Changes are what counts, not times, so the hosts' clocks may differ.
     """
     seen: dict[int, tuple[tuple[int, str], float]] = {}
-    while True:
-        missing = {rank: [name for name in names if not (folder / name).is_file()] for rank, names in owed.items()}
-        missing = {rank: names for rank, names in missing.items() if names}
-        if not missing:
-            return
-        now = clock()
+
+    def absent(names: Sequence[str]) -> list[str]:
+        return [name for name in names if not (folder / name).is_file()]
+
+    while missing := {rank: names for rank in owed if (names := absent(owed[rank]))}:
+        now = time.monotonic()
         for rank, names in missing.items():
             progress = len(names), _heartbeat(folder / _HEARTBEATS / str(rank))
             if rank not in seen or seen[rank][0] != progress:
                 seen[rank] = progress, now
-        silent = {rank: names for rank, names in missing.items() if now - seen[rank][1] > timeout_s}
+        silent = [rank for rank in missing if now - seen[rank][1] > timeout_s]
         if silent:
-            owes = "; ".join(f"rank {rank} owes {', '.join(names)}" for rank, names in silent.items())
+            owes = "; ".join(f"rank {rank} owes {', '.join(missing[rank])}" for rank in silent)
             raise StageError(
                 f"no progress in {folder} for run.timeout_s={timeout_s:g} s: {owes}: see why it ended and "
                 "rerun the stage, which keeps the finished shards; or raise run.timeout_s where one batch takes longer"
             )
-        sleep(_POLL_S)
+        time.sleep(_POLL_S)
 
 
 def _heartbeat(path: Path) -> str:
@@ -251,34 +256,3 @@ def _heartbeat(path: Path) -> str:
         return path.read_text()
     except OSError:  # not there yet, or exchanged at this moment on a network file system
         return ""
-
-
-def write_bad(folder: Path, shard: str, messages: Sequence[str]) -> None:
-    """Keep the messages of the bad samples of one input shard; call it before the shard counts as done."""
-    record = _bad_file(folder, shard)
-    if messages:
-        write_json(record, list(messages))
-    else:
-        record.unlink(missing_ok=True)
-
-
-def read_bad(folder: Path, shards: Sequence[Shard], max_bad_fraction: float) -> list[str]:
-    """Return the messages of the bad samples of all shards, whichever call met them.
-
-    Raises ValueError when they are more than `max_bad_fraction` of the samples.
-    """
-    bad: list[str] = []
-    for shard in shards:
-        record = _bad_file(folder, shard.file)
-        bad += read_json(record) if record.is_file() else []
-    num_images = sum(shard.num_samples for shard in shards)
-    if len(bad) > max_bad_fraction * num_images:
-        raise ValueError(
-            f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction={max_bad_fraction:g}; "
-            f"the first: {bad[0]}: fix them and convert the data set again, or raise the limit"
-        )
-    return bad
-
-
-def _bad_file(folder: Path, shard: str) -> Path:
-    return folder / "bad" / f"{shard.removesuffix('.tar')}.json"

@@ -1,10 +1,9 @@
 """Labels from the final network: the mean of its logits over scales and mirror images.
 
 PARITY.md section 7: each scale's logits are brought to the scaled image and from there to the original one, bilinear
-with align_corners=True; their mean over scales and mirror images goes through the softmax. No image-level label is
-used, unlike by CAMs and the random walk: every class competes everywhere. Only the oracle gets them: compared with the
-plain labels it separates wrong classes from wrong outlines, compared with the random walk's it shows what retraining
-changed.
+with align_corners=True; their mean over scales and mirror images goes through the softmax. Every class competes
+everywhere, but for the oracle, which gets the image-level labels: compared with the plain labels it separates wrong
+classes from wrong outlines, compared with the random walk's it shows what retraining changed.
 
 Mirroring, resizing and the mean are linear, so a scale is kept at the network's grid, 1/64 to 1/256 of its pixels, with
 its mirror image folded in. The two resizings of all scales are then one matrix product for rows and one for columns,
@@ -27,7 +26,7 @@ from torch.nn.functional import interpolate
 from seam_dist.config.schema import InferSegConfig
 from seam_dist.data.shards import Sample
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead, scaled_images
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, refine_labels
 from seam_dist.inference.pseudo_labels import choose_classes
 from seam_dist.inference.run_shards import ShardOutput
 from seam_dist.models import DeepLab
@@ -49,6 +48,11 @@ class Prediction:
     labels: Pixels
     refined: Future[Pixels] | None = None
     oracle: Pixels | None = None
+
+    @property
+    def final(self) -> Pixels:
+        """The refined labels where there is a CRF, whose end is waited for, else the network's."""
+        return self.labels if self.refined is None else self.refined.result()
 
 
 def infer_labels(
@@ -98,32 +102,25 @@ def predict_samples(
         for place, (index, sample) in enumerate(batch):
             size = (sample.image.shape[0], sample.image.shape[1])
             own = [grid[place] for grid in grids]
-            among, refined = None, None
-            if oracle:
-                among = label_image(own, scaled, size, sample.classes)
+            among = label_image(own, scaled, size, sample.classes) if oracle else None
             if crf is None:
-                labels = label_image(own, scaled, size)
-            else:
-                scores = probabilities(own, scaled, size)
-                labels = choose_classes(scores, classes)
-                settings = cfg.crf_num_iters, cfg.crf_bilateral_sxy
-                refined = crf.submit_labels(sample.image, scores.numpy(), classes, *settings)
-            yield Prediction(index, sample, labels, refined, among)
+                yield Prediction(index, sample, label_image(own, scaled, size), oracle=among)
+                continue
+            scores = probabilities(own, scaled, size)
+            settings = cfg.crf_num_iters, cfg.crf_bilateral_sxy
+            refined = crf.submit(refine_labels, sample.image, scores.numpy(), classes, *settings)
+            yield Prediction(index, sample, choose_classes(scores, classes), refined, among)
 
 
 def refine_in_order(predictions: Iterable[Prediction]) -> Iterator[tuple[Prediction, Pixels]]:
     """Yield predictions in their order with their labels, those of the CRF where there is one, as they are finished."""
-    waiting: deque[tuple[Prediction, Future[Pixels]]] = deque()
+    waiting: deque[Prediction] = deque()
     for prediction in predictions:
-        if prediction.refined is None:
-            yield prediction, prediction.labels
-            continue
-        waiting.append((prediction, prediction.refined))
-        while waiting and waiting[0][1].done():
-            done, refined = waiting.popleft()
-            yield done, refined.result()
-    for done, refined in waiting:
-        yield done, refined.result()
+        waiting.append(prediction)
+        while waiting and (waiting[0].refined is None or waiting[0].refined.done()):
+            yield waiting[0], waiting.popleft().final
+    for prediction in waiting:
+        yield prediction, prediction.final
 
 
 def add_prediction(output: ShardOutput, prediction: Prediction) -> None:

@@ -45,8 +45,8 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
                 name = parse_info(sample.members["json"]).source_id
                 if not _NAME.fullmatch(name):
                     raise StageError(
-                        f"image {sample.key} of split {split!r} is called {name!r} in its data set, which is no name "
-                        "of PASCAL VOC: unset infer_seg.voc_server"
+                        f"image {sample.key} is called {name!r} in its data set, no name of PASCAL VOC: unset "
+                        "infer_seg.voc_server"
                     )
                 if sample.key not in labels:
                     raise StageError(

@@ -4,9 +4,8 @@ Every input shard gives one output shard of the same name in each of crf/, affin
 (seam_dist.inference.run_shards). The maps come from the trained network at several scales and mirrored, or from the
 authors' files (infer_cam.from_interop). PARITY.md section 3.
 
-CRF (infer_cam.crf): the full-size map of infer_cam.cam gets two backgrounds, (1 - max)^alpha for both
-infer_cam.crf_alphas, and a CRF each, in processes beside the network (seam_dist.inference.crf_pool). crf/ holds the
-labels of the first at full size. An image without classes is background everywhere.
+CRF (infer_cam.crf): the full-size map gets two backgrounds, (1 - max)^alpha for both infer_cam.crf_alphas, and a CRF
+each. crf/ holds the labels of the first at full size. An image without classes is background everywhere.
 
 Affinity labels (PARITY.md section 5): the published code keeps both CRF results in float at full size (6 MB an image),
 crops and flips them, takes the mean score of each block of s x s pixels, then the argmax of each CRF, then the rule. A
@@ -31,10 +30,10 @@ from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.inference.cam import add_cams, infer_samples, read_authors_cams
 from seam_dist.inference.crf_pool import CrfPool, check_crf
 from seam_dist.inference.run_shards import CAMS, ShardOutput, ShardProcess, Work, read_images, run_shards
-from seam_dist.models import Trained, load_seam, seam_architecture, trained_for
+from seam_dist.models import Trained, affinity_stride, load_seam, seam_architecture, trained_for
 
-_SETTINGS = ("infer_cam.scales", "infer_cam.flip", "infer_cam.cam", "infer_cam.cam_stride", "infer_cam.interop")
-_INTEROP_SETTINGS = ("infer_cam.cam_stride", "infer_cam.interop")
+_SETTINGS = ("infer_cam.cam_stride", "infer_cam.interop")
+_NETWORK_SETTINGS = ("infer_cam.scales", "infer_cam.flip", "infer_cam.cam")
 _CRF_SETTINGS = ("infer_cam.crf", "infer_cam.crf_alphas", "crf", "train_affinity.output_stride", "model.output_stride")
 
 
@@ -65,14 +64,15 @@ def run(cfg: Config) -> None:
                 cams = read_authors_cams(samples, cfg.infer_cam.from_interop)
             else:
                 cams = infer_samples(model, samples, cfg.infer_cam, align=trained.align)
+            stride = affinity_stride(cfg) if "affinity" in work.folders else None
             for index, sample, maps in cams:
-                with_affinity = "affinity" in work.folders
-                add_cams(output, index, sample, maps, cfg, stage.dir, pool, with_affinity=with_affinity)
+                add_cams(output, index, sample, maps, cfg, stage.dir, pool, stride)
                 yield
 
         return process
 
     refined = trained is not None and trained.architecture["pcm"] and cfg.infer_cam.cam == "refined"
+    weights = cfg.infer_cam.from_interop if trained is None else trained.weights
     run_shards(
         cfg,
         world,
@@ -80,10 +80,7 @@ def run(cfg: Config) -> None:
         open_stage=lambda: _open(cfg, manifest, trained),
         start=start,
         crf=cfg.infer_cam.crf,
-        metadata={
-            "checkpoint": str(cfg.infer_cam.from_interop if trained is None else trained.weights),
-            "cam": "refined" if refined else "plain",
-        },
+        metadata={"checkpoint": str(weights), "cam": "refined" if refined else "plain"},
     )
 
 
@@ -94,30 +91,21 @@ def _open(cfg: Config, manifest: Manifest, trained: Trained | None) -> tuple[Sta
     for name in cfg.splits_of("infer_cam"):
         split = manifest.split(name)
         if not split.has_labels:
-            raise StageError(
-                f"split {name!r} has no image-level labels, and a CAM is made for the classes of an image's label: "
-                "leave it out of infer_cam.splits"
-            )
+            raise StageError(f"split {name!r} has no image-level labels, so no CAMs: leave it out of infer_cam.splits")
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
-        folders = [CAMS]
-        if cfg.infer_cam.crf:
-            folders = ["crf", "affinity", CAMS] if name == cfg.data.train_split else ["crf", CAMS]
-        works += [Work(shard, tuple(folders)) for shard in split.shards]
-    inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "format": FORMAT}
-    if trained is None:
-        assert cfg.infer_cam.from_interop is not None
+        affinity = ("affinity",) if name == cfg.data.train_split else ()
+        folders = ("crf", *affinity, CAMS) if cfg.infer_cam.crf else (CAMS,)
+        works += [Work(shard, folders) for shard in split.shards]
+    inputs, settings = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "format": FORMAT}, [*_SETTINGS]
+    if cfg.infer_cam.from_interop is not None:
         inputs[CAM_FILES] = files_fingerprint(cfg.infer_cam.from_interop, "infer_cam.from_interop")
-        settings = [*_INTEROP_SETTINGS]
-    else:
-        inputs["weights"] = sha256_file(trained.weights)
-        inputs["network"] = fingerprint(dict(trained.architecture))
-        settings = [*_SETTINGS]
-    # Without CRF the record is what it was before there were any, so that older CAMs stay valid.
+    if trained is not None:
+        inputs |= {"weights": sha256_file(trained.weights), "network": fingerprint(dict(trained.architecture))}
+        settings += _NETWORK_SETTINGS
     if (folders_of_crf := crf_folders(cfg.infer_cam)) is not None:
         for name, files in zip(CRF_FILES, folders_of_crf, strict=True):
             inputs[name] = files_fingerprint(files, "infer_cam.crf_from_interop")
         settings += [name for name in _CRF_SETTINGS if name != "crf"]
     elif cfg.infer_cam.crf:
         settings += _CRF_SETTINGS
-    ignore = ("crf.num_workers",) if "crf" in settings else ()
-    return open_stage(cfg, "infer_cam", settings=settings, ignore=ignore, inputs=inputs), works
+    return open_stage(cfg, "infer_cam", settings=settings, ignore=("crf.num_workers",), inputs=inputs), works

@@ -23,19 +23,10 @@ from seam_dist.inference.random_walk import add_walked, read_samples_with_cams, 
 from seam_dist.inference.run_shards import ShardOutput, ShardProcess, Work, run_shards
 from seam_dist.models import AffinityNet, affinity_architecture, load_affinity_net, trained_for
 
-_SETTINGS = (
-    *(
-        "random_walk.alpha",
-        "random_walk.beta",
-        "random_walk.num_steps",
-        "random_walk.method",
-        "random_walk.crf",
-        "random_walk.files",
-    ),
-    *("train_affinity.border", "train_affinity.radius"),
-)
+_WALK = ("alpha", "beta", "num_steps", "method", "crf", "files")
+_SETTINGS = (*(f"random_walk.{name}" for name in _WALK), "train_affinity.border", "train_affinity.radius")
 _CRF_SETTINGS = ("random_walk.crf_num_iters", "crf")
-_CRF_IGNORED = ("crf.num_workers", "crf.num_iters")
+_IGNORED = ("crf.num_workers", "crf.num_iters")
 
 
 def run(cfg: Config) -> None:
@@ -58,15 +49,8 @@ def run(cfg: Config) -> None:
 
         return process
 
-    run_shards(
-        cfg,
-        world,
-        "random_walk",
-        open_stage=lambda: _open(cfg, manifest),
-        start=start,
-        crf=cfg.random_walk.crf,
-        metadata={},
-    )
+    crf = cfg.random_walk.crf
+    run_shards(cfg, world, "random_walk", open_stage=lambda: _open(cfg, manifest), start=start, crf=crf)
 
 
 def load_network(cfg: Config, manifest: Manifest) -> AffinityNet:
@@ -86,11 +70,8 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Work]]:
     if cfg.random_walk.crf:
         check_crf(cfg.crf)
     cams = cam_folder(cfg)
-    inputs = {
-        "shards": input_fingerprint(cfg.shards_dir, "shard"),
-        "infer_cam": input_fingerprint(cfg.stage_dir("infer_cam"), "infer_cam"),
-        "train_affinity": input_fingerprint(cfg.stage_dir("train_affinity"), "train_affinity"),
-    }
+    inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard")}
+    inputs |= {stage: input_fingerprint(cfg.stage_dir(stage), stage) for stage in ("infer_cam", "train_affinity")}
     folders = ("labels_crf", "labels") if cfg.random_walk.crf else ("labels",)
     works: list[Work] = []
     for name in cfg.splits_of("random_walk"):
@@ -104,5 +85,4 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Work]]:
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         works += [Work(shard, folders) for shard in split.shards]
     settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.random_walk.crf else _SETTINGS
-    ignore = _CRF_IGNORED if cfg.random_walk.crf else ()
-    return open_stage(cfg, "random_walk", settings=settings, ignore=ignore, inputs=inputs), works
+    return open_stage(cfg, "random_walk", settings=settings, ignore=_IGNORED, inputs=inputs), works

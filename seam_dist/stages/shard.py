@@ -84,8 +84,7 @@ def matches(manifest: Manifest, settings: Mapping[str, Any], streams: int) -> bo
     The folder of the data set may have moved, and may be gone: then its lists cannot be compared.
     """
     ignored = {"root"} if settings.get("listing") or settings["kind"] == "synthetic" else {"root", "listing"}
-    old = {key: value for key, value in manifest.source.items() if key not in ignored}
-    new = {key: value for key, value in settings.items() if key not in ignored}
+    old, new = ({key: side[key] for key in side if key not in ignored} for side in (manifest.source, settings))
     enough = all(len(s.shards) >= min(streams, s.num_samples) for s in manifest.splits.values())
     return old == new and enough
 

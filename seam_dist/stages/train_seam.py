@@ -1,7 +1,4 @@
-"""Stage train_seam: train SEAM from image-level labels, or resume (PARITY.md section 2).
-
-Leaves checkpoints/, metrics.jsonl, tensorboard/ and, at the end, final/model.safetensors with final/model.json.
-"""
+"""Stage train_seam: train SEAM from image-level labels, or resume (PARITY.md section 2)."""
 
 from __future__ import annotations
 
@@ -13,10 +10,6 @@ from seam_dist.training.seam_task import build_seam_task
 
 
 def run(cfg: Config) -> None:
-    """Train to the end of the schedule; a finished stage is skipped unless train_seam.schedule.resume is never.
-
-    Raises SystemExit with 128 + the signal's number after a checkpoint when SIGINT or SIGTERM ended it, so that a
-    scheduler sees an unfinished job.
-    """
+    """Train to the end of the schedule; see `run_training` for what is skipped and raised."""
     world = init_world(cfg)
     run_training(build_seam_task(cfg, load_manifest(cfg.shards_dir)), world)

@@ -45,8 +45,8 @@ def published_normalized(parts, size):
 
 
 def full_size(parts, size=SIZE):
-    folded = [(plain + mirrored.flip(-1), scaled) for plain, mirrored, scaled in parts]
-    return normalize_cam(sum_scales(folded, size))
+    folded = [plain + mirrored.flip(-1) for plain, mirrored, _ in parts]
+    return normalize_cam(sum_scales(folded, [scaled for _, _, scaled in parts], size))
 
 
 def test_accumulation_matches_the_published_order():
@@ -83,7 +83,7 @@ def realistic(seed, size=(375, 500)):
         grid = [-(-side // 8) for side in scaled]
         smooth = interpolate(base, grid, mode="bicubic", align_corners=True)[0]
         parts.append((smooth + 0.15 * torch.randn(smooth.shape, generator=generator), scaled))
-    return normalize_cam(sum_scales(parts, size))
+    return normalize_cam(sum_scales(*zip(*parts, strict=True), size))
 
 
 @pytest.mark.parametrize(("stride", "mean", "largest", "labels"), [(8, 0.010, 0.18, 0.02), (4, 0.003, 0.09, 0.005)])

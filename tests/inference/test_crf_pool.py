@@ -16,7 +16,16 @@ from seam_dist.artifacts.authors_files import read_crf_dict
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import CrfConfig
 from seam_dist.inference import crf_pool as crf
-from seam_dist.inference.crf_pool import CrfPool, affinity_labels, check_crf, crf_workers, with_background
+from seam_dist.inference.crf_pool import (
+    CrfPool,
+    affinity_labels,
+    check_crf,
+    crf_workers,
+    refine,
+    refine_cam,
+    refine_labels,
+    with_background,
+)
 
 EXACT = CrfConfig(impl="torch", num_iters=2)
 # Processes that compute the exact sum load torch's compiler first, which takes seconds.
@@ -38,13 +47,15 @@ def test_processes_give_what_the_caller_computes(pool):
     with CrfPool(QUICK, 0) as here:
         for seed in range(3):
             image, scores = inputs(seed)
-            expected = here.submit(image, scores, 2, 20.0).result()
+            expected = here.submit(refine, image, scores, 2, 20.0).result()
             assert expected.shape == scores.shape
             np.testing.assert_allclose(expected.sum(axis=0), 1, rtol=1e-5)
-            np.testing.assert_array_equal(pool.submit(image, scores, 2, 20.0).result(), expected)
-            labels = pool.submit_labels(image, scores, [4], 2, 20.0).result()
+            np.testing.assert_array_equal(pool.submit(refine, image, scores, 2, 20.0).result(), expected)
+            labels = pool.submit(refine_labels, image, scores, [4], 2, 20.0).result()
             np.testing.assert_array_equal(labels, np.array([0, 4], np.uint8)[expected.argmax(axis=0)])
-            cam, same = (p.submit_cam(image, scores, (2, 7), (4.0, 24.0), stride=8).result() for p in (pool, here))
+            cam, same = (
+                p.submit(refine_cam, image, scores, (2, 7), (4.0, 24.0), stride=8).result() for p in (pool, here)
+            )
             np.testing.assert_array_equal(cam.labels, same.labels)
             np.testing.assert_array_equal(cam.affinity, same.affinity)
 
@@ -55,9 +66,12 @@ def test_settings_reach_the_crf():
     changes = [{}, {"gaussian_sxy": 1.0}, {"gaussian_compat": 9.0}, {"bilateral_srgb": 90.0}, {"bilateral_compat": 1.0}]
     for change in changes:
         with CrfPool(CrfConfig(impl="torch", **change), 0) as here:
-            results.append(here.submit(image, scores, 2, 20.0).result())
+            results.append(here.submit(refine, image, scores, 2, 20.0).result())
     with CrfPool(CrfConfig(impl="torch"), 0) as here:
-        results += [here.submit(image, scores, 3, 20.0).result(), here.submit(image, scores, 2, 5.0).result()]
+        results += [
+            here.submit(refine, image, scores, 3, 20.0).result(),
+            here.submit(refine, image, scores, 2, 5.0).result(),
+        ]
     for i, one in enumerate(results):
         assert all(not np.array_equal(one, other) for other in results[:i])
 
@@ -66,9 +80,9 @@ def test_cam_labels_are_those_of_the_two_backgrounds(tmp_path):
     image, cam = inputs()
     files = tmp_path / "la" / "s.npy", tmp_path / "ha" / "s.npy"
     with CrfPool(EXACT, 0) as here:
-        both = here.submit_cam(image, cam, (3, 9), (4.0, 24.0), stride=4, dicts=files).result()
-        plain = here.submit_cam(image, cam, (3, 9), (4.0, 24.0)).result()
-        low, high = (here.submit(image, with_background(cam, a), 2, 80.0).result() for a in (4.0, 24.0))
+        both = here.submit(refine_cam, image, cam, (3, 9), (4.0, 24.0), 4, files).result()
+        plain = here.submit(refine_cam, image, cam, (3, 9), (4.0, 24.0)).result()
+        low, high = (here.submit(refine, image, with_background(cam, a), 2, 80.0).result() for a in (4.0, 24.0))
     np.testing.assert_array_equal(both.labels, np.array([0, 3, 9])[low.argmax(0)])
     np.testing.assert_array_equal(both.affinity, affinity_labels(low, high, (3, 9), 4))
     np.testing.assert_array_equal(plain.labels, both.labels)
@@ -89,7 +103,7 @@ def test_background_is_one_without_classes_and_below_at_confident_ones():
 def test_an_image_without_classes_is_background():
     image, _ = inputs()
     with CrfPool(EXACT, 0) as here:
-        result = here.submit_cam(image, np.zeros((0, 21, 30), np.float32), (), (4.0, 24.0), stride=8).result()
+        result = here.submit(refine_cam, image, np.zeros((0, 21, 30), np.float32), (), (4.0, 24.0), stride=8).result()
     assert not result.labels.any()
     assert result.labels.shape == (21, 30)
     assert not result.affinity.any()
@@ -106,15 +120,15 @@ def test_affinity_rule_in_its_order():
 def test_error_in_a_process_reaches_the_caller(pool):
     image, scores = inputs()
     with pytest.raises(ValueError, match="resize one of them"):
-        pool.submit(image[:4], scores, 2, 20.0).result()
-    assert pool.submit(image, scores, 1, 20.0).result().shape == scores.shape
+        pool.submit(refine, image[:4], scores, 2, 20.0).result()
+    assert pool.submit(refine, image, scores, 1, 20.0).result().shape == scores.shape
 
 
 def test_submit_waits_while_enough_images_wait(pool):
     image, scores = inputs(size=(60, 60))
     futures = []
     for _ in range(20):
-        futures.append(pool.submit(image, scores, 2, 20.0))
+        futures.append(pool.submit(refine, image, scores, 2, 20.0))
         assert sum(not future.done() for future in futures) <= 2 * (1 + crf._WAITING)
     assert all(future.result().shape == scores.shape for future in futures)
 
@@ -122,25 +136,25 @@ def test_submit_waits_while_enough_images_wait(pool):
 def test_a_killed_process_is_an_error_not_a_wait():
     with CrfPool(QUICK, 1) as started:
         image, scores = inputs(size=(40, 40))
-        started.submit(image, scores, 1, 20.0).result()
+        started.submit(refine, image, scores, 1, 20.0).result()
         assert started._executor is not None
         (process,) = started._executor._processes
         psutil.Process(process).send_signal(signal.SIGKILL)
         with pytest.raises(Exception, match=r"terminated abruptly|not usable"):
-            started.submit(image, scores, 1, 20.0).result()
+            started.submit(refine, image, scores, 1, 20.0).result()
 
 
 _PROGRAM = f"""
 import sys
 print("program", flush=True)
 from seam_dist.config.schema import CrfConfig
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, refine
 import numpy as np
 
 if __name__ == "__main__":
     with CrfPool(CrfConfig(impl="{QUICK.impl}"), 1) as pool:
         image, scores = np.zeros((8, 8, 3), np.uint8), np.ones((2, 8, 8), np.float32)
-        pool.submit(image, scores, 1, 9.0).result()
+        pool.submit(refine, image, scores, 1, 9.0).result()
         import psutil
         print([c.pid for c in psutil.Process().children(recursive=True)], flush=True)
         heavy = "[n for n in __import__('sys').modules if n in ('deepspeed', 'webdataset')]"
@@ -179,7 +193,7 @@ def _is_running(pid: int) -> bool:
 
 def test_missing_lattice_is_named_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*crf\.impl=torch.*infer_cam\.crf=false"):
+    with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*crf\.impl=torch.*infer_cam\.crf.*to false"):
         CrfPool(CrfConfig(), 1)
     check_crf(CrfConfig(impl="torch"))
 
@@ -199,6 +213,6 @@ def test_lattice_runs_in_the_pool():
     pytest.importorskip("pydensecrf")
     image, scores = inputs(classes=3)
     with CrfPool(CrfConfig(), 0) as here:
-        refined = here.submit(image, scores, 10, 80.0).result()
+        refined = here.submit(refine, image, scores, 10, 80.0).result()
     assert refined.shape == scores.shape
     np.testing.assert_allclose(refined.sum(axis=0), 1, rtol=1e-4)

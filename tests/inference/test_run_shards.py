@@ -255,7 +255,7 @@ class Clock:
     def __init__(self, at: Mapping[int, Callable[[], object]]) -> None:
         self.now, self.at = 0, at
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -267,10 +267,12 @@ class Clock:
 def wait(folder: Path, owed: Mapping[int, Sequence[str]], at: Mapping[int, Callable[[], object]]) -> float:
     """Wait with a time limit of 10 s; return when it ended."""
     clock = Clock(at)
-    try:
-        wait_for_ranks(folder, owed, 10, clock=clock, sleep=clock.sleep)
-    except StageError as error:
-        raise StageError(f"after {clock.now} s: {error}") from None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "time", clock)
+        try:
+            wait_for_ranks(folder, owed, 10)
+        except StageError as error:
+            raise StageError(f"after {clock.now} s: {error}") from None
     return clock.now
 
 

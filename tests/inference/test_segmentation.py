@@ -116,7 +116,7 @@ class RecordingCrf:
     def __init__(self) -> None:
         self.asked: dict[int, tuple[Any, ...]] = {}
 
-    def submit_labels(self, image: Any, *arguments: Any) -> Future[Any]:
+    def submit(self, function: Any, image: Any, *arguments: Any) -> Future[Any]:
         self.asked[id(image)] = arguments
         future: Future[Any] = Future()
         future.set_result(np.full(image.shape[:2], arguments[1][-1], np.uint8))

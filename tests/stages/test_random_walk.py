@@ -29,7 +29,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import Sample, read_shard
-from seam_dist.inference.crf_pool import CrfPool
+from seam_dist.inference.crf_pool import CrfPool, refine_labels
 from seam_dist.inference.random_walk import start_scores, walk_samples
 from seam_dist.models import affinity_architecture, build_affinity_net
 from seam_dist.stages import random_walk, shard
@@ -167,7 +167,7 @@ def test_crf_refines_the_walked_scores_with_its_own_iterations(finished):
     sample = samples_of(finished, "val")[0]
     scores = walked_scores(finished, [sample], stored_cams(finished, "val"))[sample.key]
     with CrfPool(finished.crf, 0) as pool:
-        expected = pool.submit_labels(sample.image, scores, sample.classes, 2, 20.0).result()
+        expected = pool.submit(refine_labels, sample.image, scores, sample.classes, 2, 20.0).result()
     np.testing.assert_array_equal(stored_labels(finished, "random_walk", "labels_crf", "val")[sample.key], expected)
 
 
@@ -250,7 +250,7 @@ def test_an_image_that_infer_cam_left_out_is_left_out(root):
 def test_cams_that_do_not_fit_the_images_are_refused(root):
     cfg = config(root, random_walk={"splits": ["val"]})
     rewrite_cams(cfg, "val-00000.tar", lambda cam: replace(cam, size=(cam.size[0] - 1, cam.size[1])))
-    with pytest.raises(StageError, match=r"pixels, its CAM is for .*: run `--only infer_cam` again on these shards"):
+    with pytest.raises(StageError, match=r"has a CAM for .* and not .* pixels: run `--only infer_cam` again"):
         random_walk.run(cfg)
 
 
@@ -276,5 +276,5 @@ def test_weights_of_another_network_are_refused(root):
 
 
 def test_missing_lattice_stops_before_the_stage_begins(root, monkeypatch):
-    message = r"pip install 'seam-dist\[crf\]'.*random_walk\.crf=false"
+    message = r"pip install 'seam-dist\[crf\]'.*random_walk\.crf"
     assert_lattice_is_missed(monkeypatch, random_walk, config(root, random_walk={"crf": True}), message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -40,6 +40,10 @@ class Trained:
     def align(self) -> int | None:
         """Return the stride that the sizes of scaled images fit (model.align_grid), None for any size."""
         return int(self.architecture["output_stride"]) if self.architecture.get("align_grid") else None
+
+    def recorded(self, section: str, names: Iterable[str]) -> dict[str, Any]:
+        """Return those of the named settings of a section that are known, by name."""
+        return {name: self.settings[key] for name in names if (key := f"{section}.{name}") in self.settings}
 
 
 def find_trained(source: Path, stage: Stage, *, default: Mapping[str, Any] | None = None) -> Trained:
