@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import atomic_file, atomic_write
 from seam_dist.artifacts.label_file import encode_labels
+from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
 from seam_dist.data.images import BadImageError, decode_mask, read_image_file
 from seam_dist.data.shards import Sample
@@ -182,7 +183,7 @@ def predict_images(trained: Trained, images: Mapping[str, Path], cfg: Config, ar
         if cfg.infer_seg.crf:
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         model = load_deeplab(trained).to(device)
-        bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict"))
+        bar = stack.enter_context(progress_bar("predict", len(images), "image"))
         samples = _read(images, arguments.max_pixels, outcome, bar)
         predictions = predict_samples(
             model, samples, cfg.infer_seg, align=trained.align, longest=arguments.max_side, crf=crf

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import read_json, write_csv, write_json
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam
 from seam_dist.artifacts.layout import CAM, cam_folder
 from seam_dist.artifacts.stage import MANIFEST, StageError, StageRun
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
+from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import Config
 from seam_dist.data.images import BadImageError, BadSampleError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard, verify_shards
@@ -105,7 +105,7 @@ def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str]
     own = manifest.split(split).shards[world.rank :: world.size]
     pairs = (pair for shard in own for pair in read_pairs(cfg, shard))
     total = sum(shard.num_samples for shard in own)
-    for stored, mask in tqdm(pairs, f"evaluate {split}", total, unit="image", disable=not world.is_main):
+    for stored, mask in progress_bar(f"evaluate {split}", total, "image", items=pairs, show=world.is_main):
         for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
             if cam is None:
                 raise StageError(f"image {stored.key} of {split} has no {name} map: run `--only infer_cam` again")

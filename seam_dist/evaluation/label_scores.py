@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import write_csv, write_json
 from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.layout import LABEL_TYPES, LabelType, label_folder
 from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
+from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import IGNORE_INDEX, Config
 from seam_dist.data.images import decode_labels, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
@@ -79,7 +79,7 @@ def count_labels(
         matrices = (pair for shard in own for pair in _matrices(cfg, folder, shard, size))
         total = sum(shard.num_samples for shard in own)
         title = f"{label_type.title}, {split}"
-        for key, matrix in tqdm(matrices, title, total, unit="image", disable=not world.is_main):
+        for key, matrix in progress_bar(title, total, "image", items=matrices, show=world.is_main):
             counts.confusion += matrix
             counts.images[key] = float(scores_from_confusion(matrix).miou)
         counts.confusion = all_reduce_sum(counts.confusion, world)

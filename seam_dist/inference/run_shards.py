@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import StoredCam, write_cams
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import StageError, StageRun
 from seam_dist.cluster.distributed import World, all_gather_object, on_main
+from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Shard
 from seam_dist.data.shards import Sample, read_shard
@@ -121,7 +121,7 @@ def run_shards(
         process = start(stage, pool)
         began = time.perf_counter()
         num_own = sum(work.shard.num_samples for work in own)
-        bar = stack.enter_context(tqdm(total=num_own, unit="image", desc=name, disable=not world.is_main))
+        bar = stack.enter_context(progress_bar(name, num_own, "image", show=world.is_main))
         for work in own:
             output = ShardOutput()
             for _ in process(work, output):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.cluster.distributed import World
+from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import ScheduleConfig
 from seam_dist.losses.seam import max_norm
 
@@ -45,10 +44,7 @@ class TrainLogger:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        interval = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(
-            total=max_steps, initial=step, unit="step", desc=stage, dynamic_ncols=True, mininterval=interval
-        )
+        self._bar = progress_bar(stage, max_steps, "step", initial=step)
         self._start = time.perf_counter() - time_s
         self._last = (step, time.perf_counter())
 
