@@ -27,9 +27,6 @@ from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import folders_by_name, title_of
 from seam_dist.evaluation.text_table import aligned
 
-# Settings that a stage records only when they are in use, and what they are when it does not.
-_RECORDED_WHEN_ON = {"infer_cam": {"infer_cam.crf": False}}
-
 # Inputs that a record names after what they are, not after the stage that makes them.
 _INPUT_STAGES = {"shards": "shard", "weights": "train_seam"}
 
@@ -104,7 +101,7 @@ def run_status(cfg: Config, stages: Sequence[str] = STAGES) -> list[StageStatus]
 def _changes(cfg: Config, stage: str, record: Mapping[str, Any], outdated_inputs: Sequence[str]) -> list[str]:
     """Return what is no longer as the record of a stage, or of a part of it, says."""
     now = flatten(cfg)
-    before = {**_RECORDED_WHEN_ON.get(stage, {}), **record.get("settings", {})}
+    before = record.get("settings", {})
     changes = differences({"settings": before}, {"settings": {key: now.get(key) for key in before}})
     changes += _changed_inputs(cfg, stage, record)
     inputs = {_INPUT_STAGES.get(name, name) for name in record.get("inputs", {})}

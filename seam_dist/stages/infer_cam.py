@@ -32,9 +32,9 @@ from seam_dist.inference.crf_pool import CrfPool, check_crf
 from seam_dist.inference.run_shards import CAMS, ShardOutput, ShardProcess, Work, read_images, run_shards
 from seam_dist.models import Trained, affinity_stride, load_seam, seam_architecture, trained_for
 
-_SETTINGS = ("infer_cam.cam_stride", "infer_cam.interop")
+_SETTINGS = ("infer_cam.cam_stride", "infer_cam.interop", "infer_cam.crf")
 _NETWORK_SETTINGS = ("infer_cam.scales", "infer_cam.flip", "infer_cam.cam")
-_CRF_SETTINGS = ("infer_cam.crf", "infer_cam.crf_alphas", "crf", "train_affinity.output_stride", "model.output_stride")
+_CRF_SETTINGS = ("infer_cam.crf_alphas", "crf", "train_affinity.output_stride", "model.output_stride")
 
 
 def run(cfg: Config) -> None:

@@ -96,14 +96,6 @@ def test_a_stage_without_manifest_was_interrupted_and_one_with_lost_outputs_is_d
     assert "output.tar" in status.stage_status(cfg, "train_affinity").detail
 
 
-def test_a_setting_that_is_recorded_only_when_on_counts_as_off_before(cfg: Config, tmp_path: Path) -> None:
-    record = json.loads((cfg.stage_dir("infer_cam") / "stage.json").read_text())
-    del record["settings"]["infer_cam.crf"]
-    write_json(cfg.stage_dir("infer_cam") / "stage.json", record)
-    assert status.stage_status(cfg, "infer_cam").state == "outdated"
-    assert status.stage_status(run_config(tmp_path, infer_cam={"crf": False}), "infer_cam").state == "done"
-
-
 def test_a_locked_stage_is_running(cfg: Config) -> None:
     with stage_lock(cfg.run_dir, "random_walk"):
         current = status.stage_status(cfg, "random_walk")
