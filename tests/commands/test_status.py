@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 from kit import run_config
 
 from seam_dist import cli
-from seam_dist.artifacts.atomic import write_json
 from seam_dist.artifacts.cam_file import FORMAT
 from seam_dist.artifacts.layout import stage_folder
 from seam_dist.artifacts.lock import stage_lock
