@@ -4,9 +4,9 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
-selection=(-m "not slow")
+selection=(-m "not slow") limit_s=1800
 if [ "${1:-}" = --slow ]; then
-    selection=()
+    selection=() limit_s=7200
     shift
 fi
 . launch/environment.sh dev
@@ -15,5 +15,5 @@ $python -m ruff format --check .
 $python -m mypy
 export OMP_NUM_THREADS=1
 # worksteal notices a worker that dies, and tests/conftest.py names its test; loadfile may wait for the worker forever.
-exec timeout --foreground --kill-after=30 "${SEAM_DIST_TEST_LIMIT_S:-3600}" \
+exec timeout --foreground --kill-after=30 "${SEAM_DIST_TEST_LIMIT_S:-$limit_s}" \
     $python -m pytest "${selection[@]}" -n "${SEAM_DIST_TEST_PROCESSES:-2}" --dist worksteal "$@"
