@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the whole project: style, types, tests. `bash launch/test.sh --slow` also runs the slow tests; other arguments
-# go to pytest, for example `bash launch/test.sh tests/losses`.
+# go to pytest, for example `bash launch/test.sh tests/losses`. SEAM_DIST_TEST_PROCESSES (2) sets the number of worker
+# processes, SEAM_DIST_TEST_LIMIT_S (1800, with --slow 7200) ends a run that takes longer.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
