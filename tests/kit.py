@@ -34,7 +34,7 @@ from seam_dist.data.convert import convert
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.shards import read_raw
-from seam_dist.data.sources.base import Record
+from seam_dist.data.sources.base import Listing, Record
 from seam_dist.models.backbones.base import Backbone, Features
 
 Section = TypeVar("Section", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
@@ -101,8 +101,8 @@ class MemorySource:
         self.splits = splits
         self.classes = CLASSES
 
-    def records(self, split: str) -> Sequence[Record]:
-        return self.splits[split]
+    def listing(self, split: str) -> Listing:
+        return Listing(self.splits[split])
 
 
 class Bytes:

@@ -17,6 +17,7 @@ LAYERS: list[set[str]] = [
     {"training", "inference", "evaluation"},
     {"report"},
     {"stages"},
+    {"preflight"},
     {"commands"},
     {"cli", "api"},
 ]

@@ -21,17 +21,10 @@ from typing import Any
 import seam_dist
 from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
 from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.data.images import (
-    BadImageError,
-    UnknownFormatError,
-    decode_image,
-    decode_mask,
-    encode_png,
-    read_header,
-    single_thread,
-)
+from seam_dist.data.images import single_thread
+from seam_dist.data.inspection import inspect_record
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
-from seam_dist.data.shards import RawSample, SampleInfo, write_shard
+from seam_dist.data.shards import RawSample, write_shard
 from seam_dist.data.sources.base import Record, SourceError
 
 _MAX_REPORTED = 5
@@ -115,52 +108,11 @@ def convert(
 
 
 def convert_record(record: Record, *, num_classes: int, max_pixels: int) -> RawSample:
-    """Load one record, check it by decoding it, and return it as it is stored; raise SourceError with its name.
-
-    JPEG, PNG and WebP keep their bytes. GIF, TIFF, BMP, PPM and JPEG 2000 are stored as PNG (first frame, 8 bits).
-    """
-    where = f"image {record.source_id}"
-    members: dict[str, bytes] = {}
-    try:
-        images = {"": record.image} if record.image_b is None else {"a.": record.image, "b.": record.image_b}
-        infos = []
-        for part, load in images.items():
-            extension, data, info = _prepare_image(load(), record, max_pixels)
-            members[part + extension] = data
-            infos.append(info)
-        if infos[0].size != infos[-1].size:
-            raise BadImageError(f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes")
-        if record.mask is not None:
-            where = f"mask of image {record.source_id}"
-            members["png"] = record.mask()
-            _check_mask(members["png"], infos[0], num_classes, max_pixels)
-    except BadImageError as error:
-        raise SourceError(f"{where}: {error}") from None
-    except OSError as error:
-        raise SourceError(f"{where} cannot be read: {error}") from None
-    members["json"] = infos[0].to_bytes(has_labels=record.classes is not None)
-    return RawSample(record.key, members)
-
-
-def _prepare_image(data: bytes, record: Record, max_pixels: int) -> tuple[str, bytes, SampleInfo]:
-    """Return the member extension, the bytes to store and the description of one image."""
-    try:
-        header = read_header(data, max_pixels=max_pixels)
-    except UnknownFormatError:
-        data = encode_png(data, max_pixels=max_pixels)
-        header = read_header(data, max_pixels=max_pixels)
-    pixels = decode_image(data, max_pixels=max_pixels, orientation=header.orientation)
-    if pixels.shape[:2] != header.size:
-        raise BadImageError(f"its header says {header.size} pixels and its data {pixels.shape[:2]}: it is damaged")
-    extension = "image.png" if header.extension == "png" else header.extension
-    return extension, data, SampleInfo(record.classes or (), header.size, header.orientation, record.source_id)
-
-
-def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int) -> None:
-    mask = decode_mask(data, max_pixels=max_pixels, num_classes=num_classes)
-    if mask.shape != info.size:
-        hint = "; masks are expected after the image's EXIF rotation" if info.orientation >= 5 else ""
-        raise BadImageError(f"it has {mask.shape} pixels (height, width), its image {info.size}{hint}: make them equal")
+    """Return one record as it is stored; raise SourceError with its name when it cannot be used."""
+    inspection = inspect_record(record, num_classes=num_classes, max_pixels=max_pixels)
+    inspection.findings.raise_errors(SourceError)
+    assert inspection.sample is not None
+    return inspection.sample
 
 
 def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:

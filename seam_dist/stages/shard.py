@@ -12,10 +12,11 @@ from typing import Any
 
 from seam_dist.artifacts.stage import open_stage
 from seam_dist.cluster.distributed import barrier, broadcast_object, init_world
+from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Config
 from seam_dist.data.convert import convert
 from seam_dist.data.manifest import MANIFEST, Manifest, load_manifest, verify_shards
-from seam_dist.data.sources import listing_fingerprint, open_source
+from seam_dist.data.sources import SourceError, listing_fingerprint, open_source
 
 _SYNTHETIC = ("num_images", "num_classes", "image_size", "seed")
 
@@ -32,7 +33,12 @@ def run(cfg: Config) -> None:
     if not done:
         source = open_source(cfg.source, splits)
         # Listed before the folder is touched: a data set that is not there must not cost the shards of an earlier one.
-        records = {split: source.records(split) for split in splits}
+        listings = {split: source.listing(split) for split in splits}
+        findings = Findings()
+        for listing in listings.values():
+            findings.merge(listing.findings)
+        findings.raise_errors(SourceError)
+        records = {split: listing.records for split, listing in listings.items()}
         open_stage(
             cfg,
             "shard",

@@ -25,7 +25,7 @@ MAX = 10**6
 
 def run(source: Any, folder: Path, *splits: str, **changes: Any) -> Manifest:
     options: dict[str, Any] = {"settings": {}, "samples_per_shard": 3, "streams": 4, "max_pixels": MAX} | changes
-    records = {split: source.records(split) for split in splits or ("train",)}
+    records = {split: source.listing(split).records for split in splits or ("train",)}
     return convert(source.classes, records, folder, **options)
 
 

@@ -1,8 +1,9 @@
 """What every data set reader offers: class names and, for each split, an ordered sequence of records.
 
-A reader (`Source`) lists a data set without opening its images; a `Record` is one image that can be loaded by any
-process, so both must pickle. To add a data set, add a file beside this one that returns records: the conversion to
-shards needs nothing else. Image-level labels are class ids from 1, in the order of the class names.
+A reader (`Source`) lists a data set without opening its images, with everything that is wrong in its lists and labels;
+a `Record` is one image that can be loaded by any process, so both must pickle. To add a data set, add a file beside
+this one that returns listings: the conversion to shards needs nothing else. Image-level labels are class ids from 1, in
+the order of the class names.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from seam_dist.config.findings import Findings
 
 MAX_KEY = 80  # a member name, key and extension, must fit the 100 bytes of a tar header
 
@@ -30,8 +33,10 @@ class Record:
 
     `image` and `mask` return the bytes of an encoded file. The image keeps its original encoding; the mask is a PNG of
     class indices (gray or palette), 0 for background and 255 for ignored. `classes` are foreground ids from 1,
-    ascending, or None where the split has no image-level labels. `source_id` is the image's own name in its data set.
-    `image_b` is the second image of a bi-temporal pair.
+    ascending, empty for an image without any object, or None where the split has no image-level labels. `source_id` is
+    the image's own name in its data set. `image_b` is the second image of a bi-temporal pair. `files` are the files
+    that `image`, `mask` and `image_b` read, so that a changed one is noticed; `content` identifies what else they are
+    made of, such as the polygons of a mask that is drawn.
     """
 
     key: str
@@ -40,6 +45,16 @@ class Record:
     image: Callable[[], bytes]
     mask: Callable[[], bytes] | None = None
     image_b: Callable[[], bytes] | None = None
+    files: tuple[Path, ...] = ()
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The usable records of a split, and all that is wrong or odd in its lists, labels and file names."""
+
+    records: Sequence[Record]
+    findings: Findings = field(default_factory=Findings)
 
 
 @runtime_checkable
@@ -51,8 +66,11 @@ class Source(Protocol):
         """Return the names of the foreground classes, in index order; the first has id 1."""
         ...
 
-    def records(self, split: str) -> Sequence[Record]:
-        """Return the records of a split in the data set's own order; raise SourceError when it is missing or empty."""
+    def listing(self, split: str) -> Listing:
+        """Return the records of a split in the data set's own order with all findings.
+
+        Raises SourceError when there is nothing to list, for example without the data set's folder.
+        """
         ...
 
 

@@ -11,13 +11,12 @@ Masks are in the orientation in which the image is displayed, that is after its 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from seam_dist.config.schema import MAX_CLASSES
-from seam_dist.data.sources.base import Record, SourceError, class_ids, make_key, require_folder, require_split
+from seam_dist.data.sources.base import Listing, Record, SourceError, class_ids, make_key, require_folder, require_split
 
 _COLUMNS = ("image", "split", "classes")
 
@@ -67,7 +66,7 @@ class FolderSource:
             labels[split, image] = class_ids(present, classes, where=where)
         return labels
 
-    def records(self, split: str) -> Sequence[Record]:
+    def listing(self, split: str) -> Listing:
         """Return the images of images/<split> by name; raise SourceError for one without labels or without its mask."""
         labels = {image: ids for (name, image), ids in self._labels.items() if name == split}
         remedy = f"put the images of split {split!r} there or change data.splits"
@@ -95,7 +94,7 @@ class FolderSource:
             )
             for path in images
         ]
-        return require_split(split, records, where=str(folder))
+        return Listing(require_split(split, records, where=str(folder)))
 
 
 def _mask(mask: Path, image: Path) -> Path:

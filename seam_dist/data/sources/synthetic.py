@@ -25,7 +25,7 @@ import simplejpeg
 
 from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources import synthetic_shapes as shapes
-from seam_dist.data.sources.base import Record, SourceError, make_key
+from seam_dist.data.sources.base import Listing, Record, SourceError, make_key
 from seam_dist.data.sources.synthetic_shapes import Bools, Bytes, Float, Layer
 
 _JPEG_QUALITY: Final = 92
@@ -54,14 +54,14 @@ class SyntheticSource:
         ids = range(self.cfg.num_classes)
         return tuple(names[c % count] + (f"-{c // count + 1}" if c >= count else "") for c in ids)
 
-    def records(self, split: str) -> Sequence[Record]:
+    def listing(self, split: str) -> Listing:
         """Return the records of a split; none is drawn before it is loaded. Raises SourceError for a wrong split."""
         num_images = dict(zip(self.splits, self.cfg.num_images, strict=True)).get(split)
         if num_images is None:
             raise SourceError(f"split {split!r} is not one of {list(self.splits)}: add it to data.splits")
         if num_images < 1:
             raise SourceError(f"split {split!r} is empty: set source.num_images to at least 1 for it")
-        return [self._record(split, index) for index in range(num_images)]
+        return Listing([self._record(split, index) for index in range(num_images)])
 
     def _record(self, split: str, index: int) -> Record:
         cfg, name = self.cfg, f"{split}_{index:06d}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from seam_dist.data.sources.base import Record, SourceError, class_ids, make_key, require_folder, require_split
+from seam_dist.data.sources.base import Listing, Record, SourceError, class_ids, make_key, require_folder, require_split
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -53,7 +53,7 @@ class VOCSource:
             f"add the list{hint if split == 'trainaug' else ''} or change data.splits"
         )
 
-    def records(self, split: str) -> Sequence[Record]:
+    def listing(self, split: str) -> Listing:
         """Return the images of a list, in its order."""
         path = self.list_file(split)
         lines = [(number, line.split()) for number, line in enumerate(path.read_text().splitlines(), start=1)]
@@ -72,7 +72,7 @@ class VOCSource:
             )
             for (name, _), mask in zip(entries, masks, strict=True)
         ]
-        return require_split(split, records, where=str(path))
+        return Listing(require_split(split, records, where=str(path)))
 
     def _image(self, name: str, list_file: Path) -> Path:
         path = self._folder / "JPEGImages" / f"{name}.jpg"

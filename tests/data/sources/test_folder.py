@@ -20,7 +20,7 @@ def test_records_come_by_name_with_labels_masks_and_original_bytes(folder_set: M
     source = folder_set([["b.jpg", "train", "horse; cat;horse"], ["a.jpg", "train", "dog"]])
     assert isinstance(source, Source)
     assert source.classes == ("cat", "dog", "horse")
-    first, second = source.records("train")
+    first, second = source.listing("train").records
     assert (first.key, first.source_id, first.classes) == ("a", "a.jpg", (2,))
     assert (second.key, second.source_id, second.classes) == ("b", "b.jpg", (1, 3))
     assert first.image() == kit.encode(kit.pixels(0))
@@ -33,56 +33,56 @@ def test_split_without_mask_folder_has_no_masks(folder_set: Make) -> None:
     for path in (source.root / "masks" / "train").iterdir():
         path.unlink()
     (source.root / "masks" / "train").rmdir()
-    assert [record.mask for record in source.records("train")] == [None, None]
+    assert [record.mask for record in source.listing("train").records] == [None, None]
 
 
 def test_missing_root_is_refused_with_the_name_beside_it(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(SourceError, match=r"photo is not a folder \(there is 'photos' beside it\).*source\.root"):
-        FolderSource(tmp_path / "photo").records("train")
+        FolderSource(tmp_path / "photo").listing("train")
     with pytest.raises(SourceError, match=r"source\.root is not set"):
         open_source(SourceConfig(kind="folder"), ["train"])
 
 
 def test_missing_split_folder_is_refused(folder_set: Make) -> None:
     with pytest.raises(SourceError, match=r"images/trian is not a folder \(there is 'train' beside it\)"):
-        folder_set().records("trian")
+        folder_set().listing("trian")
 
 
 def test_empty_split_is_refused(folder_set: Make) -> None:
     with pytest.raises(SourceError, match=r"split 'train' is empty.*data\.splits"):
-        folder_set(images={}).records("train")
+        folder_set(images={}).listing("train").records
 
 
 @pytest.mark.parametrize("rows", [[["a.jpg", "train", "cat"]], [["a.jpg", "train", "cat"], ["b.jpg", "train", ""]]])
 def test_image_without_labels_is_refused_by_name(folder_set: Make, rows: list[list[str]]) -> None:
     with pytest.raises(SourceError, match=r"b\.jpg has no labels: add the line b\.jpg,train,CLASS;CLASS to .*labels"):
-        folder_set(rows).records("train")
+        folder_set(rows).listing("train")
 
 
 def test_unknown_class_is_refused_with_the_nearest(folder_set: Make) -> None:
     with pytest.raises(SourceError, match=r"labels\.csv, line 2: class 'hors' is not .* did you mean 'horse'\?"):
-        folder_set([["a.jpg", "train", "hors"]]).records("train")
+        folder_set([["a.jpg", "train", "hors"]]).listing("train")
 
 
 def test_label_of_a_missing_image_is_refused(folder_set: Make) -> None:
     rows = [["a.jpg", "train", "cat"], ["b.jpg", "train", "cat"], ["c.jpg", "train", "dog"]]
     with pytest.raises(SourceError, match=r"lists 'c\.jpg' in split 'train'.*no such file"):
-        folder_set(rows).records("train")
+        folder_set(rows).listing("train")
 
 
 def test_missing_mask_is_refused(folder_set: Make) -> None:
     source = folder_set()
     (source.root / "masks" / "train" / "b.png").unlink()
     with pytest.raises(SourceError, match=r"b\.jpg has no mask .*masks/train/b\.png"):
-        source.records("train")
+        source.listing("train")
 
 
 def test_images_that_differ_by_extension_only_are_refused(folder_set: Make) -> None:
     image = kit.pixels(0)
     source = folder_set(images={"a.jpg": kit.encode(image), "a.png": kit.encode(image, "PNG")})
     with pytest.raises(SourceError, match=r"a\.jpg and a\.png have the same key 'a'"):
-        source.records("train")
+        source.listing("train")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_malformed_label_file_is_refused(folder_set: Make, text: str, message: s
     source = folder_set()
     (source.root / "labels.csv").write_text(text)
     with pytest.raises(SourceError, match=message):
-        source.records("train")
+        source.listing("train")
 
 
 def test_malformed_class_list_is_refused(folder_set: Make) -> None:
@@ -106,13 +106,13 @@ def test_malformed_class_list_is_refused(folder_set: Make) -> None:
     for text, message in (("", "names 0 classes"), ("cat\ndog\ncat\n", "'cat' more than once")):
         (source.root / "classes.txt").write_text(text)
         with pytest.raises(SourceError, match=message):
-            FolderSource(source.root).records("train")
+            FolderSource(source.root).listing("train")
     (source.root / "classes.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(SourceError, match="not UTF-8"):
-        FolderSource(source.root).records("train")
+        FolderSource(source.root).listing("train")
     (source.root / "classes.txt").unlink()
     with pytest.raises(SourceError, match=r"classes\.txt is missing"):
-        FolderSource(source.root).records("train")
+        FolderSource(source.root).listing("train")
 
 
 def test_keys_are_safe_short_and_different() -> None:

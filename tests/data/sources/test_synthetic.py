@@ -26,9 +26,11 @@ def test_an_image_depends_on_seed_split_and_number_alone() -> None:
     short = source_of(("train", "val"), (5, 3), image_size=(64, 48), seed=1)
     long = source_of(("val", "train"), (9, 50), image_size=(64, 48), seed=1)
     draw_scene.cache_clear()
-    wanted = [(record.key, record.classes, record.image(), record.mask()) for record in short.records("train")]
+    wanted = [(record.key, record.classes, record.image(), record.mask()) for record in short.listing("train").records]
     draw_scene.cache_clear()
-    got = [(record.key, record.classes, record.image(), record.mask()) for record in long.records("train")[4::-1]]
+    got = [
+        (record.key, record.classes, record.image(), record.mask()) for record in long.listing("train").records[4::-1]
+    ]
     assert got[::-1] == wanted
 
 
@@ -46,7 +48,7 @@ def test_another_seed_or_split_gives_other_images(split: str, seed: int) -> None
 @pytest.mark.parametrize(("num_classes", "size"), [(1, (96, 72)), (4, (33, 120)), (20, (32, 32)), (254, (96, 72))])
 def test_labels_are_exactly_the_classes_in_the_mask(num_classes: int, size: tuple[int, int]) -> None:
     source = source_of(("train",), (40,), num_classes=num_classes, image_size=size)
-    for record in source.records("train"):
+    for record in source.listing("train").records:
         assert record.mask is not None
         mask = cv2.imdecode(np.frombuffer(record.mask(), np.uint8), cv2.IMREAD_UNCHANGED)
         image = simplejpeg.decode_jpeg(record.image())
@@ -99,14 +101,14 @@ def test_any_number_of_classes_has_distinct_names() -> None:
 
 
 def test_a_small_split_holds_every_class() -> None:
-    records = source_of(("val",), (7,), num_classes=7).records("val")
+    records = source_of(("val",), (7,), num_classes=7).listing("val").records
     assert {class_id for record in records for class_id in record.classes or ()} == set(range(1, 8))
 
 
 def test_records_travel_to_other_processes() -> None:
     source = source_of(("train",), (8,), image_size=(64, 48))
     assert isinstance(source, Source)
-    record = source.records("train")[-1]
+    record = source.listing("train").records[-1]
     travelled = pickle.loads(pickle.dumps(record))
     assert travelled.key == "train_000007"
     assert travelled.image() == record.image()
@@ -120,6 +122,6 @@ def test_images_too_small_for_an_object_are_refused() -> None:
 def test_unknown_and_empty_splits_are_refused() -> None:
     source = source_of(("train", "val"), (3, 0))
     with pytest.raises(SourceError, match=r"'test' is not one of \['train', 'val'\]"):
-        source.records("test")
+        source.listing("test")
     with pytest.raises(SourceError, match="'val' is empty"):
-        source.records("val")
+        source.listing("val")

@@ -49,7 +49,7 @@ def test_labels_are_all_objects_of_the_annotation(voc: Path) -> None:
     source = VOCSource(voc)
     assert isinstance(source, Source)
     assert len(source.classes) == 20
-    records = source.records("train")
+    records = source.listing("train").records
     assert [(r.key, r.classes) for r in records] == [("2007_2", (20,)), ("2007_1", (1, 15))]
     assert records[0].mask is not None
     assert records[0].mask() == kit.index_mask(1)
@@ -60,50 +60,50 @@ def test_labels_are_all_objects_of_the_annotation(voc: Path) -> None:
 def test_trainaug_takes_the_augmented_masks(voc: Path, by_path: bool) -> None:
     if not by_path:
         (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("2007_1\n2007_3\n")
-    records = VOCSource(voc).records("trainaug")
+    records = VOCSource(voc).listing("trainaug").records
     assert [r.key for r in records] == ["2007_1", "2007_3"]
     assert [r.mask() for r in records if r.mask] == [kit.index_mask(10), kit.index_mask(12)]
 
 
 def test_list_of_main_serves_where_segmentation_has_none(voc: Path) -> None:
     (voc / "SegmentationClass" / "2007_3.png").unlink()
-    records = VOCSource(voc).records("detection")
+    records = VOCSource(voc).listing("detection").records
     assert [(r.key, r.mask) for r in records] == [("2007_3", None), ("2007_2", None)]
 
 
 def test_root_above_the_images_is_refused_with_the_right_one(voc: Path) -> None:
     with pytest.raises(SourceError, match=rf"set source\.root to {voc}"):
-        VOCSource(voc.parent).records("train")
+        VOCSource(voc.parent).listing("train")
 
 
 def test_missing_list_is_refused_with_those_there_are(voc: Path) -> None:
     with pytest.raises(SourceError, match=r"Segmentation/test\.txt is missing, found train, trainaug, val"):
-        VOCSource(voc).records("test")
+        VOCSource(voc).listing("test")
     (voc / "ImageSets" / "Segmentation" / "trainaug.txt").unlink()
     with pytest.raises(SourceError, match="10,582"):
-        VOCSource(voc).records("trainaug")
+        VOCSource(voc).listing("trainaug")
 
 
 def test_empty_list_is_refused(voc: Path) -> None:
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
     with pytest.raises(SourceError, match="split 'val' is empty"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
 
 
 def test_image_without_annotation_or_object_is_refused_by_name(voc: Path) -> None:
     annotate(voc, "2007_3")
     with pytest.raises(SourceError, match=r"image 2007_3 has no labels: .* lists no object"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
     (voc / "Annotations" / "2007_3.xml").unlink()
     with pytest.raises(SourceError, match=r"image 2007_3 has no labels: .* is missing"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
 
 
 def test_test_split_may_lack_annotations(voc: Path) -> None:
     (voc / "Annotations" / "2007_3.xml").unlink()
     (voc / "SegmentationClass" / "2007_3.png").unlink()
     (voc / "ImageSets" / "Segmentation" / "test.txt").write_text("2007_3\n")
-    (record,) = VOCSource(voc).records("test")
+    (record,) = VOCSource(voc).listing("test").records
     assert record.classes is None
     assert record.mask is None
 
@@ -111,26 +111,26 @@ def test_test_split_may_lack_annotations(voc: Path) -> None:
 def test_unknown_class_is_refused_with_the_nearest(voc: Path) -> None:
     annotate(voc, "2007_3", "airplane")
     with pytest.raises(SourceError, match=r"2007_3\.xml: class 'airplane'.* did you mean 'aeroplane'"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
 
 
 def test_damaged_annotation_is_refused(voc: Path) -> None:
     (voc / "Annotations" / "2007_3.xml").write_text("<annotation><object>")
     with pytest.raises(SourceError, match=r"2007_3\.xml is not readable as XML"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
 
 
 def test_missing_image_or_mask_is_refused(voc: Path) -> None:
     (voc / "SegmentationClass" / "2007_1.png").unlink()
     with pytest.raises(SourceError, match=r"mask .*2007_1\.png is missing \(1 of 2\)"):
-        VOCSource(voc).records("train")
+        VOCSource(voc).listing("train")
     (voc / "JPEGImages" / "2007_3.jpg").unlink()
     with pytest.raises(SourceError, match=r"2007_3\.jpg is missing but listed in .*val\.txt"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
 
 
 @pytest.mark.parametrize("line", ["2007_1 -1", "/JPEGImages/2007_1.jpg /a/b.png c", "x.jpg ../../etc/passwd.png"])
 def test_malformed_line_is_refused(voc: Path, line: str) -> None:
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text(f"2007_3\n{line}\n")
     with pytest.raises(SourceError, match=r"val\.txt, line 2: .* is not an image id"):
-        VOCSource(voc).records("val")
+        VOCSource(voc).listing("val")
