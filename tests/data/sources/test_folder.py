@@ -51,7 +51,7 @@ def test_missing_split_folder_is_refused(folder_set: Make) -> None:
 
 def test_empty_split_is_refused(folder_set: Make) -> None:
     with pytest.raises(SourceError, match=r"split 'train' is empty.*data\.splits"):
-        folder_set(images={}).listing("train").records
+        folder_set(images={}).listing("train")
 
 
 @pytest.mark.parametrize("rows", [[["a.jpg", "train", "cat"]], [["a.jpg", "train", "cat"], ["b.jpg", "train", ""]]])
