@@ -47,15 +47,14 @@ def _gaussian_sum(values: Tensor, sources: Tensor, targets: Tensor, impl: str) -
     # Colors far apart are the common case, and exp takes ten times as long where its result is below the normal
     # numbers; e^-80 is as good as nothing.
     lowest = -80 if values.dtype == torch.float32 else -700
-    with full_precision(values):
-        for value, source, target, out in zip(values, sources, targets, result, strict=True):
-            half = (source * source).sum(dim=0) / 2
-            for i0 in range(0, target.shape[1], block):
-                t = target[:, i0 : i0 + block]
-                exponent = t.t() @ source  # [block, S]
-                exponent -= half
-                exponent -= ((t * t).sum(dim=0) / 2).unsqueeze(1)
-                torch.mm(value, exponent.clamp_(lowest, 0).exp_().t(), out=out[:, i0 : i0 + block])
+    for value, source, target, out in zip(values, sources, targets, result, strict=True):
+        half = (source * source).sum(dim=0) / 2
+        for i0 in range(0, target.shape[1], block):
+            t = target[:, i0 : i0 + block]
+            exponent = t.t() @ source  # [block, S]
+            exponent -= half
+            exponent -= ((t * t).sum(dim=0) / 2).unsqueeze(1)
+            torch.mm(value, exponent.clamp_(lowest, 0).exp_().t(), out=out[:, i0 : i0 + block])
     return result
 
 
@@ -71,7 +70,8 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output:
 
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     sources, targets = ctx.saved_tensors
-    dvalues: Tensor = _gaussian_sum(grad.contiguous(), targets, sources, ctx.impl)
+    with full_precision(grad):
+        dvalues: Tensor = _gaussian_sum(grad.contiguous(), targets, sources, ctx.impl)
     return dvalues, None, None, None
 
 
@@ -84,8 +84,7 @@ def _separable_sum(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     The backward pass of plain products would run in the dtype of an autocast that is active there.
     """
-    with full_precision(values):
-        return rows @ values @ columns
+    return rows @ values @ columns
 
 
 @_separable_sum.register_fake
@@ -99,7 +98,8 @@ def _separable_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Te
 
 def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     rows, columns = ctx.saved_tensors
-    dvalues: Tensor = _separable_sum(grad, rows, columns)
+    with full_precision(grad):
+        dvalues: Tensor = _separable_sum(grad, rows, columns)
     return dvalues, None, None
 
 

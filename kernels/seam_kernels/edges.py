@@ -100,7 +100,8 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, int, str, str], output: Tenso
 
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     feature, affinity = ctx.saved_tensors
-    return _edge_backward(grad, feature, affinity, ctx.radius, ctx.impl), None, None, None
+    with full_precision(grad):
+        return _edge_backward(grad, feature, affinity, ctx.radius, ctx.impl), None, None, None
 
 
 _edge_forward.register_autograd(_autograd_backward, setup_context=_setup_context)

@@ -147,7 +147,8 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, str], output: 
 def _autograd_backward(ctx: Any, dout: Tensor, _dcolsum: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     cam, feature, out, colsum = ctx.saved_tensors
     need_cam, need_feature = ctx.needs_input_grad[:2]
-    dcam, dfeature = _pcm_backward(dout, cam, feature, out, colsum, ctx.eps, need_cam, need_feature, ctx.impl)
+    with full_precision(dout):
+        dcam, dfeature = _pcm_backward(dout, cam, feature, out, colsum, ctx.eps, need_cam, need_feature, ctx.impl)
     return dcam if need_cam else None, dfeature if need_feature else None, None, None
 
 

@@ -268,7 +268,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cam, affinity = ctx.saved_tensors
     need_cam, need_affinity = ctx.needs_input_grad[:2]
-    dcam, daffinity = _walk_backward(grad, cam, affinity, *ctx.settings, need_cam, need_affinity)
+    with full_precision(grad):
+        dcam, daffinity = _walk_backward(grad, cam, affinity, *ctx.settings, need_cam, need_affinity)
     return dcam if need_cam else None, daffinity if need_affinity else None, *[None] * 8
 
 
@@ -327,9 +328,10 @@ def random_walk(
             return random_walk_reference(cam, affinity, radius=radius, beta=beta, num_steps=num_steps)
     batch, channels, height, width = cam.shape
     sizes = ([channels] * batch, [height] * batch, [width] * batch)
-    out: Tensor = _walk_forward(
-        cam.reshape(-1), affinity.reshape(-1), *sizes, radius, float(beta), num_steps, method, chosen
-    )
+    with full_precision(cam):
+        out: Tensor = _walk_forward(
+            cam.reshape(-1), affinity.reshape(-1), *sizes, radius, float(beta), num_steps, method, chosen
+        )
     return out.view(cam.shape)
 
 
