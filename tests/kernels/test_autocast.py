@@ -57,7 +57,9 @@ def results(operation, *, autocast, inside=False):
 def test_autocast_changes_no_bit(operation, impl, dtype, autocast):
     plain = results(operation(impl, dtype), autocast=None)
     assert all(x.dtype == dtype for x in plain)
-    for inside in (False, True) if impl == "torch" else (False,):
+    # Not inside where torch's own backward is in the way: of products (reference), of torch.split with another 16 bits.
+    split = operation is packed and dtype.itemsize == 2 and dtype != autocast
+    for inside in (False, True) if impl == "torch" and not split else (False,):
         for got, expected in zip(results(operation(impl, dtype), autocast=autocast, inside=inside), plain, strict=True):
             assert got.dtype == expected.dtype
             assert torch.equal(got, expected)
