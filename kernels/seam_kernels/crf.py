@@ -208,8 +208,8 @@ def _choose(prob: Tensor, impl: str, source_stride: int) -> str:
         return choose_impl("dense_crf", impl, prob)
     if (failure := _lattice_failure()) is not None:
         raise ValueError(
-            f'impl="lattice" needs the package pydensecrf2, which is {failure}: install seam-dist[crf], with pip\'s '
-            '--force-reinstall --no-cache-dir where it is broken, or use impl="torch"'
+            f'impl="lattice" needs the package pydensecrf2, which is {failure}: install seam-dist[crf] (a '
+            'broken one: uninstall it first, install with --no-cache-dir), or use impl="torch"'
         )
     if prob.is_cuda:
         raise ValueError(f'impl="lattice" works on the CPU and prob is on {prob.device}: move it or use impl="auto"')

@@ -23,6 +23,7 @@ from seam_dist.artifacts.lock import lock_holder
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences, input_fingerprint
 from seam_dist.config.load import flatten
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import folders_by_name, title_of
 from seam_dist.evaluation.text_table import aligned
@@ -175,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="seam-dist status",
         description="Show which stages of a run are done, running, interrupted, outdated or not started.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, for example runs/voc12")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run, for example runs/voc12")
     return parser
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
 
 FREE_FORM = "deepspeed"  # DeepSpeed owns the keys below this section
@@ -54,7 +55,7 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset
         named = file_values.pop("preset", None)
         file_origins.pop("preset", None)
         if preset is None and named is not None:
-            preset = folder / str(named) if _is_path(named) else str(named)
+            preset = folder / user_path(str(named)) if _is_path(named) else str(named)
         layers.append((file_values, file_origins))
     if preset is not None:
         places = [place / "presets" for place in (folder, installed_configs()) if place is not None]
@@ -76,7 +77,7 @@ def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
     What contains a separator or ends in .yaml is a path.
     """
     name = str(source)
-    paths = [Path(source)] if _is_path(source) else [place / f"{name}.yaml" for place in places]
+    paths = [user_path(source)] if _is_path(source) else [place / f"{name}.yaml" for place in places]
     for path in paths:
         if path.is_file():
             return path

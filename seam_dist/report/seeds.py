@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seam_dist.report.seeds", description="Print mean and spread of mIoU over seeds, by ablation."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, for example runs/seam-s0")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run, for example runs/seam-s0")
     try:
         print(seeds_table(parser.parse_args(argv).runs))
     except ValueError as error:

@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seam_dist.report.strip", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, for example runs/demo-seam")
-    parser.add_argument("out", type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a finished run, for example runs/demo-seam")
+    parser.add_argument("out", type=user_path, metavar="PNG", help="picture to write")
     parser.add_argument("--split", default="val", help="split of the images (default: val)")
     parser.add_argument("--images", type=int, default=3, metavar="N", help="number of rows (default: 3)")
     parser.add_argument("--labels", nargs="+", default=["walk_crf", "seg_crf"], choices=LABEL_TYPES, metavar="TYPE")

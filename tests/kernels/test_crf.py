@@ -159,7 +159,7 @@ def test_a_broken_lattice_is_named_and_auto_warns(line, message, monkeypatch, tm
     monkeypatch.setattr(crf, "_broken", [])
     prob, image = inputs((1, 2, 4, 5))
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"pydensecrf2, which is broken.*{message}.*--force-reinstall"):
+        with pytest.raises(ValueError, match=f"pydensecrf2, which is broken.*{message}.*--no-cache-dir"):
             dense_crf(prob, image, impl="lattice")
     with pytest.warns(UserWarning, match="pydensecrf2 is broken"):
         assert torch.equal(dense_crf(prob, image), dense_crf(prob, image, impl="torch"))
