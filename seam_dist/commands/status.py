@@ -176,7 +176,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="seam-dist status",
         description="Show which stages of a run are done, running, interrupted, outdated or not started.",
     )
-    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run, for example runs/voc12")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run, for example runs/voc12"
+    )
     return parser
 
 

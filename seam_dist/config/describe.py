@@ -13,7 +13,15 @@ from pydantic.fields import FieldInfo
 from seam_dist.config.load import FREE_FORM, Resolved, flatten
 from seam_dist.config.schema import Config
 
-_TYPE_NAMES = {"UserPath": "path", "NameOrPath": "name or path"}
+# Types that carry a check, as they are shown.
+_TYPE_NAMES = {
+    "UserPath": "path",
+    "NameOrPath": "name or path",
+    "NonNegativeFloat": "float",
+    "PositiveFloat": "float",
+    "NonNegativeInt": "int",
+    "PositiveInt": "int",
+}
 
 
 @dataclass(frozen=True)

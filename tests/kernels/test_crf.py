@@ -141,7 +141,10 @@ def test_auto_is_exact_without_the_lattice_and_where_a_gradient_is_asked_for(mon
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("raise ImportError('libfoo.so.1: cannot open\\nshared object')", "ImportError: libfoo.so.1: cannot open shared"),
+        (
+            "raise ImportError('libfoo.so.1: cannot open\\nshared object')",
+            "ImportError: libfoo.so.1: cannot open shared",
+        ),
         ("raise ValueError('numpy.dtype size changed')", "ValueError: numpy.dtype size changed"),
         ("raise AttributeError('_ARRAY_API not found')", "AttributeError: _ARRAY_API not found"),
         ("raise SystemError('initialization failed')", "SystemError: initialization failed"),
