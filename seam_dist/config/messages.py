@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in the words of the settings: its name as it is typed, the value, where it came from."""
+"""Says what is wrong with a setting: its name as it is typed, the value, where that came from, what is expected."""
 
 from __future__ import annotations
 

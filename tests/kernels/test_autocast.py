@@ -1,4 +1,4 @@
-"""All operations under torch.autocast, and on tensors without elements: numbers, dtypes and gradients stay as they are."""
+"""All operations under torch.autocast and on tensors without elements: numbers, dtypes and gradients stay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def walk(impl, dtype):
 
 
 def packed(impl, dtype):
-    call, inputs = walk(impl, dtype)
+    _, inputs = walk(impl, dtype)
     options = {"radius": RADIUS, "num_steps": 5, "impl": impl}
     return lambda cam, affinity: random_walk_packed([cam[0]], [affinity[0]], **options)[0], inputs
 
