@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from seam_dist import __version__
+from seam_dist.cluster.place import is_first
 from seam_dist.config.describe import format_config, format_settings
 from seam_dist.config.load import ConfigError, load_config
 from seam_dist.config.schema import STAGES
@@ -121,7 +122,7 @@ def _run(command_line: Sequence[str]) -> int:
         if os.environ.get("SEAM_DIST_TRACEBACK"):
             traceback.print_exc()
         # Every rank meets the same bad setting; one line of it is enough.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, ConfigError):
+        if is_first(os.environ) or not isinstance(error, ConfigError):
             print(f"seam-dist: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
