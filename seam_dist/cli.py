@@ -80,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     command_line = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             if command_line and command_line[0] in _COMMANDS:
@@ -90,9 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        # What is still buffered goes nowhere, so that flushing it at exit raises nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        _discard_output()
+        print(f"seam-dist: error: {error.strerror or error}: {error.filename or 'standard output'}", file=sys.stderr)
+        return 2
 
 
 def _run(command_line: Sequence[str]) -> int:
@@ -131,6 +137,11 @@ def _run(command_line: Sequence[str]) -> int:
         print(f"seam-dist: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
     return 0
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, so that flushing it at exit raises nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from seam_dist.config.messages import explain, nearest, origin_of, refuse_booleans
+from seam_dist.config.messages import explain, origin_of, refuse_booleans
+from seam_dist.config.messages import nearest as _nearest
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
 
@@ -83,12 +84,12 @@ def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
             return path
     names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
     if _is_path(source):
-        near = nearest(paths[0].name, [neighbor.name for neighbor in paths[0].parent.glob("*.yaml")])
+        near = _nearest(paths[0].name, [neighbor.name for neighbor in paths[0].parent.glob("*.yaml")])
         raise ConfigError(
             f"{option}={name} does not exist{near}: give the path of a YAML file, or one of {', '.join(names)}"
         )
     raise ConfigError(
-        f"{option}={name} is not known{nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
+        f"{option}={name} is not known{_nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
         f"a file, for example ./{name}.yaml"
     )
 
@@ -228,10 +229,10 @@ def _check_names(
                 raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
             _check_names(value, known[name], origins, f"{key}.")
         elif not prefix:
-            raise ConfigError(f"{where}unknown section {key}{nearest(key, known)}: expected one of {', '.join(known)}")
+            raise ConfigError(f"{where}unknown section {key}{_nearest(key, known)}: expected one of {', '.join(known)}")
         else:
             keys = list(flatten(Config()))
             elsewhere = [k for k in keys if k.endswith(f".{name}")]
-            near = nearest(key, [k for k in keys if k.startswith(prefix)])
+            near = _nearest(key, [k for k in keys if k.startswith(prefix)])
             hint = near or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
             raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")

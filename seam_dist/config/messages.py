@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -77,7 +77,7 @@ def show(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` for the known name that is most like `name`, or nothing."""
     by_small = {entry.lower(): entry for entry in known}
     matches = difflib.get_close_matches(name.lower(), list(by_small), n=1, cutoff=0.5)
@@ -96,9 +96,7 @@ def _expected(item: Any, value: Any, length: int | None) -> str:
         return expected + (nearest(given, ["resnet38d", "lite0"]) if context["pattern"] == BACKBONES else "")
     if error in ("missing", "too_long"):
         return f"{length} entries, not {len(value)}"
-    expected = _EXPECTED.get(error)
-    if expected is None:
-        expected = _BY_TYPE.get(error.split("_")[0])
+    expected = _EXPECTED.get(error) or _BY_TYPE.get(error.split("_")[0])
     if expected is None:
         message = str(item["msg"])
         return f"something else: {message[0].lower()}{message[1:]}"
