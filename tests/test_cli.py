@@ -176,8 +176,8 @@ def test_a_broken_pipe_that_is_not_the_output_is_an_error(config: str, monkeypat
     ],
 )
 def test_an_output_that_takes_nothing_is_no_traceback(
-    arguments: str, redirection: str, code: int, message: str, tmp_path: Path
+    arguments: str, redirection: str, code: int, message: str
 ) -> None:
-    command = f"{sys.executable} -P -m seam_dist.cli {arguments} {redirection}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = f"{sys.executable} -m seam_dist.cli {arguments} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, message)
