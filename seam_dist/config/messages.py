@@ -49,7 +49,8 @@ def explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping[
         if item["type"] == "value_error":
             problem = message
         else:
-            entry = f"entry {path[end] + 1} ({show(item['input'])}): " if _is_entry(item, path, end) else ""
+            number = path[end] if end < len(path) and item["type"] != "missing" else None
+            entry = f"entry {number + 1} ({show(item['input'])}): " if isinstance(number, int) else ""
             length = lengths.get(path[:-1], item.get("ctx", {}).get("max_length"))
             problem = f"{entry}expected {_expected(item, value, length)}"
         clauses.append(f"{key}={show(value)}{_where(key, origins)}: {problem}")
@@ -96,11 +97,11 @@ def _expected(item: Any, value: Any, length: int | None) -> str:
         return expected + (nearest(given, ["resnet38d", "lite0"]) if context["pattern"] == BACKBONES else "")
     if error in ("missing", "too_long"):
         return f"{length} entries, not {len(value)}"
-    expected = _EXPECTED.get(error) or _BY_TYPE.get(error.split("_")[0])
-    if expected is None:
+    known = _EXPECTED.get(error) or _BY_TYPE.get(error.split("_")[0])
+    if known is None:
         message = str(item["msg"])
         return f"something else: {message[0].lower()}{message[1:]}"
-    return expected.format(**context) + _slip(error.split("_")[0], given)
+    return known.format(**context) + _slip(error.split("_")[0], given)
 
 
 def _slip(wanted: str, given: Any) -> str:
@@ -119,10 +120,6 @@ def _slip(wanted: str, given: Any) -> str:
     if wanted in ("string", "path") and isinstance(given, int | float):
         return f": put it in quotes, '{show(given)}'"
     return ""
-
-
-def _is_entry(item: Any, path: Sequence[Any], end: int) -> bool:
-    return end < len(path) and item["type"] != "missing"
 
 
 def _any_boolean(value: Any) -> bool:
