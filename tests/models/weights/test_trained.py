@@ -18,6 +18,7 @@ from seam_dist.artifacts.stage import StageError
 from seam_dist.config.load import flatten
 from seam_dist.config.schema import Config, Stage
 from seam_dist.models import (
+    Trained,
     affinity_architecture,
     build_affinity_net,
     build_deeplab,
