@@ -299,11 +299,13 @@ def read_rows(source: Path) -> list[dict[str, str]]:
 
 
 def pyplot() -> Any:
-    """Return matplotlib.pyplot, drawing to files; raise ValueError with the remedy when matplotlib is not installed."""
+    """Return matplotlib.pyplot, drawing to files; raise ValueError with the remedy when it cannot be imported."""
+    # One built for another numpy is installed and raises anything.
     try:
         matplotlib = importlib.import_module("matplotlib")
-    except ImportError:
-        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'seam-dist[bench]'") from None
+    except Exception as error:
+        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"is broken ({error})"
+        raise ValueError(f"--plot needs matplotlib, which {reason}: pip install 'seam-dist[bench]'") from None
     matplotlib.use("Agg")
     return importlib.import_module("matplotlib.pyplot")
 

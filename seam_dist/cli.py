@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from seam_dist import __version__
+from seam_dist.cluster.place import is_first
 from seam_dist.config.describe import format_config, format_settings
 from seam_dist.config.load import ConfigError, load_config
 from seam_dist.config.schema import STAGES
@@ -79,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     command_line = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         try:
             if command_line and command_line[0] in _COMMANDS:
@@ -89,9 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        # What is still buffered goes nowhere, so that flushing it at exit raises nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        _discard_output()
+        print(f"seam-dist: error: {error.strerror or error}: {error.filename or 'standard output'}", file=sys.stderr)
+        return 2
 
 
 def _run(command_line: Sequence[str]) -> int:
@@ -121,7 +128,7 @@ def _run(command_line: Sequence[str]) -> int:
         if os.environ.get("SEAM_DIST_TRACEBACK"):
             traceback.print_exc()
         # Every rank meets the same bad setting; one line of it is enough.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, ConfigError):
+        if is_first(os.environ) or not isinstance(error, ConfigError):
             print(f"seam-dist: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -130,6 +137,11 @@ def _run(command_line: Sequence[str]) -> int:
         print(f"seam-dist: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
     return 0
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, so that flushing it at exit raises nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seam_dist.artifacts.label_file import write_labels
+from seam_dist.config import packages
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import (
     AugmentConfig,
@@ -244,6 +246,28 @@ def record_paths(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: 
 
     monkeypatch.setattr(module, function, recorded)
     return names
+
+
+def hide_package(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make imports of a package fail as if it were not installed."""
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def plant_module(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: str) -> None:
+    """Make `import name` run `text` instead of what is installed, until the test ends."""
+    path = folder.joinpath(*name.split(".")).with_suffix(".py")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        module = ".".join(parts[:end])
+        if end < len(parts):
+            folder.joinpath(*parts[:end], "__init__.py").write_text("")
+        monkeypatch.setitem(sys.modules, module, None)  # what the test imports goes with it
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(packages, "_broken", {})
 
 
 class Probe(Backbone):

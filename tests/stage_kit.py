@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import changed, run_config
+from kit import changed, hide_package, run_config
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -291,7 +291,7 @@ def assert_same_training(first: Config, second: Config, stage: Stage) -> None:
 
 def assert_lattice_is_missed(monkeypatch: pytest.MonkeyPatch, stage: ModuleType, cfg: Config, match: str) -> None:
     """Without pydensecrf2 a stage that needs it stops before it begins, with a message that names the remedy."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hide_package(monkeypatch, "pydensecrf")
     with pytest.raises(ValueError, match=match):
         stage.run(cfg)
     assert not stage_folder(stage, cfg).exists()

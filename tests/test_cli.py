@@ -164,3 +164,20 @@ def test_a_broken_pipe_that_is_not_the_output_is_an_error(config: str, monkeypat
     monkeypatch.setattr(cli, "_reader_is_gone", lambda: False)
     with pytest.raises(BrokenPipeError):
         cli.main(["--config", config, "--print-config"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code", "message"),
+    [
+        ("--help-config", ">&-", 0, ""),
+        ("--help-config", ">/dev/full", 2, "seam-dist: error: No space left on device: standard output\n"),
+        ("status /nowhere", ">&-", 2, "seam-dist: error: /nowhere is not there: give a folder runs/<name>\n"),
+        ("status /nowhere", ">&- 2>&-", 2, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_no_traceback(
+    arguments: str, redirection: str, code: int, message: str
+) -> None:
+    command = f"{sys.executable} -m seam_dist.cli {arguments} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, message)

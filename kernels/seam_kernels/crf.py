@@ -15,18 +15,21 @@ Lattice    impl "lattice" passes the image to pydensecrf (permutohedral lattice,
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seam_kernels.dispatch import check_tensor, choose_impl, working
+from seam_kernels.dispatch import check_tensor, choose_impl, full_precision, working
 from seam_kernels.reference import dense_crf_reference
 
 # Elements of a block of K; see kernels/bench.py.
 _BLOCK_ELEMENTS = 1 << 18
-_LATTICE = "pydensecrf"
+_LATTICE = "pydensecrf.densecrf"
+# Why its import failed, once it did: a second attempt may fail with a message of no use.
+_broken: list[str] = []
 
 
 @torch.library.custom_op("seam_kernels::gaussian_sum", mutates_args=())
@@ -67,11 +70,40 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output:
 
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     sources, targets = ctx.saved_tensors
-    dvalues: Tensor = _gaussian_sum(grad.contiguous(), targets, sources, ctx.impl)
+    with full_precision(grad):
+        dvalues: Tensor = _gaussian_sum(grad.contiguous(), targets, sources, ctx.impl)
     return dvalues, None, None, None
 
 
 _gaussian_sum.register_autograd(_autograd_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("seam_kernels::separable_sum", mutates_args=())
+def _separable_sum(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return rows @ values @ columns for values (B, C, H, W), both matrices symmetric: an operator for autocast's sake.
+
+    The backward pass of plain products would run in the dtype of an autocast that is active there.
+    """
+    return rows @ values @ columns
+
+
+@_separable_sum.register_fake
+def _separable_sum_fake(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _separable_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _separable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    rows, columns = ctx.saved_tensors
+    with full_precision(grad):
+        dvalues: Tensor = _separable_sum(grad, rows, columns)
+    return dvalues, None, None
+
+
+_separable_sum.register_autograd(_separable_backward, setup_context=_separable_setup)
 
 
 def _points(image: Tensor, sxy: float, srgb: float, like: Tensor) -> Tensor:
@@ -115,7 +147,7 @@ def _mean_field(
     bilateral_norm = (bilateral_sum(torch.ones_like(log_prob[:, :1])) + 1e-20).rsqrt()
     q = log_prob.softmax(dim=1)
     for _ in range(num_iters):
-        near = gaussian_norm * (rows @ (gaussian_norm * q) @ columns)
+        near = gaussian_norm * _separable_sum(gaussian_norm * q, rows, columns)
         far = bilateral_norm * bilateral_sum(bilateral_norm * q)
         q = (log_prob + gaussian_compat * near + bilateral[2] * far).softmax(dim=1)
     return q.to(prob.dtype)
@@ -129,6 +161,8 @@ def _lattice(
     from pydensecrf.densecrf import DenseCRF2D
 
     _, channels, height, width = prob.shape
+    if prob.numel() == 0:  # the lattice knows no empty matrix
+        return prob.clone()
     out = torch.empty(prob.shape, dtype=torch.float32)
     energy = -prob.detach().float().clamp(1e-5, 1).log().flatten(2)
     colors = image.detach().float().round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
@@ -143,16 +177,40 @@ def _lattice(
     return out.to(prob.dtype)
 
 
+def _lattice_failure() -> str | None:
+    """Return why the lattice's package cannot be imported, in one line, or None when it can.
+
+    Compiled for another numpy it is installed and fails in one of many ways.
+    """
+    if _broken:
+        return _broken[0]
+    try:
+        importlib.import_module(_LATTICE)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{_LATTICE}.".startswith(f"{error.name}."):
+            return "not installed"
+        _broken.append(f"broken: {error}")
+    except Exception as error:
+        _broken.append(" ".join(f"broken, {type(error).__name__}: {error}".split()))
+    return _broken[0] if _broken else None
+
+
 def _choose(prob: Tensor, impl: str, source_stride: int) -> str:
     """Return the implementation for a request, the lattice included."""
-    installed = importlib.util.find_spec(_LATTICE) is not None
     if impl == "auto" and not prob.is_cuda:
-        plain = source_stride == 1 and not prob.requires_grad and prob.shape[1] > 0
-        return "lattice" if installed and plain else "torch"
+        if source_stride != 1 or prob.requires_grad or prob.numel() == 0:
+            return "torch"
+        failure = _lattice_failure()
+        if _broken:
+            warnings.warn(f"pydensecrf2 is {failure}: dense_crf computes the exact sum, which is slow", stacklevel=3)
+        return "torch" if failure else "lattice"
     if impl != "lattice":
         return choose_impl("dense_crf", impl, prob)
-    if not installed:
-        raise ValueError('impl="lattice" needs the package pydensecrf2: install seam-dist[crf] or use impl="torch"')
+    if (failure := _lattice_failure()) is not None:
+        raise ValueError(
+            f'impl="lattice" needs the package pydensecrf2, which is {failure}: install seam-dist[crf] (a '
+            'broken one: uninstall it first, install with --no-cache-dir), or use impl="torch"'
+        )
     if prob.is_cuda:
         raise ValueError(f'impl="lattice" works on the CPU and prob is on {prob.device}: move it or use impl="auto"')
     if prob.requires_grad:
@@ -178,11 +236,12 @@ def dense_crf(
     """Return the probabilities (B, C, H, W) of a dense CRF over scores `prob` (B, C, H, W) and `image` (B, 3, H, W).
 
     Scores are clipped to 1e-5 .. 1 and need not sum to 1; colors are 0 .. 255, uint8 or floating. The pairwise sums
-    are exact (float32; float64 for float64 scores), differentiable in prob. source_stride = s lets only every s-th
+    are exact (float32, also under torch.autocast; float64 for float64 scores), differentiable in prob; the result has
+    the dtype of prob. source_stride = s lets only every s-th
     pixel in both directions send bilateral messages: 1 / s^2 of the time. Pass the labels present only.
 
-    impl: "auto" is exact on a GPU; on a CPU it is "lattice", the approximation of pydensecrf, where that is installed,
-    no gradient is asked for and source_stride is 1, else "torch", the exact sum: right for small images, many
+    impl: "auto" is exact on a GPU; on a CPU it is "lattice", the approximation of pydensecrf, where that can be
+    imported, no gradient is asked for and source_stride is 1, else "torch", the exact sum: right for small images, many
     minutes for large ones (see the module). "reference" is dense. Name one where numbers must not depend on the
     machine.
 
@@ -213,8 +272,9 @@ def dense_crf(
         raise ValueError(f"source_stride={source_stride} is below 1: 1 lets every pixel send messages")
     chosen = _choose(prob, impl, source_stride)
     gaussian, bilateral = (gaussian_sxy, gaussian_compat), (bilateral_sxy, bilateral_srgb, bilateral_compat)
-    if chosen == "reference":
-        return dense_crf_reference(prob, image, num_iters, gaussian, bilateral, source_stride)
-    if chosen == "lattice":
-        return _lattice(prob, image, num_iters, gaussian, bilateral)
-    return _mean_field(prob, image, num_iters, gaussian, bilateral, source_stride, chosen)
+    with full_precision(prob):
+        if chosen == "reference":
+            return dense_crf_reference(prob, image, num_iters, gaussian, bilateral, source_stride)
+        if chosen == "lattice":
+            return _lattice(prob, image, num_iters, gaussian, bilateral)
+        return _mean_field(prob, image, num_iters, gaussian, bilateral, source_stride, chosen)

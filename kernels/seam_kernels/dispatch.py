@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -49,6 +50,15 @@ def choose_impl(op: str, impl: str, tensor: Tensor, *, has_triton: bool = True) 
 def working(tensor: Tensor) -> Tensor:
     """Return the tensor in the dtype of accumulation: float32, or float64 when it is that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which torch.autocast leaves the operations on the device of `tensor` as they are written.
+
+    Sums that are float32 by design would otherwise be taken in bfloat16, and products with `out=` meet two dtypes.
+    """
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def check_tensor(name: str, tensor: Tensor, axes: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seam_kernels.dispatch import check_tensor, choose_impl, working
+from seam_kernels.dispatch import check_tensor, choose_impl, full_precision, working
 from seam_kernels.reference import edge_affinity_reference
 from seam_kernels.stencil import check_border, check_radius, half_plane_offsets, pair_mask, shifts
 
@@ -100,7 +100,8 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, int, str, str], output: Tenso
 
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     feature, affinity = ctx.saved_tensors
-    return _edge_backward(grad, feature, affinity, ctx.radius, ctx.impl), None, None, None
+    with full_precision(grad):
+        return _edge_backward(grad, feature, affinity, ctx.radius, ctx.impl), None, None, None
 
 
 _edge_forward.register_autograd(_autograd_backward, setup_context=_setup_context)
@@ -125,7 +126,8 @@ def edge_affinity(feature: Tensor, *, radius: int = 5, border: str = "paper", im
             f"feature has shape {tuple(feature.shape)}, expected at least one channel (dimension 1): D > 0"
         )
     chosen = choose_impl("edge_affinity", impl, feature)
-    if chosen == "reference":
-        return edge_affinity_reference(feature, radius=radius, border=border)
-    out: Tensor = _edge_forward(feature, radius, border, chosen)
-    return out
+    with full_precision(feature):
+        if chosen == "reference":
+            return edge_affinity_reference(feature, radius=radius, border=border)
+        out: Tensor = _edge_forward(feature, radius, border, chosen)
+        return out

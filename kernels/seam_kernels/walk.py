@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seam_kernels.dispatch import check_same, check_tensor, choose_impl, working
+from seam_kernels.dispatch import check_same, check_tensor, choose_impl, full_precision, working
 from seam_kernels.reference import random_walk_reference
 from seam_kernels.stencil import check_radius, half_plane_offsets, pair_mask, shifts
 
@@ -268,7 +268,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cam, affinity = ctx.saved_tensors
     need_cam, need_affinity = ctx.needs_input_grad[:2]
-    dcam, daffinity = _walk_backward(grad, cam, affinity, *ctx.settings, need_cam, need_affinity)
+    with full_precision(grad):
+        dcam, daffinity = _walk_backward(grad, cam, affinity, *ctx.settings, need_cam, need_affinity)
     return dcam if need_cam else None, daffinity if need_affinity else None, *[None] * 8
 
 
@@ -323,12 +324,14 @@ def random_walk(
     if chosen == "reference":
         if method != "exact":
             raise ValueError(f'impl="reference" has no method={method!r}: use method="exact" or impl="torch"')
-        return random_walk_reference(cam, affinity, radius=radius, beta=beta, num_steps=num_steps)
+        with full_precision(cam):
+            return random_walk_reference(cam, affinity, radius=radius, beta=beta, num_steps=num_steps)
     batch, channels, height, width = cam.shape
     sizes = ([channels] * batch, [height] * batch, [width] * batch)
-    out: Tensor = _walk_forward(
-        cam.reshape(-1), affinity.reshape(-1), *sizes, radius, float(beta), num_steps, method, chosen
-    )
+    with full_precision(cam):
+        out: Tensor = _walk_forward(
+            cam.reshape(-1), affinity.reshape(-1), *sizes, radius, float(beta), num_steps, method, chosen
+        )
     return out.view(cam.shape)
 
 
@@ -365,10 +368,11 @@ def random_walk_packed(
             for cam, affinity in zip(cams, affinities, strict=True)
         ]
     sizes = [[cam.shape[axis] for cam in cams] for axis in range(3)]
-    packed: Tensor = _walk_forward(
-        torch.cat([cam.reshape(-1) for cam in cams]),
-        torch.cat([affinity.reshape(-1) for affinity in affinities]),
-        *(*sizes, radius, float(beta), num_steps, method, chosen),
-    )
+    with full_precision(cams[0]):  # autocast would refuse, or convert, what torch.cat gets
+        packed: Tensor = _walk_forward(
+            torch.cat([cam.reshape(-1) for cam in cams]),
+            torch.cat([affinity.reshape(-1) for affinity in affinities]),
+            *(*sizes, radius, float(beta), num_steps, method, chosen),
+        )
     parts = torch.split(packed, [cam.numel() for cam in cams])
     return [part.view(cam.shape) for part, cam in zip(parts, cams, strict=True)]

@@ -73,6 +73,6 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; raise ValueError with the path when it is not JSON."""
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): remove it and rerun what writes it") from None

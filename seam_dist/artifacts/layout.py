@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from seam_dist.artifacts.stage import MANIFEST, StageError
-from seam_dist.config.load import from_tree
+from seam_dist.config.load import ConfigError, from_tree
 from seam_dist.config.schema import Config
+from seam_dist.config.text_file import read_text
+
+_RERUN = "remove it and run that stage again"
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,22 @@ def finished_label_types(cfg: Config) -> list[LabelType]:
 
 
 def read_run_config(folder: Path) -> Config:
-    """Return the settings of the stage of a run that started last; StageError when there is none."""
+    """Return the settings of the stage of a run that started last; ValueError when there are none that can be used."""
+    if not folder.is_dir():
+        problem = "is a file, not the folder of a run" if folder.exists() else "is not there"
+        raise StageError(f"{folder} {problem}: give a folder runs/<name>")
+    os.listdir(folder)  # glob passes over a folder that it may not read
     newest = max(folder.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise StageError(f"{folder} holds no stage of a run (no */config.yaml): give a folder runs/<name>")
-    tree = yaml.safe_load(newest.read_text())
-    tree.setdefault("run", {}).update(dir=str(folder.resolve().parent), name=folder.resolve().name)
-    return from_tree(tree)
+    try:
+        tree = yaml.safe_load(read_text(newest))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise StageError(f"{newest} cannot be read ({' '.join(str(error).split())}): {_RERUN}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("run"), dict):
+        raise StageError(f"{newest} holds no settings of a run, was it cut off? {_RERUN}")
+    tree["run"].update(dir=str(folder.resolve().parent), name=folder.resolve().name)
+    try:
+        return from_tree(tree)
+    except ConfigError as error:
+        raise StageError(f"{newest}: {error}") from None

@@ -1,7 +1,7 @@
 """The ranks of a job: how they find each other, and the few collectives that the project uses.
 
-The launcher (`deepspeed`, torchrun or anything else that sets the same variables) says through the environment who a
-rank is; without it a process is a world of its own. Only this file talks to torch.distributed and deepspeed.comm.
+The launcher (`deepspeed`, torchrun, srun, mpirun) says through the environment who a rank is (`place.py`); without it a
+process is a world of its own. Only this file talks to torch.distributed and deepspeed.comm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,10 +22,11 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from seam_dist.cluster.place import Place, read_place
 from seam_dist.config.schema import Config
 
 T = TypeVar("T")
-_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,13 +56,16 @@ def init_world(cfg: Config) -> World:
     Raises ValueError when the launcher's variables are incomplete or contradictory, or when the number of ranks is not
     run.world_size (a wrong --hostfile path would otherwise silently train on one rank).
     """
-    place = _place(os.environ)
+    place = _place()
     if cfg.run.world_size is not None and cfg.run.world_size != place.size:
         raise ValueError(
             f"run.world_size={cfg.run.world_size} but {place.size} rank(s) were started: check the launcher's "
             "--hostfile, --num_nodes and --num_accelerators, or change run.world_size"
         )
-    device = _device(cfg.run.device, place.local_rank)
+    device = _device(cfg.run.device, place)
+    # The number of the GPU where each task has its own: DeepSpeed takes the device of this number, too.
+    local_rank = place.local_rank if device.index is None else device.index
+    _publish(place, local_rank)
     # Read by DeepSpeed at its import, which would otherwise take the first accelerator that it finds.
     os.environ["DS_ACCELERATOR"] = device.type
     if not dist.is_initialized():
@@ -72,7 +76,7 @@ def init_world(cfg: Config) -> World:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     _set_timeouts(cfg.run.timeout_s)
-    return World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=local_size, device=device)
+    return World(rank=place.rank, size=place.size, local_rank=local_rank, local_size=local_size, device=device)
 
 
 def barrier(world: World) -> None:
@@ -191,52 +195,39 @@ def interface_to(address: str, port: int, *, crosses_hosts: bool) -> str | None:
     return "lo" if source.startswith("127.") and "lo" in psutil.net_if_addrs() else None
 
 
-@dataclass(frozen=True)
-class _Place:
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int | None
-    launched: bool = False
-
-
-def _place(env: Mapping[str, str]) -> _Place:
-    """Read the launcher's variables; a process without them is the only rank."""
-    if "RANK" not in env and "WORLD_SIZE" not in env:
-        return _Place(0, 1, 0, 1)
-    missing = [name for name in _LAUNCH_VARIABLES if name not in env]
-    if missing:
-        raise ValueError(
-            f"{', '.join(missing)} not set while other variables of a launcher are: start with the deepspeed launcher "
-            "or torchrun, or unset RANK and WORLD_SIZE for a single process"
-        )
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-    given = {name: env[name] for name in names if name in env}
-    for name, text in given.items():
-        if not text.isdigit():
-            raise ValueError(f"{name}={text!r} in the environment is not a number: check the launcher")
-    numbers = {name: int(text) for name, text in given.items()}
-    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
-        raise ValueError(f"RANK={env['RANK']} is not below WORLD_SIZE={env['WORLD_SIZE']}: check the launcher")
-    local_size = numbers.get("LOCAL_WORLD_SIZE", numbers.get("LOCAL_SIZE"))
-    return _Place(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"], local_size, launched=True)
-
-
-def _device(wanted: str, local_rank: int) -> torch.device:
+def _device(wanted: str, place: Place) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cpu" or (wanted == "auto" and not available):
         return torch.device("cpu")
     if not available:
         raise ValueError("run.device=cuda but torch sees no GPU: install a GPU build of torch, or set run.device=cpu")
     count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ValueError(f"local rank {local_rank} has no GPU, the host shows {count}: start at most {count} ranks")
-    device = torch.device("cuda", local_rank)
+    # srun --gpus-per-task=1 shows each task its own GPU alone, under the number 0.
+    alone = place.by_scheduler and count == 1 and any(os.environ.get(name) for name in _VISIBLE_DEVICES)
+    index = 0 if alone else place.local_rank
+    if index >= count:
+        raise ValueError(
+            f"local rank {place.local_rank} has no GPU, the host shows {count}: start at most {count} ranks a host, or "
+            "give each task of srun a GPU with --gpus-per-task=1"
+        )
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
-def _start_group(place: _Place, device: torch.device, timeout: timedelta) -> None:
+def _place() -> Place:
+    return read_place(os.environ, terminal=os.isatty(0))
+
+
+def _publish(place: Place, local_rank: int) -> None:
+    """Set the variables that torch and DeepSpeed read; srun and mpirun have others."""
+    if place.launched:
+        os.environ.update(place.variables() | {"LOCAL_RANK": str(local_rank)})
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:  # DeepSpeed insists that they agree
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(local_rank)
+
+
+def _start_group(place: Place, device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if place.launched:
         _end_with_launcher()
@@ -247,13 +238,13 @@ def _start_group(place: _Place, device: torch.device, timeout: timedelta) -> Non
         return
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         crosses_hosts = place.local_size is None or place.local_size < place.size
-        name = interface_to(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), crosses_hosts=crosses_hosts)
+        name = interface_to(place.master_addr, place.master_port, crosses_hosts=crosses_hosts)
         if name is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = name
     dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
 
 
-def _count_local(place: _Place) -> int:
+def _count_local(place: Place) -> int:
     """Count the ranks on this host by asking all of them; for launchers that do not say."""
     names: list[Any] = [None] * place.size
     dist.all_gather_object(names, socket.gethostname())

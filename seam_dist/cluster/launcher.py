@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,20 +21,38 @@ from types import FrameType
 import psutil
 import torch
 
+from seam_dist.cluster.place import Place, read_place
+
 DONE_FILE_VARIABLE = "SEAM_DIST_DONE_FILE"
 _CPU_RANKS = 2
 _GRACE_S = 40.0  # launch.py gives each rank 30 s between SIGTERM and SIGKILL
 
 
-def count_ranks(ranks: str) -> int:
+def count_ranks(ranks: str, device: str = "auto") -> int:
     """Return the number of ranks that `--ranks` asks for; `auto` is one a GPU, or two without a GPU.
 
-    Raises ValueError when it is neither `auto` nor a positive number.
+    device: that of run.device. Raises ValueError when it is neither `auto` nor a positive number, more than there are
+    GPUs, and in a process that is one of several ranks already: each of them would start ranks of its own.
     """
+    try:
+        place: Place | None = read_place(os.environ)
+    except ValueError:
+        place = None  # the launcher replaces variables that make no sense
+    if place is not None and place.size > 1:
+        raise ValueError(
+            f"--ranks={ranks} in a process that is rank {place.rank} of {place.size} already: leave --ranks out, or "
+            "run the command once, without srun, mpirun or another launcher"
+        )
+    num_gpus = torch.cuda.device_count()
     if ranks == "auto":
-        return torch.cuda.device_count() or min(_CPU_RANKS, os.cpu_count() or 1)
-    if not ranks.isdigit() or int(ranks) < 1:
+        return num_gpus or min(_CPU_RANKS, os.cpu_count() or 1)
+    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", ranks):
         raise ValueError(f"--ranks={ranks} is not a number of ranks: give auto or a number from 1")
+    if device != "cpu" and 0 < num_gpus < int(ranks):
+        raise ValueError(
+            f"--ranks={ranks} is more than the {num_gpus} GPU(s) that this machine shows: give auto or a number up to "
+            f"{num_gpus}, or set run.device=cpu"
+        )
     return int(ranks)
 
 

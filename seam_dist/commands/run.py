@@ -62,7 +62,7 @@ def run_stages(cfg: Config, stages: Sequence[str]) -> None:
 def run_on_ranks(cfg: Config, ranks: str, command_line: Sequence[str]) -> int:
     """Run `seam-dist COMMAND_LINE`, less its --ranks, on `ranks` processes of this machine; return the exit code."""
     check_deepspeed_config(cfg.deepspeed)
-    return launch(count_ranks(ranks), without_ranks(command_line))
+    return launch(count_ranks(ranks, cfg.run.device), without_ranks(command_line))
 
 
 def without_ranks(command_line: Sequence[str]) -> list[str]:

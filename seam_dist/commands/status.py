@@ -23,6 +23,7 @@ from seam_dist.artifacts.lock import lock_holder
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences, input_fingerprint
 from seam_dist.config.load import flatten
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import folders_by_name, title_of
 from seam_dist.evaluation.text_table import aligned
@@ -67,7 +68,7 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
         return StageStatus(stage, "running", ", ".join(filter(None, (process, _progress(folder)))))
     # Evaluate keeps its records beside the scores that they belong to.
     parts = folders_by_name(cfg) if stage == "evaluate" else {"": folder}
-    records = [read_json(part / RECORD) for part in parts.values() if (part / RECORD).is_file()]
+    records = [_read_object(part / RECORD) for part in parts.values() if (part / RECORD).is_file()]
     if not records:
         # A data set may have been converted elsewhere; then only its manifest came along.
         if stage == "shard" and (folder / MANIFEST).is_file():
@@ -80,13 +81,13 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
         return StageStatus(stage, "interrupted", f"no scores yet: {', '.join(unscored)}")
     if not (folder / MANIFEST).is_file():
         return StageStatus(stage, "interrupted", _progress(folder))
-    manifest = read_json(folder / MANIFEST)
+    manifest = _read_object(folder / MANIFEST)
     if damaged := damaged_outputs(folder, manifest):
         detail = f"{damaged[0]} is missing or has another size ({len(damaged)} files in all)"
         return StageStatus(stage, "damaged", detail)
     took = manifest.get("time_s")
     finished = _minute((folder / MANIFEST).stat().st_mtime)
-    return StageStatus(stage, "done", "" if took is None else f"{took:.0f} s, {finished}")
+    return StageStatus(stage, "done", f"{took:.0f} s, {finished}" if isinstance(took, int | float) else "")
 
 
 def run_status(cfg: Config, stages: Sequence[str] = STAGES) -> list[StageStatus]:
@@ -153,11 +154,20 @@ def _progress(folder: Path) -> str:
         for line in metrics.read_text(errors="replace").splitlines()[-2:]:
             try:
                 steps.append(int(json.loads(line)["step"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the line was being written when the process was killed
         return f"step {max(steps)}" if steps else ""
     shards = [path for path in folder.rglob("*.tar") if not path.name.startswith(".")]
     return f"{len(shards)} tars" if shards else ""
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return what a stage left in stage.json or manifest.json; ValueError when it is something else."""
+    value = read_json(path)
+    parts = ("settings", "inputs", "outputs")
+    if not isinstance(value, dict) or not all(isinstance(value.get(part, {}), dict) for part in parts):
+        raise ValueError(f"{path} is not what a stage writes: remove it and run the stage again")
+    return value
 
 
 def _minute(seconds: float) -> str:
@@ -175,7 +185,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="seam-dist status",
         description="Show which stages of a run are done, running, interrupted, outdated or not started.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, for example runs/voc12")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run, for example runs/voc12"
+    )
     return parser
 
 
@@ -186,6 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, folder in enumerate(folders):
         try:
             text = format_status(run_status(read_run_config(folder)))
+        except OSError as error:
+            print(f"seam-dist: error: {error.filename or folder}: {error.strerror or error}", file=sys.stderr)
+            code = 2
+            continue
         except ValueError as error:
             print(f"seam-dist: error: {error}", file=sys.stderr)
             code = 2

@@ -13,6 +13,16 @@ from pydantic.fields import FieldInfo
 from seam_dist.config.load import FREE_FORM, Resolved, flatten
 from seam_dist.config.schema import Config
 
+# Types that carry a check, as they are shown.
+_TYPE_NAMES = {
+    "UserPath": "path",
+    "NameOrPath": "name or path",
+    "NonNegativeFloat": "float",
+    "PositiveFloat": "float",
+    "NonNegativeInt": "int",
+    "PositiveInt": "int",
+}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -51,7 +61,10 @@ def settings(section: type[Any] = Config, defaults: Any = None, prefix: str = ""
         if dataclasses.is_dataclass(default):
             yield from settings(hints[name], default, f"{key}.")
         else:
-            type_name = "mapping" if key == FREE_FORM else str(vars(section)["__annotations__"][name])
+            annotation = str(vars(section)["__annotations__"][name])
+            for alias, shown in _TYPE_NAMES.items():
+                annotation = annotation.replace(alias, shown)
+            type_name = "mapping" if key == FREE_FORM else annotation
             yield Setting(key, type_name, default, _one_line(fields[name].description))
 
 

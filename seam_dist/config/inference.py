@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
+from seam_dist.config.paths import UserPath
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -29,15 +29,15 @@ class InferCamConfig:
     """Image pixels a cell of a stored CAM."""
     interop: bool = False
     """Also write the authors' files: one .npy dict {class id from 0: float32 map at full size} an image."""
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """Weights of another run or the authors' .pth; unset: this run's training."""
     crf: bool = True
     """Also refine the CAMs by two dense CRFs: labels of CAM + CRF, and affinity labels for train_affinity."""
-    crf_alphas: tuple[float, float] = (4.0, 24.0)
+    crf_alphas: tuple[PositiveFloat, PositiveFloat] = (4.0, 24.0)
     """Powers of the background score in the two CRFs: the larger it is, the less background."""
-    from_interop: Path | None = None
+    from_interop: UserPath | None = None
     """Folder of the authors' CAM dicts, <source id or key>.npy, to take the maps from instead of a network."""
-    crf_from_interop: Path | None = None
+    crf_from_interop: UserPath | None = None
     """Start of the names of the authors' two folders of CRF dicts, to take the refined scores from instead of a CRF:
     out_crf stands for out_crf_4.0 and out_crf_24.0, with the numbers of infer_cam.crf_alphas."""
 
@@ -126,7 +126,7 @@ class InferSegConfig:
     """Width of its bilateral kernel in space, pixels; its other settings are those of `crf`."""
     oracle: bool = False
     """Also write what infer_seg predicts when it may choose only background and the classes in the image's label."""
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """Weights of another run's train_seg; unset: this run's."""
     voc_server: str | None = None
     """Split whose predictions are packed for the PASCAL VOC evaluation server, with CRF where infer_seg.crf is set."""
@@ -154,5 +154,5 @@ class ReportConfig:
     """Split whose images are shown."""
     num_images: int = Field(default=4, ge=1)
     """Images shown for each of best, median and worst."""
-    compare: tuple[Path, ...] = ()
+    compare: tuple[UserPath, ...] = ()
     """Folders of other runs that the comparison table lists first."""

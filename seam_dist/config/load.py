@@ -6,9 +6,8 @@ in one file, and combinations that `seam_dist.config.schema` rules out.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from seam_dist.config.messages import explain, origin_of, refuse_booleans
+from seam_dist.config.messages import nearest as _nearest
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
 
 FREE_FORM = "deepspeed"  # DeepSpeed owns the keys below this section
@@ -35,7 +37,7 @@ class Resolved:
 
     def origin(self, key: str) -> str:
         """Return where the value of a dotted key, or of a section around it, was given; else `default`."""
-        return _origin(key, self.origins) or "default"
+        return origin_of(key, self.origins) or "default"
 
 
 def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset: str | Path | None = None) -> Resolved:
@@ -54,7 +56,7 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset
         named = file_values.pop("preset", None)
         file_origins.pop("preset", None)
         if preset is None and named is not None:
-            preset = folder / str(named) if _is_path(named) else str(named)
+            preset = folder / user_path(str(named)) if _is_path(named) else str(named)
         layers.append((file_values, file_origins))
     if preset is not None:
         places = [place / "presets" for place in (folder, installed_configs()) if place is not None]
@@ -76,7 +78,7 @@ def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
     What contains a separator or ends in .yaml is a path.
     """
     name = str(source)
-    paths = [Path(source)] if _is_path(source) else [place / f"{name}.yaml" for place in places]
+    paths = [user_path(source)] if _is_path(source) else [place / f"{name}.yaml" for place in places]
     for path in paths:
         if path.is_file():
             return path
@@ -125,9 +127,13 @@ def _validate(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     # Merged into the defaults first: those of a nested section differ from stage to stage.
     whole = _merge(defaults, values)
     try:
-        return TypeAdapter(Config).validate_python(whole)
+        config = TypeAdapter(Config).validate_python(whole)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origins)) from None
+        raise ConfigError(explain(error, whole, origins)) from None
+    # YAML reads yes, no, on and off as booleans, which would count as 1 and 0.
+    if refused := list(refuse_booleans(dict(leaves(values)), flatten(config), origins)):
+        raise ConfigError("; ".join(refused))
+    return config
 
 
 def dump_yaml(config: Config) -> str:
@@ -175,8 +181,12 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(
             f"argument '{override}' is not of the form section.key=value, for example train_seam.schedule.lr=0.01"
         )
+    if not text.strip():
+        # An unset variable of the shell, as in data.shards=$SHARDS, must not choose the default.
+        raise ConfigError(f"{key}= has no value: give one, or null to unset it")
     try:
-        value = yaml.safe_load(text)
+        # A lone ~ is the home folder here, and null in a YAML file.
+        value = "~" if text.strip() == "~" else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value '{text}' cannot be read ({error}): quote it as in YAML") from None
     # Scalars keep their text, so that run.name=001 stays a name; the field's type reads numbers and booleans itself.
@@ -205,18 +215,6 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _origin(key: str, origins: Mapping[str, str]) -> str | None:
-    """Return where a key was given, itself or as part of a section that was given as a whole."""
-    parts = key.split(".")
-    around = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    return next((origins[prefix] for prefix in around if prefix in origins), None)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]}?)" if matches else ""
-
-
 def _check_names(
     values: Mapping[str, Any], known: Mapping[str, Any], origins: Mapping[str, str], prefix: str = ""
 ) -> None:
@@ -238,17 +236,3 @@ def _check_names(
             near = _nearest(key, [k for k in keys if k.startswith(prefix)])
             hint = near or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
             raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")
-
-
-def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
-        message = str(item["msg"]).removeprefix("Value error, ")
-        if item["type"] == "value_error":
-            lines.append(message)
-            continue
-        origin = _origin(key, origins)
-        where = f" ({origin})" if origin else ""
-        lines.append(f"{key}={item['input']!r}{where}: {message[0].lower()}{message[1:]}")
-    return "; ".join(dict.fromkeys(lines))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
@@ -23,6 +23,7 @@ from seam_dist.config.inference import (
     RandomWalkConfig,
     ReportConfig,
 )
+from seam_dist.config.paths import UserPath
 from seam_dist.config.training import (
     AugmentConfig,
     LossConfig,
@@ -57,7 +58,7 @@ class RunConfig:
 
     name: str = Field(default="seam", pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the run; its outputs go to <dir>/<name>/<stage>."""
-    dir: Path = Path("runs")
+    dir: UserPath = Path("runs")
     """Folder that holds all runs."""
     seed: int = Field(default=0, ge=0)
     """Seed of sample order, augmentation, initialization and dropout."""
@@ -79,13 +80,13 @@ class SourceConfig:
 
     kind: Literal["voc", "folder", "synthetic"] = "folder"
     """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
-    root: Path | None = None
+    root: UserPath | None = None
     """Folder of the data set; not used by synthetic."""
-    num_images: tuple[int, ...] = (240, 60)
+    num_images: tuple[NonNegativeInt, ...] = (240, 60)
     """synthetic: images in each of data.splits."""
     num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)
     """synthetic: foreground classes."""
-    image_size: tuple[int, int] = (256, 192)
+    image_size: tuple[PositiveInt, PositiveInt] = (256, 192)
     """synthetic: median width and height, pixels."""
     seed: int = Field(default=0, ge=0)
     """synthetic: seed of the scenes."""
@@ -95,7 +96,7 @@ class SourceConfig:
 class DataConfig:
     """The shards and how they are streamed."""
 
-    shards: Path | None = None
+    shards: UserPath | None = None
     """Folder of the shards and their manifest.json; unset: the run's own shard stage."""
     samples_per_shard: int = Field(default=256, ge=1)
     """Conversion: samples a shard, at most."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
+from seam_dist.config.paths import NameOrPath
 
 BACKBONES = r"^(resnet38d|lite0|timm:[A-Za-z0-9_.-]+)$"
 # A value of the command line arrives as text, which a Literal of numbers does not take.
@@ -51,7 +52,7 @@ class ModelConfig:
     """resnet38d: factor on every channel count."""
     output_stride: Stride = 8
     """Input pixels a cell of the CAM, 8 or 16."""
-    pretrained: str | None = None
+    pretrained: NameOrPath | None = None
     """Weights: a .pth, .params (MXNet) or .safetensors file, `package` (the weights that the backbone's package
     ships) or unset for random initialization."""
     freeze_batchnorm: bool = True
@@ -112,7 +113,12 @@ class ScheduleConfig:
     """Optimizer steps of the whole schedule; unset: floor(images / global_batch_size) * epochs."""
     lr: float = Field(default=0.001, gt=0)
     """Learning rate of pretrained weights at step 0."""
-    lr_multipliers: tuple[float, float, float, float] = (1.0, 2.0, 10.0, 20.0)
+    lr_multipliers: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (
+        1.0,
+        2.0,
+        10.0,
+        20.0,
+    )
     """Factors on lr for pretrained weights, pretrained biases, new weights, new biases."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of SGD; the published code ran with 5e-4 by accident, and ten times this lr (PARITY.md section 2)."""
@@ -132,7 +138,7 @@ class ScheduleConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
-    resume: str = "auto"
+    resume: NameOrPath = "auto"
     """auto: the newest whole checkpoint, if any; never: start from step 0; or the folder of a checkpoint."""
 
 
@@ -175,7 +181,7 @@ class TrainSegConfig:
     """deeplabv1: LargeFOV, published; deeplabv3plus: atrous pyramid and a decoder on a finer feature map."""
     backbone: str | None = Field(default=None, pattern=BACKBONES)
     """Backbone of the network; unset: model.backbone."""
-    pretrained: str | None = None
+    pretrained: NameOrPath | None = None
     """Weights that it starts from, as in model.pretrained, or `train_seam`: the backbone of this run's SEAM; unset:
     those of model.pretrained."""
     output_stride: Stride | None = None

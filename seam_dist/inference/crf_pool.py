@@ -10,7 +10,6 @@ program that started them nor the training stack, run one thread each, and end w
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import signal
@@ -28,6 +27,7 @@ import torch
 from seam_kernels import dense_crf
 
 from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
+from seam_dist.config.packages import require_package
 from seam_dist.config.schema import IGNORE_INDEX, Config, CrfConfig
 from seam_dist.inference.pseudo_labels import Pixels, Scores, background_score, block_means, choose_classes
 
@@ -47,11 +47,14 @@ class CamLabels(NamedTuple):
 
 def check_crf(cfg: CrfConfig) -> None:
     """Raise ValueError when the CRF that `cfg` asks for cannot run here."""
-    if cfg.impl == "lattice" and importlib.util.find_spec("pydensecrf") is None:
-        raise ValueError(
-            "crf.impl=lattice needs pydensecrf2, which is not installed: pip install 'seam-dist[crf]', or set "
-            "crf.impl=torch (slow on large images), or infer_cam.crf, random_walk.crf and infer_seg.crf to false"
-        )
+    if cfg.impl == "lattice":
+        try:
+            require_package("pydensecrf.densecrf", extra="crf", needed_by="crf.impl=lattice")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}, or set crf.impl=torch (slow on large images), or infer_cam.crf, random_walk.crf and "
+                "infer_seg.crf to false"
+            ) from None
     if cfg.impl == "lattice" and cfg.source_stride != 1:
         raise ValueError(
             f"crf.source_stride={cfg.source_stride} has no effect on crf.impl=lattice: set it to 1, or crf.impl=torch"

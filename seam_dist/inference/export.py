@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from seam_dist.artifacts.atomic import atomic_file
+from seam_dist.config.packages import require_package
 from seam_dist.models import DeepLab
 
 SUFFIXES = (".pt2", ".onnx")
@@ -50,10 +50,12 @@ def check_export(path: Path) -> None:
     """Raise ValueError when a program of that name cannot be written here, before any work is done."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"--export {path} has suffix {path.suffix!r}, expected {' or '.join(SUFFIXES)}: rename it")
-    missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
-    if path.suffix == ".onnx" and missing:
-        remedy = f"pip install 'seam-dist[onnx]', or export {path.with_suffix('.pt2')}"
-        raise ValueError(f"--export {path} needs {' and '.join(missing)}, not installed here: {remedy}")
+    if path.suffix == ".onnx":
+        for module in _ONNX:
+            try:
+                require_package(module, extra="onnx", needed_by=f"--export {path}")
+            except ValueError as error:
+                raise ValueError(f"{error}, or export {path.with_suffix('.pt2')}") from None
 
 
 def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:

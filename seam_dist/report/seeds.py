@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from seam_dist.artifacts.layout import LABEL_TYPES
+from seam_dist.config.paths import user_path
 from seam_dist.report.comparison import MAP_NAMES, Row, compare_runs, number, splits_of
 from seam_dist.report.records import METHODS, read_run
 
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seam_dist.report.seeds", description="Print mean and spread of mIoU over seeds, by ablation."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, for example runs/seam-s0")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run, for example runs/seam-s0"
+    )
     try:
         print(seeds_table(parser.parse_args(argv).runs))
     except ValueError as error:

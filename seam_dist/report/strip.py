@@ -12,7 +12,6 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from PIL import Image
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.layout import LABEL_TYPES, read_run_config, scores_folder
+from seam_dist.config.paths import user_path
 from seam_dist.data.manifest import load_manifest
 from seam_dist.report.examples import Example, load_examples, rank_keys
 from seam_dist.report.pictures import heat_map, label_map
@@ -58,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seam_dist.report.strip", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, for example runs/demo-seam")
-    parser.add_argument("out", type=Path, metavar="PNG", help="picture to write")
+    parser.add_argument(
+        "run", type=user_path, metavar="RUN", help="folder of a finished run, for example runs/demo-seam"
+    )
+    parser.add_argument("out", type=user_path, metavar="PNG", help="picture to write")
     parser.add_argument("--split", default="val", help="split of the images (default: val)")
     parser.add_argument("--images", type=int, default=3, metavar="N", help="number of rows (default: 3)")
     parser.add_argument("--labels", nargs="+", default=["walk_crf", "seg_crf"], choices=LABEL_TYPES, metavar="TYPE")

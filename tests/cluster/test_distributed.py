@@ -23,6 +23,7 @@ from seam_dist.cluster.distributed import (
     interface_to,
     shutdown,
 )
+from seam_dist.cluster.place import Place
 from seam_dist.config.schema import Config, RunConfig
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
@@ -84,7 +85,7 @@ def test_another_number_of_ranks_than_configured_stops() -> None:
     ("change", "message"),
     [
         ({"MASTER_ADDR": None}, "MASTER_ADDR not set while other variables"),
-        ({"LOCAL_RANK": None, "RANK": None}, "RANK, LOCAL_RANK not set"),
+        ({"LOCAL_RANK": None, "RANK": None}, r"RANK, LOCAL_RANK not set while .*\(WORLD_SIZE=2\)"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' in the environment is not a number"),
         ({"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
     ],
@@ -108,7 +109,35 @@ def test_gpu_is_asked_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="local rank 2 has no GPU, the host shows 2"):
-        distributed._device("auto", 2)
+        distributed._device("auto", Place(2, 3, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("place", "visible", "expected"),
+    [
+        (Place(3, 4, 3, 4, by_scheduler=True), "5", 0),
+        (Place(3, 4, 3, 4, by_scheduler=True), None, "local rank 3 has no GPU, the host shows 1.*--gpus-per-task=1"),
+        (Place(3, 4, 3, 4), "5", "local rank 3 has no GPU, the host shows 1"),
+        (Place(0, 4, 0, 4), "5", 0),
+    ],
+)
+def test_a_task_with_its_own_gpu_takes_device_0(
+    monkeypatch: pytest.MonkeyPatch, place: Place, visible: str | None, expected: int | str
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            distributed._device("auto", place)
+    else:
+        assert distributed._device("auto", place) == torch.device("cuda", expected)
+        assert chosen == [torch.device("cuda", expected)]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +150,8 @@ def test_threads(
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    place = distributed._Place(0, 1, 0, local_size)
-    monkeypatch.setattr(distributed, "_place", lambda env: place)
+    place = Place(0, 1, 0, local_size)
+    monkeypatch.setattr(distributed, "_place", lambda: place)
     if environment is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:

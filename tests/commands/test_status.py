@@ -114,6 +114,67 @@ def test_status_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "holds no stage of a run" in capsys.readouterr().err
 
 
+BROKEN = [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe\x00", b"a: [1", b"[" * 10**5, b"1" * 5000, b"2001-99-99"]
+BROKEN += [
+    b'{"settings": null}',
+    b'{"inputs": [1]}',
+    b'{"outputs": 5}',
+    b'{"time_s": "x"}',
+    b"run: null",
+    b"run: {seed: x}",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=lambda text: repr(text[:20]))
+@pytest.mark.parametrize("file", ["config.yaml", "stage.json", "manifest.json", "metrics.jsonl"])
+def test_a_file_that_was_cut_off_is_one_clear_line(
+    file: str, text: bytes, cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_scores(cfg, "cam")
+    finish_evaluation(cfg, ["cam"])
+    if file == "metrics.jsonl":
+        (cfg.stage_dir("train_seam") / "manifest.json").unlink()
+    for stage in ("evaluate", "evaluate/cam", "train_seam"):
+        path = cfg.run_dir / stage / file
+        if not path.exists() and file != "metrics.jsonl":
+            continue
+        before = path.read_bytes() if path.exists() else b""
+        path.write_bytes(text)
+        if file == "config.yaml":
+            os.utime(path, (2**31, 2**31))  # the newest
+        code = cli.main(["status", str(cfg.run_dir)])
+        error = capsys.readouterr().err
+        assert code == (2 if error else 0)
+        # The settings of evaluate/cam are not read: those of its stage are.
+        assert error.count("\n") == (code == 2)
+        assert code == 0 or str(path) in error
+        if file == "config.yaml" and stage != "evaluate/cam":
+            assert code == 2
+        path.write_bytes(before)
+        if file == "config.yaml":
+            os.utime(path, (1, 1))
+
+
+def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["status", str(tmp_path / "file"), str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"seam-dist: error: {tmp_path / 'file'} is a file, not the folder of a run: give a folder runs/<name>",
+        f"seam-dist: error: {tmp_path / 'nowhere'} is not there: give a folder runs/<name>",
+    ]
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)  # the tests may run as root
+    assert cli.main(["status", str(cfg.run_dir)]) == 2
+    assert capsys.readouterr().err == f"seam-dist: error: {cfg.run_dir}: Permission denied\n"
+
+
 def test_dry_run_says_what_each_stage_would_do_and_does_nothing(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

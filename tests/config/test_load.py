@@ -52,7 +52,7 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
         ("model.lr=1", r"unknown key model.lr"),
         (
             "train_seam.schedule.lr=fast",
-            r"train_seam.schedule.lr='fast' \(command line\): input should be a valid number",
+            r"train_seam.schedule.lr='fast' \(command line\): expected a number",
         ),
         ("train_seam.schedule.momentum=1.5", r"train_seam.schedule.momentum='1.5' .*less than 1"),
         ("model.output_stride=4", r"model.output_stride='4'"),

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from kit import hide_package
 
 from seam_dist.artifacts.authors_files import read_crf_dict
 from seam_dist.config.load import from_tree
@@ -192,7 +193,7 @@ def _is_running(pid: int) -> bool:
 
 
 def test_missing_lattice_is_named_before_any_work(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    hide_package(monkeypatch, "pydensecrf")
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'.*crf\.impl=torch.*infer_cam\.crf.*to false"):
         CrfPool(CrfConfig(), 1)
     check_crf(CrfConfig(impl="torch"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
 
 import pytest
 import torch
@@ -131,10 +131,41 @@ def test_auto_is_exact_without_the_lattice_and_where_a_gradient_is_asked_for(mon
     prob, image = inputs((1, 2, 4, 5))
     exact = dense_crf(prob, image, impl="torch")
     assert torch.equal(dense_crf(prob.requires_grad_(), image), exact)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name in ("pydensecrf", "pydensecrf.densecrf"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert torch.equal(dense_crf(prob.detach(), image), exact)
-    with pytest.raises(ValueError, match="needs the package pydensecrf2"):
+    with pytest.raises(ValueError, match=r"needs the package pydensecrf2, which is not installed: .*impl=\"torch\""):
         dense_crf(prob, image, impl="lattice")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "raise ImportError('libfoo.so.1: cannot open\\nshared object')",
+            "ImportError: libfoo.so.1: cannot open shared",
+        ),
+        ("raise ValueError('numpy.dtype size changed')", "ValueError: numpy.dtype size changed"),
+        ("raise AttributeError('_ARRAY_API not found')", "AttributeError: _ARRAY_API not found"),
+        ("raise SystemError('initialization failed')", "SystemError: initialization failed"),
+        ("import package_that_is_not_there", "No module named 'package_that_is_not_there'"),
+    ],
+)
+def test_a_broken_lattice_is_named_and_auto_warns(line, message, monkeypatch, tmp_path):
+    (tmp_path / "pydensecrf").mkdir()
+    (tmp_path / "pydensecrf" / "__init__.py").write_text("")
+    (tmp_path / "pydensecrf" / "densecrf.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pydensecrf", "pydensecrf.densecrf"):
+        monkeypatch.setitem(sys.modules, name, None)  # what the test imports goes with it
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(crf, "_broken", [])
+    prob, image = inputs((1, 2, 4, 5))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"pydensecrf2, which is broken.*{message}.*--no-cache-dir"):
+            dense_crf(prob, image, impl="lattice")
+    with pytest.warns(UserWarning, match="pydensecrf2 is broken"):
+        assert torch.equal(dense_crf(prob, image), dense_crf(prob, image, impl="torch"))
 
 
 def test_lattice_is_near_the_exact_sum():

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from kit import hide_package
 from stage_kit import (
     assert_lattice_is_missed,
     cam_config,
@@ -246,7 +247,7 @@ def test_authors_crf_dicts_take_the_place_of_the_crf(refined, tmp_path, monkeypa
     cfg = authors_run_with_crf(refined, tmp_path / "out_crf")
     with monkeypatch.context() as patch:
         patch.setattr("seam_dist.inference.crf_pool.dense_crf", None)
-        patch.setattr("importlib.util.find_spec", lambda name: None)
+        hide_package(patch, "pydensecrf")
         infer_cam.run(cfg)
     for split, folder in (("train", "crf"), ("val", "crf"), ("train", "affinity")):
         labels, expected = (stored_labels(each, "infer_cam", folder, split) for each in (cfg, refined))

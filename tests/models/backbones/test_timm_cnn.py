@@ -71,5 +71,5 @@ def test_network_that_does_not_serve_is_refused(name: str, message: str) -> None
 
 def test_without_timm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"needs timm, which does not import here.*seam-dist\[timm\]"):
+    with pytest.raises(ValueError, match=r"needs the package timm, which is not installed.*seam-dist\[timm\]"):
         build_backbone(ModelConfig(backbone="timm:resnet10t", output_stride=16))

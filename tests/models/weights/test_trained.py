@@ -18,6 +18,7 @@ from seam_dist.artifacts.stage import StageError
 from seam_dist.config.load import flatten
 from seam_dist.config.schema import Config, Stage
 from seam_dist.models import (
+    Trained,
     affinity_architecture,
     build_affinity_net,
     build_deeplab,
@@ -80,6 +81,15 @@ def test_settings_of_the_training_come_along(tmp_path: Path) -> None:
     assert find_trained(cfg.run_dir, "train_seg").settings == flatten(cfg)
     write_json(path, {"architecture": read_json(path)["architecture"]})
     assert find_trained(cfg.run_dir, "train_seg").settings == {}
+
+
+def test_a_wrong_setting_of_the_training_is_named(tmp_path: Path) -> None:
+    trained = Trained(tmp_path / "model.safetensors", {}, {"infer_seg.scales": [1.0, "x"], "infer_seg.flip": True})
+    assert trained.recorded("infer_seg", ("flip",)) == {"flip": True}
+    with pytest.raises(
+        ValueError, match=r"model.json holds .*: infer_seg.scales=\[1.0, 'x'\]: entry 2 \('x'\): expected a n"
+    ):
+        trained.recorded("infer_seg", ("scales", "flip"))
 
 
 def test_missing_weights_and_foreign_ones_name_the_remedy(tmp_path: Path) -> None:
