@@ -150,8 +150,8 @@ class EvaluateConfig:
 class ReportConfig:
     """The HTML report."""
 
-    split: str = "val"
-    """Split whose images are shown."""
+    split: str | None = None
+    """Split whose images are shown; unset: val if it is one of data.splits, else the last of them."""
     num_images: int = Field(default=4, ge=1)
     """Images shown for each of best, median and worst."""
     compare: tuple[Path, ...] = ()

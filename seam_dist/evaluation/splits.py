@@ -15,6 +15,7 @@ from seam_dist.data.shards import RawSample, decode_sample, index_shard
 from seam_dist.evaluation.metrics import absent_classes
 
 _NAMED = 5  # names that a line lists before it counts the others
+_LONGEST = 40  # characters of a name in a line
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,4 @@ def remarks(records: Iterable[Mapping[str, Any]], manifest: Manifest) -> list[st
 def listed(names: Sequence[str]) -> str:
     """Return the first names and the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:_NAMED]) + more
