@@ -67,7 +67,7 @@ def rank_keys(path: Path, num_images: int, empty: Container[str] = ()) -> list[t
     rows = [*best, *(row for row in rows if row not in best)]
     middle = max(count, (len(rows) - count) // 2)
     lowest = max(middle + count, len(rows) - count)
-    parts = {"best": rows[:count], "median": rows[middle : middle + count], "worst": rows[lowest:]}
+    parts = {"best": best, "median": rows[middle : middle + count], "worst": rows[lowest:]}
     return [(rank, key, miou) for rank, part in parts.items() for key, miou in part]
 
 
