@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from pipeline_kit import PIPELINE, pipeline_config, record, run_pipeline
 from stage_kit import run_on_two_ranks, samples_of, stored_cams, stored_labels
 
 from seam_dist.artifacts.atomic import read_json
-from seam_dist.artifacts.authors_files import read_cam_dict, read_crf_dict
+from seam_dist.artifacts.authors_files import read_cam_dict, read_crf_dict, write_cam_dict
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import open_stage
 from seam_dist.config.load import dump_yaml
@@ -21,7 +23,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.loader import make_classification_loader
 from seam_dist.data.manifest import load_manifest
 from seam_dist.data.shards import read_raw
-from seam_dist.stages import evaluate
+from seam_dist.stages import evaluate, infer_cam
 
 pytestmark = pytest.mark.usefixtures("own_world")
 CLASSES = ("cat", "dog", "cow")
@@ -87,6 +89,39 @@ def test_they_have_no_maps_and_all_that_is_made_with_their_label_is_background(c
             assert affinity.shape == (6, 7)
             assert not affinity.any()
         assert (cfg.stage_dir("random_walk") / "files" / f"{key}.png").is_file()
+
+
+@pytest.mark.parametrize("left_out", [False, True], ids=["empty dicts", "no files"])
+def test_authors_files_may_be_empty_or_leave_them_out(cfg: Config, tmp_path: Path, left_out: bool) -> None:
+    start = tmp_path / "interop_crf"
+    for name in ("interop", "interop_crf_4.0", "interop_crf_24.0"):
+        shutil.copytree(cfg.stage_dir("infer_cam") / name, tmp_path / name)
+    for key in empty_keys(cfg, "train") if left_out else ():
+        for path in tmp_path.glob(f"*/{key}.npy"):
+            path.unlink()
+    authors = replace(
+        cfg,
+        run=replace(cfg.run, dir=tmp_path / "runs"),
+        infer_cam=replace(
+            cfg.infer_cam, from_interop=tmp_path / "interop", crf_from_interop=start, interop=False, splits=("train",)
+        ),
+    )
+    infer_cam.run(authors)
+    for key, stored in stored_cams(authors, "train").items():
+        assert np.array_equal(stored.cam, stored_cams(cfg, "train")[key].cam)
+    for name in ("crf", "affinity"):
+        expected = stored_labels(cfg, "infer_cam", name, "train")
+        labels = stored_labels(authors, "infer_cam", name, "train")
+        assert all(np.array_equal(labels[key], value) for key, value in expected.items())
+
+
+def test_a_map_in_the_dict_of_an_image_without_objects_is_refused(cfg: Config, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(cfg.stage_dir("infer_cam") / "interop", tmp_path / "interop"))
+    key = empty_keys(cfg, "train")[0]
+    write_cam_dict(folder / f"{key}.npy", (1,), np.zeros((1, *SIZE), np.float32))
+    infer = replace(cfg.infer_cam, from_interop=folder, crf=False, interop=False)
+    with pytest.raises(ValueError, match=rf"{key}\.npy has maps of the ids \[0\], the label of its image says \[\]"):
+        infer_cam.run(replace(cfg, run=replace(cfg.run, dir=tmp_path / "runs"), infer_cam=infer))
 
 
 def test_what_is_predicted_on_them_counts_as_wrong(tmp_path: Path) -> None:
