@@ -132,9 +132,9 @@ class SEAMModel(_Model):
     ) -> dict[str, NDArray[np.float32]]:
         """Return the CAM (H, W) of each class, float32 in 0..1 at the image's size, by class name.
 
-        classes: what the image shows, names or ids from 1. Maps are scaled to 0..1 for each class, so that of a class
-        that the image does not show means nothing. scales and flip: sizes relative to the image, whose maps are
-        summed, and whether mirror images are added; unset: as configured in the run.
+        classes: what the image shows, names or ids from 1; without any there is no CAM. Maps are scaled to 0..1 for
+        each class, so that of a class that the image does not show means nothing. scales and flip: sizes relative to
+        the image, whose maps are summed, and whether mirror images are added; unset: as configured in the run.
         """
         ids = _class_ids(classes, self.classes)
         pixels = read_image(image)
@@ -258,8 +258,6 @@ def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tupl
 def _class_ids(classes: Sequence[AnyClass] | AnyClass, names: tuple[str, ...]) -> list[int]:
     """Return the ids from 1 of classes that are given by name or id, each once, in their order."""
     given = [classes] if isinstance(classes, str | int | np.integer) else list(classes)
-    if not given:
-        raise ValueError("classes is empty: name the classes that the image shows")
     return list(dict.fromkeys(_class_id(entry, names) for entry in given))
 
 

@@ -297,13 +297,14 @@ def assert_lattice_is_missed(monkeypatch: pytest.MonkeyPatch, stage: ModuleType,
     assert not stage_folder(stage, cfg).exists()
 
 
-def run_on_two_ranks(stage: Stage, config: Path) -> None:
-    """Run one stage of a configuration file on two ranks, each a process."""
+def run_on_two_ranks(stages: str, config: Path) -> None:
+    """Run stages, joined by commas, of a configuration file on two ranks, each a process."""
     code = (
         "import sys; from importlib import import_module; from pathlib import Path;"
         "from seam_dist.cluster import distributed; from seam_dist.config.load import load_config;"
         "cfg = load_config(Path(sys.argv[2]), [], None).config; world = distributed.init_world(cfg);"
-        "import_module('seam_dist.stages.' + sys.argv[1]).run(cfg); distributed.shutdown(world)"
+        "[(import_module('seam_dist.stages.' + stage).run(cfg), distributed.barrier(world))"
+        " for stage in sys.argv[1].split(',')]; distributed.shutdown(world)"
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -312,7 +313,7 @@ def run_on_two_ranks(stage: Stage, config: Path) -> None:
     environment |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", code, stage, str(config)],
+            [sys.executable, "-c", code, stages, str(config)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
         )

@@ -188,7 +188,6 @@ def test_segment_gives_class_ids_at_the_size_of_the_image(run: Path, image: np.n
         ([-1], r"class id -1 .* ids 1 to 3"),
         ([0], r"class 0 is the background, which has no CAM"),
         (["background"], r"class 'background' is the background, which has no CAM"),
-        ([], r"classes is empty"),
         ([True], r"class True is a bool"),
         ([1.0], r"class 1.0 is a float"),
     ],
@@ -217,6 +216,10 @@ def test_unknown_classes_are_refused(run: Path, image: np.ndarray, classes: Any,
 def test_images_of_another_form_are_refused(run: Path, wrong: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         seam.load(run).segment(wrong)
+
+
+def test_an_image_without_classes_has_no_cam(run: Path, image: np.ndarray) -> None:
+    assert seam.load(run, part="seam").cam(image, classes=[]) == {}
 
 
 def test_the_wrong_network_says_which_one_to_load(run: Path, image: np.ndarray) -> None:

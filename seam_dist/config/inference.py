@@ -16,7 +16,7 @@ class InferCamConfig:
     """CAM inference (PARITY.md section 3)."""
 
     splits: tuple[str, ...] | None = None
-    """Splits whose CAMs are made; unset: data.splits."""
+    """Splits whose CAMs are made, from their image-level labels; unset: data.splits."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Sizes of the image relative to the original; the maps are summed."""
     flip: bool = True
@@ -137,21 +137,21 @@ class EvaluateConfig:
     """Evaluation of CAMs over all background thresholds at once (PARITY.md section 8)."""
 
     splits: tuple[str, ...] | None = None
-    """Splits that are evaluated; each needs masks; unset: data.splits."""
+    """Splits that are evaluated; those without masks are left out with a line; unset: data.splits."""
     num_thresholds: int = Field(default=100, ge=2)
     """Background thresholds k / num_thresholds, k = 0 .. num_thresholds - 1."""
     default_threshold: float = Field(default=0.26, ge=0, le=1)
     """Background threshold when none was chosen (the authors' default)."""
     threshold_split: str = "train"
-    """Split whose masks choose the threshold that is applied to the other splits."""
+    """Split whose masks choose the threshold that is applied to the other splits; without its masks none is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ReportConfig:
     """The HTML report."""
 
-    split: str = "val"
-    """Split whose images are shown."""
+    split: str | None = None
+    """Split whose images are shown; unset: val if it is one of data.splits, else the last of them."""
     num_images: int = Field(default=4, ge=1)
     """Images shown for each of best, median and worst."""
     compare: tuple[UserPath, ...] = ()

@@ -102,7 +102,7 @@ class DataConfig:
     """Conversion: samples a shard, at most."""
     streams: int = Field(default=4, ge=1)
     """Canonical streams; ranks times workers divides it, and every training split has at least that many shards."""
-    splits: tuple[str, ...] = ("train", "val")
+    splits: tuple[str, ...] = Field(default=("train", "val"), min_length=1)
     """Splits that are converted and go through every stage, by the names the data set uses; stages may override it."""
     train_split: str = "train"
     """Split that trains."""
@@ -161,6 +161,14 @@ class Config:
             return self.splits_of("infer_cam")
         return tuple(dict.fromkeys(self.data.splits if own is None else own))
 
+    @property
+    def report_split(self) -> str:
+        """Split whose images the report shows: report.split, else val if there is one, else the last split."""
+        if self.report.split is not None:
+            return self.report.split
+        splits = self.splits_of("shard")
+        return "val" if "val" in splits else splits[-1]
+
     def schedule_of(self, stage: str) -> ScheduleConfig:
         """Return the schedule of a stage that trains."""
         schedule: ScheduleConfig = getattr(self, stage).schedule
@@ -193,6 +201,11 @@ class Config:
             raise ValueError(
                 f"train_affinity.crop_size={crop} is not a multiple of the stride {stride} of its labels: set it to "
                 f"{crop // stride * stride or stride}"
+            )
+        if crop // stride < 5:
+            raise ValueError(
+                f"train_affinity.crop_size={crop} is {crop // stride} cells of {stride} pixels, which hold no pair of "
+                f"neighbors to learn from: set it to at least {5 * stride}"
             )
         source = self.source
         if source.kind == "synthetic" and len(source.num_images) != len(self.data.splits):

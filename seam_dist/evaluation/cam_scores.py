@@ -24,11 +24,12 @@ from seam_dist.artifacts.stage import MANIFEST, StageError, StageRun
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import Config
-from seam_dist.data.images import BadImageError, BadSampleError, decode_mask
+from seam_dist.data.images import BadImageError, decode_mask
 from seam_dist.data.manifest import Manifest, Shard, verify_shards
-from seam_dist.data.shards import RawSample, decode_sample, read_raw
+from seam_dist.data.shards import read_raw
 from seam_dist.evaluation.metrics import Scores, ThresholdHistogram, class_lists, number_or_none, threshold_grid
 from seam_dist.evaluation.score_folders import open_scores
+from seam_dist.evaluation.splits import is_unreadable, splits_of_cams, unreadable_keys
 
 
 @dataclass
@@ -40,10 +41,10 @@ class MapCounts:
 
 
 def evaluate_cams(cfg: Config, manifest: Manifest, world: World) -> list[dict[str, Any]]:
-    """Score the CAMs unless that is done; return the record of each split on the main rank.
+    """Score the CAMs of the splits that have masks and CAMs, unless that is done.
 
-    Raises ValueError (StageError, ShardError) when a split has no masks or no CAMs, or an image that can be read has no
-    CAM.
+    Returns the record of each split on the main rank, which prints a line on what is left out. Raises ValueError
+    (StageError, ShardError) when infer_cam did not write what it was to write, or an image that can be read has no CAM.
     """
     stage, splits = on_main(lambda: _open_cam_scores(cfg, manifest), world)
     maps = on_main(lambda: stored_maps(cfg), world)
@@ -54,6 +55,7 @@ def evaluate_cams(cfg: Config, manifest: Manifest, world: World) -> list[dict[st
         counts = count_split(cfg, manifest, split, maps, world)
         if world.is_main:
             record = describe_split(split, counts, cfg, chosen)
+            record |= unreadable_keys(cfg, manifest, split, counts[maps[0]].images)
             outputs += write_split(stage.dir, record, counts, manifest.classes)
             records.append(record)
     if world.is_main and not stage.is_done():
@@ -62,31 +64,17 @@ def evaluate_cams(cfg: Config, manifest: Manifest, world: World) -> list[dict[st
     return records
 
 
-def _open_cam_scores(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[str]]:
+def _open_cam_scores(cfg: Config, manifest: Manifest) -> tuple[StageRun, tuple[str, ...]]:
     """Open the CAM's scores; return their place and the splits, the choosing one first; none when all is done."""
-    splits = list(cfg.splits_of("evaluate"))
-    chooser = cfg.evaluate.threshold_split
-    if chooser not in splits and (reason := _reason_against(cfg, manifest, chooser)):
-        print(f"evaluate: no threshold is chosen, since {reason}", flush=True)
-    else:
-        splits = [chooser, *(split for split in splits if split != chooser)]
-    for split in splits:
-        if reason := _reason_against(cfg, manifest, split):
-            raise StageError(reason)
+    scored = splits_of_cams(cfg, manifest)
+    for split in scored.splits:
         verify_shards(cfg.shards_dir, manifest, split, cfg.data.verify)
-    stage = open_scores(cfg, CAM)
-    return stage, [] if stage.is_done() else splits
-
-
-def _reason_against(cfg: Config, manifest: Manifest, name: str) -> str | None:
-    """Return why a split cannot be evaluated, if so; raise ShardError when there is no such split."""
-    split = manifest.split(name)
-    if not split.has_masks:
-        return f"split {name!r} has no masks to compare with: leave it out of evaluate.splits"
-    folder = cam_folder(cfg)
-    if not all((folder / shard.file).is_file() for shard in split.shards):
-        return f"split {name!r} has no CAMs in {folder}: add it to infer_cam.splits and run `--only infer_cam`"
-    return None
+    stage = open_scores(cfg, CAM, scored.waiting)
+    if stage.is_done():
+        return stage, ()
+    for line in scored.lines:
+        print(f"evaluate: {line}", flush=True)
+    return stage, scored.splits
 
 
 def stored_maps(cfg: Config) -> list[str]:
@@ -103,7 +91,7 @@ def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str]
     grid = threshold_grid(cfg.evaluate.num_thresholds, cfg.evaluate.default_threshold)
     counts = {name: MapCounts(ThresholdHistogram(manifest.num_classes, grid)) for name in maps}
     own = manifest.split(split).shards[world.rank :: world.size]
-    pairs = (pair for shard in own for pair in read_pairs(cfg, shard))
+    pairs = (pair for shard in own for pair in read_pairs(cfg, manifest, shard))
     total = sum(shard.num_samples for shard in own)
     for stored, mask in progress_bar(f"evaluate {split}", total, "image", items=pairs, show=world.is_main):
         for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
@@ -117,7 +105,7 @@ def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str]
     return counts
 
 
-def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[np.uint8]]]:
+def read_pairs(cfg: Config, manifest: Manifest, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[np.uint8]]]:
     """Yield the stored CAM and the mask of every image of a shard that has a CAM.
 
     An image without one must be one that cannot be decoded, which inference left out; images are not decoded otherwise.
@@ -127,7 +115,7 @@ def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[n
     for raw in read_raw(cfg.shards_dir / shard.file, shard):
         stored = cams.get(raw.key)
         if stored is None:
-            if not _is_bad(raw, cfg.data.max_pixels):
+            if not is_unreadable(raw, manifest, cfg.data.max_pixels):
                 raise StageError(f"{shard.file}: image {raw.key} has no CAM: run `--only infer_cam` again")
             continue
         where = f"{shard.file}: the mask of {raw.key}"
@@ -139,14 +127,6 @@ def read_pairs(cfg: Config, shard: Shard) -> Iterator[tuple[StoredCam, NDArray[n
             expected = f"{mask.shape} pixels, its CAM is for {stored.size}"
             raise StageError(f"{where} has {expected}: run `--only infer_cam` again on these shards")
         yield stored, mask
-
-
-def _is_bad(raw: RawSample, max_pixels: int) -> bool:
-    try:
-        decode_sample(raw, masks=False, max_pixels=max_pixels)
-    except BadSampleError:
-        return True
-    return False
 
 
 def describe_split(

@@ -29,6 +29,7 @@ from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import read_raw
 from seam_dist.evaluation.metrics import class_lists, scores_from_confusion
 from seam_dist.evaluation.score_folders import open_scores
+from seam_dist.evaluation.splits import is_unreadable, splits_with_masks, unreadable_keys
 
 
 @dataclass
@@ -42,18 +43,24 @@ class LabelCounts:
 def evaluate_labels(
     cfg: Config, manifest: Manifest, label_types: Sequence[LabelType], world: World
 ) -> list[dict[str, Any]]:
-    """Score the label images that have no scores yet; return a record for each type and split on the main rank."""
+    """Score the label images that have no scores yet; return a record for each type and split on the main rank.
+
+    Each type is scored on the splits that have masks and labels of it.
+    """
     records: list[dict[str, Any]] = []
-    splits = [split for split in cfg.splits_of("evaluate") if manifest.split(split).has_masks]
+    masked = splits_with_masks(cfg, manifest)
     for label_type in label_types:
-        stage = on_main(partial(open_scores, cfg, label_type.name), world)
+        splits = [name for name in masked.splits if _has_labels(cfg, manifest, label_type, name)]
+        waiting = [name for name in masked.splits if name not in splits]
+        stage = on_main(partial(open_scores, cfg, label_type.name, waiting), world)
         if on_main(stage.is_done, world):
             continue
         counts = count_labels(cfg, manifest, label_type, splits, world)
         if world.is_main:
             outputs: list[Path] = []
             for split, count in counts.items():
-                records.append(describe_labels(label_type, split, count))
+                record = describe_labels(label_type, split, count)
+                records.append(record | unreadable_keys(cfg, manifest, split, count.images))
                 outputs += write_label_scores(stage.dir, records[-1], count)
             stage.finish(outputs)
         barrier(world)
@@ -63,7 +70,7 @@ def evaluate_labels(
 def count_labels(
     cfg: Config, manifest: Manifest, label_type: LabelType, splits: Sequence[str], world: World
 ) -> dict[str, LabelCounts]:
-    """Return the counts of each split that has labels of this type; the same on all ranks.
+    """Return the counts of each split; the same on all ranks.
 
     Rank r of R reads every R-th shard. Raises StageError for labels that cannot be read or do not fit their masks.
     """
@@ -71,12 +78,10 @@ def count_labels(
     by_split = {}
     for split in splits:
         shards = manifest.split(split).shards
-        if not all((folder / shard.file).is_file() for shard in shards):
-            continue
         size = manifest.num_classes + 1
         counts = LabelCounts(torch.zeros(size, size, dtype=torch.int64))
         own = shards[world.rank :: world.size]
-        matrices = (pair for shard in own for pair in _matrices(cfg, folder, shard, size))
+        matrices = (pair for shard in own for pair in _matrices(cfg, manifest, folder, shard))
         total = sum(shard.num_samples for shard in own)
         title = f"{label_type.title}, {split}"
         for key, matrix in progress_bar(title, total, "image", items=matrices, show=world.is_main):
@@ -104,16 +109,26 @@ def confusion_matrix(labels: NDArray[np.uint8], mask: NDArray[np.uint8], num_lab
     return torch.from_numpy(counts.reshape(num_labels, num_labels))
 
 
-def _matrices(cfg: Config, folder: Path, shard: Shard, num_labels: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield key and confusion matrix of every image of a shard that has labels; inference left out damaged images."""
+def _has_labels(cfg: Config, manifest: Manifest, label_type: LabelType, split: str) -> bool:
+    folder = label_folder(cfg, label_type)
+    return all((folder / shard.file).is_file() for shard in manifest.split(split).shards)
+
+
+def _matrices(cfg: Config, manifest: Manifest, folder: Path, shard: Shard) -> Iterator[tuple[str, Tensor]]:
+    """Yield key and confusion matrix of every image of a shard that has labels.
+
+    An image without them must be one that cannot be decoded, which inference left out; StageError for another one.
+    """
     stored = read_label_shard(folder / shard.file)
     for raw in read_raw(cfg.shards_dir / shard.file, shard):
         if raw.key not in stored:
+            if not is_unreadable(raw, manifest, cfg.data.max_pixels):
+                raise StageError(f"{folder / shard.file}: image {raw.key} has no labels: remove the tar and rerun")
             continue
         try:
             labels = decode_labels(stored[raw.key], max_pixels=cfg.data.max_pixels)
             mask = decode_mask(raw.members["png"], max_pixels=cfg.data.max_pixels)
-            yield raw.key, confusion_matrix(labels, mask, num_labels)
+            yield raw.key, confusion_matrix(labels, mask, manifest.num_classes + 1)
         except (KeyError, ValueError) as error:
             where = f"{folder / shard.file}: {raw.key}"
             raise StageError(f"{where} cannot be scored ({error}): correct the mask or rerun the labels") from None
@@ -121,7 +136,7 @@ def _matrices(cfg: Config, folder: Path, shard: Shard, num_labels: int) -> Itera
 
 def describe_labels(label_type: LabelType, split: str, counts: LabelCounts) -> dict[str, Any]:
     """Return a split's scores as JSON values: mean IoU, pixel accuracy, lists over the classes, background first."""
-    scores = scores_from_confusion(counts.confusion)
+    scores = scores_from_confusion(counts.confusion, of_split=True)
     total = int(counts.confusion.sum())
     if total == 0:
         raise StageError(f"split {split!r} has no pixel with a class in its masks: correct the masks")

@@ -5,8 +5,10 @@ A pixel is background at threshold t when its largest foreground score is not ab
 prediction changes with t at its score alone, and counting pixels by (true class, best foreground class, number of
 thresholds below the score) holds the confusion matrix of every threshold, exactly.
 
-Classes: 0 the background, 1 .. C the foreground. A class with neither true nor predicted pixels has no scores (NaN) and
-is left out of the mean, as the field does; the published code gives it 0.
+Classes: 0 the background, 1 .. C the foreground. In the scores of a split a class without a true pixel has no IoU (NaN)
+and is left out of the mean, so that the mean is over the same classes at every threshold and for every type of labels;
+pixels that are wrongly predicted as such a class cost the true class its IoU. In an image's own score a class that is
+predicted and not there counts as 0. The published code gives 0 to all of them.
 """
 
 from __future__ import annotations
@@ -33,27 +35,35 @@ class Scores:
     miou: Tensor
 
 
-def scores_from_counts(hits: Tensor, predicted: Tensor, truth: Tensor) -> Scores:
+def scores_from_counts(hits: Tensor, predicted: Tensor, truth: Tensor, *, of_split: bool = False) -> Scores:
     """Return the scores of int64 pixel counts (..., C + 1): right ones, predicted ones, true ones.
 
-    iou = hits / (predicted + truth - hits), precision = hits / predicted, recall = hits / truth; 0 / 0 is NaN. miou is
-    the mean over the classes that have an IoU.
+    iou = hits / (predicted + truth - hits), precision = hits / predicted, recall = hits / truth; 0 / 0 is NaN, and with
+    `of_split` the IoU of a class without true pixels as well. miou is the mean over the classes that have an IoU.
     """
     hits, predicted, truth = (count.double() for count in (hits, predicted, truth))
     iou = hits / (predicted + truth - hits)
+    if of_split:
+        iou = iou.masked_fill(truth == 0, math.nan)
     return Scores(iou=iou, precision=hits / predicted, recall=hits / truth, miou=iou.nanmean(dim=-1))
 
 
-def scores_from_confusion(confusion: Tensor) -> Scores:
+def scores_from_confusion(confusion: Tensor, *, of_split: bool = False) -> Scores:
     """Return the scores of a confusion matrix (..., C + 1, C + 1), true classes in rows, predicted ones in columns."""
     hits = confusion.diagonal(dim1=-2, dim2=-1)
-    return scores_from_counts(hits, confusion.sum(dim=-2), confusion.sum(dim=-1))
+    return scores_from_counts(hits, confusion.sum(dim=-2), confusion.sum(dim=-1), of_split=of_split)
 
 
 def class_lists(scores: Scores, *index: int) -> dict[str, list[float | None]]:
     """Return IoU, precision and recall at `index` as JSON lists over the classes, background first; NaN is None."""
     lists = {"iou": scores.iou, "precision": scores.precision, "recall": scores.recall}
     return {name: [number_or_none(value) for value in values[index].tolist()] for name, values in lists.items()}
+
+
+def absent_classes(recall: Sequence[float | None], classes: Sequence[str]) -> list[str]:
+    """Return the names of the classes without true pixels: those without a recall, in a list of `class_lists`."""
+    names = ("background", *classes)
+    return [name for name, value in zip(names, recall, strict=False) if value is None]
 
 
 def number_or_none(value: float) -> float | None:
@@ -123,9 +133,9 @@ class ThresholdHistogram:
 
     def scores(self) -> Scores:
         """Return the scores at every threshold: per class (T, C + 1), mean IoU (T,)."""
-        return self._scores(self.counts, list(range(self.num_classes)))
+        return self._scores(self.counts, list(range(self.num_classes)), of_split=True)
 
-    def _scores(self, counts: Tensor, columns: Sequence[int]) -> Scores:
+    def _scores(self, counts: Tensor, columns: Sequence[int], *, of_split: bool = False) -> Scores:
         """Return the scores of counts (C + 1, K, T + 1) whose K columns are the foreground classes `columns` + 1."""
         low = counts.cumsum(dim=2)[:, :, :-1]  # [C + 1, K, T]: not above threshold t
         high = counts.sum(dim=2, keepdim=True) - low
@@ -136,7 +146,7 @@ class ThresholdHistogram:
         ids = torch.tensor(columns) + 1
         hits[:, ids] = high[ids, torch.arange(len(columns))].T
         predicted[:, ids] = high.sum(dim=0).T
-        return scores_from_counts(hits, predicted, counts.sum(dim=(1, 2)))
+        return scores_from_counts(hits, predicted, counts.sum(dim=(1, 2)), of_split=of_split)
 
     def _check(self, cam: Tensor, classes: Sequence[int], mask: NDArray[np.uint8]) -> None:
         expected = (len(classes), *mask.shape)

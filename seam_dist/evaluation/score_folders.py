@@ -33,17 +33,21 @@ def title_of(name: str) -> str:
     return "CAM" if name == CAM else LABEL_TYPES[name].title
 
 
-def open_scores(cfg: Config, name: str) -> StageRun:
+def open_scores(cfg: Config, name: str, waiting: Sequence[str] = ()) -> StageRun:
     """Return the place of the scores of `name`; StageError when the stage that makes it is not finished.
 
-    Only the CAM's scores depend on thresholds. Until they are finished there is no manifest over all.
+    `waiting` are the splits without anything to score: once they have it, the scores are made again. Only the CAM's
+    scores depend on thresholds. Until they are finished there is no manifest over all.
     """
     stage = "infer_cam" if name == CAM else LABEL_TYPES[name].stage
     scores = open_stage(
         cfg,
         "evaluate",
         settings=("evaluate" if name == CAM else "evaluate.splits", "data.splits"),
-        inputs={stage: input_fingerprint(cfg.stage_dir(stage), stage)},
+        inputs={
+            stage: input_fingerprint(cfg.stage_dir(stage), stage),
+            **({"waiting": ", ".join(waiting)} if waiting else {}),
+        },
         directory=scores_folder(cfg.run_dir, name),
     )
     if not scores.is_done():

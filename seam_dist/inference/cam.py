@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -71,15 +72,29 @@ def infer_samples(
 def read_authors_cams(samples: Iterable[Sample], folder: Path) -> Iterator[tuple[int, Sample, CamMaps]]:
     """Yield (place among the samples, sample, maps) from the authors' CAM dicts in a folder.
 
-    Raises ValueError when an image has no file, or one of another size or of other classes than its label.
+    An image without classes needs no file. Raises ValueError when another one has none, or one of another size or of
+    other classes than its label.
     """
     for index, sample in enumerate(samples):
-        path = authors_files.find_dict(folder, sample.key, sample.source_id, "infer_cam.from_interop")
         size = (sample.image.shape[0], sample.image.shape[1])
-        cam = authors_files.stack_maps(
-            path, authors_files.read_cam_dict(path), [index - 1 for index in sample.classes], size
-        )
+        cam = np.empty((0, *size), np.float32)
+        for path in _authors_dicts([folder], sample, "infer_cam.from_interop"):
+            ids = [index - 1 for index in sample.classes]
+            cam = authors_files.stack_maps(path, authors_files.read_cam_dict(path), ids, size)
         yield index, sample, CamMaps(torch.from_numpy(cam), None)
+
+
+def _authors_dicts(folders: Sequence[Path], sample: Sample, setting: str) -> list[Path]:
+    """Return the sample's file in each folder; none for an image without classes that lacks one.
+
+    The authors' code stops at such an image, so its files may leave it out.
+    """
+    try:
+        return [authors_files.find_dict(folder, sample.key, sample.source_id, setting) for folder in folders]
+    except ValueError:
+        if sample.classes:
+            raise
+        return []
 
 
 def add_cams(
@@ -106,14 +121,14 @@ def add_cams(
         authors_files.write_cam_dict(folder / "interop" / f"{sample.key}.npy", sample.classes, full)
     if pool is None:
         return
-    if (crf_files := authors_files.crf_folders(cfg.infer_cam)) is not None:
-        setting = "infer_cam.crf_from_interop"
-        low, high = (authors_files.find_dict(source, sample.key, sample.source_id, setting) for source in crf_files)
+    folders = authors_files.crf_folders(cfg.infer_cam)
+    if folders and (files := _authors_dicts(folders, sample, "infer_cam.crf_from_interop")):
+        low, high = files
         labels = pool.submit(read_refined, (low, high), size, sample.classes, stride)
     else:
         alphas = cfg.infer_cam.crf_alphas
         low, high = (folder / authors_files.crf_folder("interop_crf", alpha) / f"{sample.key}.npy" for alpha in alphas)
-        dicts = (low, high) if cfg.infer_cam.interop else None
+        dicts = (low, high) if cfg.infer_cam.interop and not folders else None
         labels = pool.submit(refine_cam, sample.image, full, sample.classes, alphas, stride, dicts)
     output.add("crf", index, sample.key, lambda: labels.result().labels)
     if stride is not None:

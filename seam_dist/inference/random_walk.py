@@ -23,7 +23,7 @@ from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config
 from seam_dist.data.images import BadSampleError
-from seam_dist.data.manifest import Shard
+from seam_dist.data.manifest import Manifest, Shard
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.batching import Pixels, by_size, network_maps, one_ahead
 from seam_dist.inference.crf_pool import CrfPool, refine_labels
@@ -43,18 +43,21 @@ class Walker:
     radius: int
 
 
-def read_samples_with_cams(cfg: Config, shard: Shard, cams: Mapping[str, StoredCam]) -> Iterator[Sample]:
+def read_samples_with_cams(
+    cfg: Config, manifest: Manifest, shard: Shard, cams: Mapping[str, StoredCam], output: ShardOutput
+) -> Iterator[Sample]:
     """Yield the images of a shard that have a CAM; StageError for one that fits no CAM.
 
-    An image that cannot be decoded was left out by infer_cam and is left out here.
+    An image that cannot be decoded was left out by infer_cam and is left out here: it becomes `output.bad`.
     """
 
     def on_bad(key: str, error: BadSampleError) -> None:
         if key in cams:
             raise StageError(f"{error}, but it has a CAM: run `--only infer_cam` again with these shards")
+        output.bad.append(str(error))
 
-    path = cfg.shards_dir / shard.file
-    for sample in read_shard(path, masks=False, max_pixels=cfg.data.max_pixels, on_bad=on_bad):
+    path, num_classes = cfg.shards_dir / shard.file, manifest.num_classes
+    for sample in read_shard(path, masks=False, max_pixels=cfg.data.max_pixels, on_bad=on_bad, num_classes=num_classes):
         stored, size = cams.get(sample.key), sample.image.shape[:2]
         if stored is None or stored.size != size:
             cam = "no CAM" if stored is None else f"a CAM for {stored.size} and not {size} pixels"

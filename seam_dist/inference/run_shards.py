@@ -11,6 +11,7 @@ seconds is taken for dead. A slow rank is waited for, whatever a whole shard tak
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ from seam_dist.artifacts.label_file import write_labels
 from seam_dist.artifacts.stage import StageError, StageRun
 from seam_dist.cluster.distributed import World, all_gather_object, on_main
 from seam_dist.cluster.progress import progress_bar
-from seam_dist.config.schema import Config
-from seam_dist.data.manifest import Shard
+from seam_dist.config.schema import Config, Stage
+from seam_dist.data.manifest import Manifest, Shard, Split
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.pseudo_labels import Pixels
@@ -38,6 +39,7 @@ CAMS = "cams"
 _HEARTBEATS = ".heartbeats"
 _BEAT_S = 1.0  # between two changes of a heartbeat at least: a thousand ranks may share the file system
 _POLL_S = 0.2
+_NAMED = 5  # bad samples that are printed; the manifest has all of them
 
 
 class Work(NamedTuple):
@@ -155,18 +157,31 @@ def run_shards(
         complete(stage)
         note = f", {len(bad)} bad ones left out" if bad else ""
         print(f"{name}: {num_images} images{note}, {num_images / took:.2f} a second, in {stage.dir}", flush=True)
+        for message in bad[:_NAMED]:
+            print(f"{name}: left out: {message}", flush=True)
 
     on_main(finish, world)
 
 
-def read_images(cfg: Config, shard: Shard, output: ShardOutput) -> Iterator[Sample]:
+def read_images(cfg: Config, manifest: Manifest, shard: Shard, output: ShardOutput) -> Iterator[Sample]:
     """Yield the images of an input shard; those that cannot be used become `output.bad`."""
     return read_shard(
         cfg.shards_dir / shard.file,
         masks=False,
         max_pixels=cfg.data.max_pixels,
         on_bad=lambda _, error: output.bad.append(str(error)),
+        num_classes=manifest.num_classes,
     )
+
+
+def check_has_labels(cfg: Config, split: Split, stage: Stage) -> None:
+    """Raise StageError when a split of a stage that uses image-level labels has none."""
+    if not split.has_labels:
+        others = [name for name in cfg.splits_of(stage) if name != split.name]
+        raise StageError(
+            f"split {split.name!r} has no image-level labels, which {stage} needs: leave it out of {stage}.splits "
+            f"({stage}.splits=[{','.join(others)}]); the final network can predict it (infer_seg.splits)"
+        )
 
 
 def _open(stage: StageRun, works: Sequence[Work]) -> tuple[StageRun, Sequence[Work], Sequence[Work]]:
@@ -200,7 +215,8 @@ def _read_bad(folder: Path, shards: Sequence[Shard], max_bad_fraction: float) ->
     records = [_bad_file(folder, shard) for shard in shards]
     bad = [message for record in records if record.is_file() for message in read_json(record)]
     num_images = sum(shard.num_samples for shard in shards)
-    if len(bad) > max_bad_fraction * num_images:
+    # Rounded up, as in training: what a training got over must not end the stage after it.
+    if len(bad) > math.ceil(max_bad_fraction * num_images):
         raise ValueError(
             f"{len(bad)} of {num_images} images cannot be used, more than data.max_bad_fraction={max_bad_fraction:g}; "
             f"the first: {bad[0]}: fix them and convert the data set again, or raise the limit"

@@ -25,6 +25,11 @@ class Note:
     command: str | None = None
 
 
+def no_masks(run_name: str) -> Note:
+    """Return why an evaluated run has no scores."""
+    return Note(f"No split of run {run_name} has masks to compare with, so there are no scores.")
+
+
 @dataclass(frozen=True)
 class Section:
     """A section of the page: its anchor, its heading and its HTML, or a note on why there is none."""

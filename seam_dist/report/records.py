@@ -79,6 +79,11 @@ class RunRecord:
         asked = "plain" if plain else "refined"
         return next((str(name) for name in recorded if name in ("refined", "plain")), asked)
 
+    @property
+    def is_unscored(self) -> bool:
+        """Whether the evaluation is finished and there was nothing to score: no split has masks."""
+        return "evaluate" in self.manifests and not self.evaluations and not self.labels and not self.damaged
+
     def setting(self, key: str) -> Any:
         """Return the value of a dotted key, or None."""
         value: Any = self.settings

@@ -28,6 +28,8 @@ def seeds_table(folders: Sequence[Path]) -> str:
     for run in runs:
         maps = compare_runs(run, [])
         if not maps:
+            if "evaluate" in run.manifests:
+                raise ValueError(f"{run.dir} has no scores of CAMs, since no split with CAMs has masks: leave it out")
             raise ValueError(f"{run.dir} has no evaluation: run `--only evaluate` for it, or leave it out")
         rows += maps
     splits = splits_of(rows)

@@ -40,16 +40,21 @@ def draw_strip(examples: Sequence[Example], labels: Sequence[str]) -> NDArray[np
 
 
 def choose(examples: Sequence[Example], num_images: int, labels: Sequence[str]) -> list[Example]:
-    """Return the first wide images of one size with all labels, no two of the same classes; ValueError without any."""
+    """Return the first wide images of one size with objects and all labels, no two of the same classes.
+
+    Raises ValueError without any.
+    """
     chosen: dict[tuple[int, ...], Example] = {}
     for example in examples:
         height, width = example.image.shape[:2]
         like_first = not chosen or next(iter(chosen.values())).image.shape == example.image.shape
-        if set(labels) <= example.labels.keys() and width >= height and like_first:
+        if example.classes and set(labels) <= example.labels.keys() and width >= height and like_first:
             chosen.setdefault(example.classes, example)
     if not chosen:
         names = " and ".join(labels)
-        raise ValueError(f"no wide image has labels of {names}: run the stages that make them, and evaluate")
+        raise ValueError(
+            f"no wide image with an object has labels of {names}: run the stages that make them, and evaluate"
+        )
     return list(chosen.values())[:num_images]
 
 
@@ -62,15 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run", type=user_path, metavar="RUN", help="folder of a finished run, for example runs/demo-seam"
     )
     parser.add_argument("out", type=user_path, metavar="PNG", help="picture to write")
-    parser.add_argument("--split", default="val", help="split of the images (default: val)")
+    parser.add_argument("--split", help="split of the images (default: that of the report)")
     parser.add_argument("--images", type=int, default=3, metavar="N", help="number of rows (default: 3)")
     parser.add_argument("--labels", nargs="+", default=["walk_crf", "seg_crf"], choices=LABEL_TYPES, metavar="TYPE")
     parser.add_argument("--width", type=int, default=900, metavar="PIXELS", help="largest width (default: 900)")
     arguments = parser.parse_args(argv)
     try:
         cfg = read_run_config(arguments.run)
-        cfg = replace(cfg, report=replace(cfg.report, split=arguments.split))
-        scores = scores_folder(cfg.run_dir, arguments.labels[-1]) / f"{arguments.split}-images.csv"
+        cfg = replace(cfg, report=replace(cfg.report, split=arguments.split or cfg.report_split))
+        scores = scores_folder(cfg.run_dir, arguments.labels[-1]) / f"{cfg.report_split}-images.csv"
         best = [row for row in rank_keys(scores, 10**6) if row[0] == "best"]
         primary, threshold = read_run(cfg.run_dir).primary, cfg.evaluate.default_threshold
         examples = load_examples(cfg, load_manifest(cfg.shards_dir), best, primary=primary, threshold=threshold)

@@ -15,14 +15,16 @@ from seam_dist.data.manifest import load_manifest
 from seam_dist.evaluation.cam_scores import evaluate_cams, format_cam_scores
 from seam_dist.evaluation.label_scores import evaluate_labels, format_label_scores
 from seam_dist.evaluation.score_folders import finish_evaluation, scorable
+from seam_dist.evaluation.splits import remarks, splits_with_masks
 from seam_dist.evaluation.text_table import aligned
 
 
 def run(cfg: Config) -> None:
     """Evaluate cfg.evaluate.splits, the split that chooses the threshold first; print tables on the main rank.
 
-    Raises ValueError (StageError, ShardError) when infer_cam is not finished and there are no labels, when a split has
-    no masks or no CAMs, and for what cannot be read.
+    Splits without masks are left out with a line each; without any masks the stage is finished and has no scores.
+    Raises ValueError (StageError, ShardError) when infer_cam is not finished and there are no labels, and for what
+    is missing or cannot be read.
     """
     world = init_world(cfg)
     manifest = load_manifest(cfg.shards_dir)
@@ -39,5 +41,11 @@ def run(cfg: Config) -> None:
             print(aligned(format_cam_scores(cams)))
         if labels:
             print(aligned(format_label_scores(labels)))
-        state = "in" if cams or labels else "done already, see"
-        print(f"evaluate: {state} {cfg.stage_dir('evaluate')}", flush=True)
+        masked = splits_with_masks(cfg, manifest)
+        new = cams or labels
+        lines = [*masked.lines, *remarks((*cams, *labels), manifest)] if new or not masked.splits else []
+        if masked.splits:
+            lines.append(f"{'in' if new else 'done already, see'} {cfg.stage_dir('evaluate')}")
+        else:
+            lines.append("no split has masks, so there is nothing to score")
+        print("\n".join(f"evaluate: {line}" for line in lines), flush=True)

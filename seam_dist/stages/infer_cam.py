@@ -23,13 +23,21 @@ from collections.abc import Iterator
 from seam_dist.artifacts.authors_files import CAM_FILES, CRF_FILES, crf_folders, files_fingerprint
 from seam_dist.artifacts.cam_file import FORMAT
 from seam_dist.artifacts.provenance import fingerprint, sha256_file
-from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
+from seam_dist.artifacts.stage import StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.inference.cam import add_cams, infer_samples, read_authors_cams
 from seam_dist.inference.crf_pool import CrfPool, check_crf
-from seam_dist.inference.run_shards import CAMS, ShardOutput, ShardProcess, Work, read_images, run_shards
+from seam_dist.inference.run_shards import (
+    CAMS,
+    ShardOutput,
+    ShardProcess,
+    Work,
+    check_has_labels,
+    read_images,
+    run_shards,
+)
 from seam_dist.models import Trained, affinity_stride, load_seam, seam_architecture, trained_for
 
 _SETTINGS = ("infer_cam.cam_stride", "infer_cam.interop", "infer_cam.crf")
@@ -58,7 +66,7 @@ def run(cfg: Config) -> None:
             model.pcm = model.pcm and cfg.infer_cam.cam == "refined"
 
         def process(work: Work, output: ShardOutput) -> Iterator[None]:
-            samples = read_images(cfg, work.shard, output)
+            samples = read_images(cfg, manifest, work.shard, output)
             if model is None or trained is None:
                 assert cfg.infer_cam.from_interop is not None
                 cams = read_authors_cams(samples, cfg.infer_cam.from_interop)
@@ -90,8 +98,7 @@ def _open(cfg: Config, manifest: Manifest, trained: Trained | None) -> tuple[Sta
     works: list[Work] = []
     for name in cfg.splits_of("infer_cam"):
         split = manifest.split(name)
-        if not split.has_labels:
-            raise StageError(f"split {name!r} has no image-level labels, so no CAMs: leave it out of infer_cam.splits")
+        check_has_labels(cfg, split, "infer_cam")
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         affinity = ("affinity",) if name == cfg.data.train_split else ()
         folders = ("crf", *affinity, CAMS) if cfg.infer_cam.crf else (CAMS,)

@@ -44,7 +44,7 @@ def run(cfg: Config) -> None:
         model = load_deeplab(trained).to(world.device)
 
         def process(work: Work, output: ShardOutput) -> Iterator[None]:
-            samples = read_images(cfg, work.shard, output)
+            samples = read_images(cfg, manifest, work.shard, output)
             oracle = "labels_oracle" in work.folders
             for prediction in predict_samples(
                 model, samples, cfg.infer_seg, align=trained.align, crf=pool, oracle=oracle
@@ -75,7 +75,10 @@ def _open(cfg: Config, manifest: Manifest, trained: Trained) -> tuple[StageRun, 
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         split = manifest.split(name)
         folders = ["labels_crf"] if cfg.infer_seg.crf else []
-        folders += ["labels_oracle"] if cfg.infer_seg.oracle and split.has_labels else []
+        if cfg.infer_seg.oracle and split.has_labels:
+            folders.append("labels_oracle")
+        elif cfg.infer_seg.oracle:
+            print(f"infer_seg: split {name!r} has no image-level labels, so it gets no labels_oracle", flush=True)
         works += [Work(shard, (*folders, "labels")) for shard in split.shards]
     inputs = {"shards": input_fingerprint(cfg.shards_dir, "shard"), "network": sha256_file(trained.weights)}
     if cfg.infer_seg.checkpoint is None:

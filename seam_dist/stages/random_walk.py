@@ -20,7 +20,7 @@ from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.inference.crf_pool import CrfPool, check_crf
 from seam_dist.inference.random_walk import add_walked, read_samples_with_cams, walk_samples
-from seam_dist.inference.run_shards import ShardOutput, ShardProcess, Work, run_shards
+from seam_dist.inference.run_shards import ShardOutput, ShardProcess, Work, check_has_labels, run_shards
 from seam_dist.models import AffinityNet, affinity_architecture, load_affinity_net, trained_for
 
 _WALK = ("alpha", "beta", "num_steps", "method", "crf", "files")
@@ -43,7 +43,8 @@ def run(cfg: Config) -> None:
 
         def process(work: Work, output: ShardOutput) -> Iterator[None]:
             cams = {cam.key: cam for cam in read_cams(cam_folder(cfg) / work.shard.file)}
-            for walker, scores in walk_samples(net, read_samples_with_cams(cfg, work.shard, cams), cams, cfg):
+            samples = read_samples_with_cams(cfg, manifest, work.shard, cams, output)
+            for walker, scores in walk_samples(net, samples, cams, cfg):
                 add_walked(output, walker, scores, cfg, stage.dir, pool)
                 yield
 
@@ -76,6 +77,7 @@ def _open(cfg: Config, manifest: Manifest) -> tuple[StageRun, list[Work]]:
     works: list[Work] = []
     for name in cfg.splits_of("random_walk"):
         split = manifest.split(name)
+        check_has_labels(cfg, split, "random_walk")
         missing = next((shard.file for shard in split.shards if not (cams / shard.file).is_file()), None)
         if missing is not None:
             raise StageError(

@@ -14,7 +14,7 @@ from seam_dist.cluster.distributed import init_world, on_main
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
 from seam_dist.report.comparison import compare_runs, console_table
-from seam_dist.report.page import Note, Section, render_page
+from seam_dist.report.page import Note, Section, no_masks, render_page
 from seam_dist.report.records import RunRecord, read_run
 from seam_dist.report.sections.classes import classes_section
 from seam_dist.report.sections.images import images_section
@@ -43,7 +43,11 @@ def _write(cfg: Config) -> None:
     path = stage.dir / "report.html"
     atomic_write(path, report_html(cfg, own, others))
     stage.finish([path])
-    print(console_table(compare_runs(own, others)))
+    rows = compare_runs(own, others)
+    if own.is_unscored:
+        print(f"report: {no_masks(own.name).text}")
+    if rows or not (own.is_unscored or own.labels):
+        print(console_table(rows))
     if own.labels:
         print(f"\n{pipeline_table(own)}")
     print(f"report: {path.resolve()}", flush=True)
@@ -63,13 +67,16 @@ def report_html(cfg: Config, own: RunRecord, others: Sequence[RunRecord]) -> str
     if stages:
         text = f"This run is not complete: {', '.join(stages)} {'is' if len(stages) == 1 else 'are'} not finished."
         notes.append(Note(text, f"{command} {' '.join(f'--only {stage}' for stage in stages)}"))
-    split = cfg.report.split
+    split = cfg.report_split
+    has_masks = manifest is None or split not in manifest.splits or manifest.splits[split].has_masks
     sections = [
         Section("results", "Results", results_section(own, others, command)),
         *([Section("pipeline", "From CAM to final mask", pipeline_section(own))] if own.labels else []),
         Section("images", f"Images of {split}", images_section(cfg, own, manifest, command)),
         Section("thresholds", "Background threshold", thresholds_section(own, others, command)),
-        Section("classes", f"Classes on {split}", classes_section(own, others, names, split, command)),
+        Section(
+            "classes", f"Classes on {split}", classes_section(own, others, names, split, command, has_masks=has_masks)
+        ),
         Section("training", "Training", training_section(own, others, command)),
         Section("setup", "What was run", setup_section(own, others, command)),
     ]

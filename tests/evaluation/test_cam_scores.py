@@ -258,15 +258,47 @@ def test_masks_without_any_class_are_an_error(root):
 def test_a_split_without_cams_is_refused(root):
     cfg = make_config(root)
     (cfg.stage_dir("infer_cam") / "cams" / "val-00001.tar").unlink()
-    with pytest.raises(StageError, match=r"split 'val' has no CAMs in .*: add it to infer_cam\.splits"):
+    with pytest.raises(StageError, match=r"split 'val' has no CAMs in .*: run `--only infer_cam` again"):
         evaluate(cfg)
 
 
-def test_a_split_without_masks_is_refused(root):
+def test_a_split_that_infer_cam_leaves_out_has_no_scores_until_it_has_cams(root, capsys):
+    cfg = make_config(root, infer_cam={"splits": ["train"]})
+    folder = cfg.stage_dir("infer_cam") / "cams"
+    away = [path.rename(path.with_suffix(".away")) for path in folder.glob("val-*.tar")]
+    evaluate(cfg)
+    assert (
+        "evaluate: split 'val' is not one of infer_cam.splits, so it has no scores of CAMs" in capsys.readouterr().out
+    )
+    assert not (cfg.stage_dir("evaluate") / "cam" / "val.json").exists()
+    for path in away:
+        path.rename(path.with_suffix(".tar"))
+    evaluate(make_config(root, infer_cam={"splits": ["train", "val"]}))
+    assert result(cfg, "val")["num_images"] == 3
+
+
+def test_a_threshold_split_that_is_not_in_the_shards_leaves_the_default(root, capsys):
+    cfg = make_config(root, evaluate={"splits": ["val"], "threshold_split": "minival", "num_thresholds": 10})
+    evaluate(cfg)
+    assert "evaluate.threshold_split=minival is not in the shards, which have train, val" in capsys.readouterr().out
+    assert result(cfg, "val")["chosen"] is None
+    assert result(cfg, "val")["default"]["threshold"] == 0.26
+
+
+def test_a_class_that_no_mask_holds_has_no_iou_and_is_not_in_the_mean(root, finished):
     cfg = make_config(root)
-    change_manifest(cfg, lambda splits: splits["val"].update(has_masks=False))
-    with pytest.raises(StageError, match=r"split 'val' has no masks to compare with: leave it out of evaluate\.splits"):
-        evaluate(cfg)
+    for part in load_manifest(cfg.shards_dir).split("val").shards:
+        change_shard(cfg, part.file, lambda sample: with_mask(sample, lambda mask: np.where(mask == 1, 0, mask)))
+    evaluate(cfg)
+    best = result(cfg, "val")["best"]
+    assert best["iou"][1] is None
+    assert best["recall"][1] is None
+    assert best["miou"] == pytest.approx(np.mean([value for value in best["iou"] if value is not None]), rel=1e-12)
+    confusion = direct_confusion(cfg, "val", "refined", best["threshold"])
+    assert confusion[:, 1].sum() > 0, "the class is predicted"
+    hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    expected = [hits[index] / union[index] for index in range(4) if confusion[index].sum()]
+    assert best["miou"] == pytest.approx(np.mean(expected), rel=1e-12)
 
 
 def test_an_unknown_split_is_refused(root):

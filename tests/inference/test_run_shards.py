@@ -176,15 +176,20 @@ def test_a_stage_interrupted_before_its_manifest_reruns_its_last_shard(stage: St
 
 def test_bad_samples_of_every_call_count(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     stage.bad = {"s0.tar": ["image a: cut"], "s3.tar": ["image b: cut"]}
-    stage.cfg = replace(stage.cfg, data=replace(stage.cfg.data, max_bad_fraction=0.15))
+    stage.cfg = replace(stage.cfg, data=replace(stage.cfg.data, max_bad_fraction=0.1))
     for _ in range(2):  # the second call processes the last shard alone, which has none
-        with pytest.raises(ValueError, match=r"2 of 10 images cannot be used, .*=0\.15; the first: image a: cut"):
+        with pytest.raises(ValueError, match=r"2 of 10 images cannot be used, .*=0\.1; the first: image a: cut"):
             stage.run()
         assert not (stage.folder / "manifest.json").exists()
-    stage.cfg = replace(stage.cfg, data=replace(stage.cfg.data, max_bad_fraction=0.2))
+    stage.cfg = replace(
+        stage.cfg, data=replace(stage.cfg.data, max_bad_fraction=0.11)
+    )  # of 10: 1.1, rounded up as in training
     stage.run()
     assert stage.manifest()["bad_samples"] == ["image a: cut", "image b: cut"]
-    assert ", 2 bad ones left out, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert ", 2 bad ones left out, " in out
+    assert "left out: image a: cut\n" in out
+    assert "left out: image b: cut\n" in out
     # A shard that is rerun and has none any more.
     stage.bad = {}
     (stage.folder / "manifest.json").unlink()

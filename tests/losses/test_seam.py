@@ -133,6 +133,21 @@ def test_ecr_averages_the_largest_differences_in_both_directions():
     )
 
 
+def test_an_image_without_objects_teaches_the_absence_of_all_classes_and_a_background_everywhere():
+    cam = maps([[[7.0] * 4], [[1.0, 2.0, 3.0, 6.0]], [[-4.0, 0.0, 0.0, 0.0]]]).requires_grad_()
+    refined = maps([[[0.0, 0.25, 0.5, 1.0]], [[3.0] * 4], [[0.0, 1.0, 0.0, 2.0]]]).requires_grad_()
+    out = losses.seam_loss((cam, refined), (cam, refined), torch.zeros(1, 2, dtype=torch.float64), ecr_top=0.25)
+    # -log s(-x) of the means 3 and -1.
+    assert out["cls"].item() == pytest.approx((math.log1p(math.exp(3)) + math.log1p(math.exp(-1))) / 2)
+    assert (out["min_pool"].item(), out["er"].item()) == (0, 0)
+    # The target is a background of 1: differences 1, .75, .5, 0; top = 0.25 of 12 elements is 3; two directions.
+    assert out["ecr"].item() == pytest.approx(2 * (1 + 0.75 + 0.5) / 3, abs=1e-4)
+    gradients = torch.autograd.grad(out["loss"], (cam, refined))
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    assert gradients[0][:, 1:].gt(0).all()  # every score goes down
+    assert not gradients[1][:, 1:].any()
+
+
 def test_ecr_takes_the_top_of_each_sample():
     label = torch.ones(2, 1, dtype=torch.float64)
     cam = maps([[[0.0] * 2], [[0.0, 1.0]]]).repeat(2, 1, 1, 1)

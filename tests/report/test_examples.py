@@ -33,6 +33,23 @@ def test_no_image_is_shown_twice(tmp_path: Path, count: int) -> None:
     assert len(set(keys)) == len(keys) == min(count, 12)
 
 
+def test_images_without_objects_are_never_the_best(tmp_path: Path) -> None:
+    path = _write(tmp_path / "s.csv", ["1.0", "1.0", "0.9", "0.8", "0.2", "0.1"])
+    picked = rank_keys(path, 2, empty={"k0", "k1", "k5"})
+    assert [(rank, key) for rank, key, _ in picked] == [
+        ("best", "k2"),
+        ("best", "k3"),
+        ("median", "k0"),
+        ("median", "k1"),
+        ("worst", "k4"),
+        ("worst", "k5"),
+    ]
+    assert {rank for rank, _, _ in rank_keys(path, 2, empty={f"k{number}" for number in range(6)})} == {
+        "median",
+        "worst",
+    }
+
+
 def test_images_without_a_score_and_files_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     assert [key for _, key, _ in rank_keys(_write(tmp_path / "s.csv", ["nan", "0.5", ""]), 3)] == ["k1"]
     assert rank_keys(tmp_path / "missing.csv", 3) == []

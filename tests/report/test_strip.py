@@ -14,7 +14,7 @@ def example(classes: tuple[int, ...], size: tuple[int, int] = (30, 40), labels: 
     image = np.full((*size, 3), 100, np.uint8)
     heat = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size)
     mask = np.zeros(size, np.uint8)
-    mask[10:, 10:] = classes[0]
+    mask[10:, 10:] = classes[0] if classes else 0
     cams = {"refined": heat, "plain": heat[::-1]}
     return Example("key", "best", 0.5, classes, image, cams, mask, mask, dict.fromkeys(labels, mask))
 
@@ -35,8 +35,15 @@ def test_chosen_images_are_wide_of_one_size_and_of_other_classes() -> None:
     )  # fmt: skip
     assert choose([tall, wide, same, larger, other], 5, ["walk"]) == [wide, other]
     assert choose([wide, other], 1, ["walk"]) == [wide]
-    with pytest.raises(ValueError, match="no wide image has labels of seg_crf: run the stages that make them"):
+    with pytest.raises(
+        ValueError, match="no wide image with an object has labels of seg_crf: run the stages that make"
+    ):
         choose([wide], 1, ["seg_crf"])
+
+
+def test_images_without_objects_are_not_chosen() -> None:
+    empty, cat = example(()), example((1,))
+    assert choose([empty, cat], 2, ["walk"]) == [cat]
 
 
 def test_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

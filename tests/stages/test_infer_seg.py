@@ -251,7 +251,7 @@ def test_server_archive_needs_all_images_of_a_predicted_split(root: Path) -> Non
 
 
 def test_damaged_image_is_left_out_within_the_limit(root: Path) -> None:
-    cfg = config(root, infer_seg={"crf": False, "voc_server": "val"})
+    cfg = config(root, infer_seg={"crf": False, "voc_server": "val"}, data={"max_bad_fraction": 0.0})
     key = samples_of(cfg, "val")[0].key
     rewrite_shard(cfg, "val-00000.tar", lambda raw: cut_jpeg(raw) if raw.key == key else raw)
     with pytest.raises(ValueError, match="1 of 8 images cannot be used"):

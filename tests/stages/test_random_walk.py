@@ -215,6 +215,21 @@ def test_images_of_any_size_walk_together_as_they_walk_alone(prepared):
     np.testing.assert_array_equal(together["s2"].argmax(0), np.zeros((40, 64)))
 
 
+def test_an_image_without_classes_walks_beside_others_and_stays_background(prepared):
+    cfg = config(prepared)
+    samples, cams = samples_of(cfg, "train"), stored_cams(cfg, "train")
+    alone = walked_scores(cfg, samples, cams)
+    empty = samples[1].key
+    samples[1] = replace(samples[1], classes=())
+    cams[empty] = replace(cams[empty], classes=(), cam=cams[empty].cam[:0])
+    together = replace(cfg, random_walk=replace(cfg.random_walk, batch_size=len(samples)))
+    scores = walked_scores(together, samples, cams)
+    assert scores[empty].shape == (1, *samples[1].image.shape[:2])
+    assert scores[empty].min() > 0
+    for key in scores.keys() - {empty}:
+        np.testing.assert_allclose(scores[key], alone[key], rtol=1e-4, atol=1e-6)
+
+
 def test_leaving_absent_classes_out_is_exact():
     rng = np.random.default_rng(0)
     stored = StoredCam("s", (2,), (20, 28), rng.random((1, 3, 4)).astype(np.float16))
@@ -236,7 +251,7 @@ def rewrite_cams(cfg: Config, name: str, change) -> None:
     write_cams(path, [cam for cam in map(change, list(read_cams(path))) if cam is not None])
 
 
-def test_an_image_that_infer_cam_left_out_is_left_out(root):
+def test_an_image_that_infer_cam_left_out_is_left_out(root, capsys):
     cfg = config(root, random_walk={"splits": ["val"]})
     key = samples_of(cfg, "val")[0].key
     rewrite_cams(cfg, "val-00000.tar", lambda cam: None if cam.key == key else cam)

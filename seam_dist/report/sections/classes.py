@@ -22,9 +22,17 @@ def class_name(index: int, names: Sequence[str]) -> str:
 
 
 def classes_section(
-    own: RunRecord, others: Sequence[RunRecord], names: Sequence[str], split: str, command: str
+    own: RunRecord,
+    others: Sequence[RunRecord],
+    names: Sequence[str],
+    split: str,
+    command: str,
+    *,
+    has_masks: bool = True,
 ) -> Markup | Note:
     """Return the per-class table of one split at the best threshold: IoU, precision, recall, and IoU of other maps."""
+    if not has_masks:
+        return Note(f"Split {split} has no masks to compare with, so there are no class scores.")
     rows = [row for row in compare_runs(own, others) if split in row.scores]
     result = own_result(rows)
     if result is None:
@@ -47,5 +55,6 @@ def classes_section(
             (class_colors()[index].tolist(), class_name(index, names), values)
             for index, values in enumerate([*cells][: len(main[0])])
         ],
+        absent=[class_name(index, names) for index, recall in enumerate(main[2]) if recall is None],
         means=[*(fmean(values) if values else None for values in known), *(row.miou(split) for row in rest)],
     )

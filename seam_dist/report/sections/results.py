@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from seam_dist.artifacts.layout import LABEL_TYPES
 from seam_dist.report.comparison import columns, compare_runs, gains, own_result, splits_of
-from seam_dist.report.page import Note, render_template
+from seam_dist.report.page import Note, no_masks, render_template
 from seam_dist.report.records import RunRecord
 
 
@@ -19,6 +19,10 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
     table = columns(rows)
     titles = [f"{split} mIoU, {f'threshold of {source}' if source else 'best threshold'}" for split, source in table]
     note = Note(f"Run {own.name} has no evaluation, so there are no scores.", f"{command} --only evaluate")
+    if own.is_unscored:
+        note = no_masks(own.name)
+    elif own.labels:
+        note = Note(f"Run {own.name} has no scores of CAMs: no split with CAMs has masks.")
     return render_template(
         "results.html",
         result=result,
@@ -34,7 +38,9 @@ def results_section(own: RunRecord, others: Sequence[RunRecord], command: str) -
         columns=table,
         rows=rows,
         not_evaluated=[
-            Note(f"Run {run.name} was to be compared, but it has no evaluation.", f"--only evaluate for {run.dir}")
+            no_masks(run.name)
+            if run.is_unscored
+            else Note(f"Run {run.name} was to be compared, but it has no evaluation.", f"--only evaluate for {run.dir}")
             for run in others
             if not run.evaluations
         ],

@@ -16,6 +16,8 @@ from seam_dist.report.records import RunRecord
 def thresholds_section(own: RunRecord, others: Sequence[RunRecord], command: str) -> Markup | Note:
     """Return a curve of mIoU over background thresholds for each split, with the best, chosen and default points."""
     rows = compare_runs(own, others)
+    if not rows and (own.is_unscored or own.labels):
+        return Note("No split with CAMs has masks, so there are no threshold curves.")
     if not rows:
         return Note("There is no evaluation, so there are no threshold curves.", f"{command} --only evaluate")
     compared = list(dict.fromkeys(row.run.name for row in rows if not row.is_own))
