@@ -136,7 +136,7 @@ def _matrices(cfg: Config, manifest: Manifest, folder: Path, shard: Shard) -> It
 
 def describe_labels(label_type: LabelType, split: str, counts: LabelCounts) -> dict[str, Any]:
     """Return a split's scores as JSON values: mean IoU, pixel accuracy, lists over the classes, background first."""
-    scores = scores_from_confusion(counts.confusion, of_split=True)
+    scores = scores_from_confusion(counts.confusion)
     total = int(counts.confusion.sum())
     if total == 0:
         raise StageError(f"split {split!r} has no pixel with a class in its masks: correct the masks")

@@ -35,23 +35,22 @@ class Scores:
     miou: Tensor
 
 
-def scores_from_counts(hits: Tensor, predicted: Tensor, truth: Tensor, *, of_split: bool = False) -> Scores:
+def scores_from_counts(hits: Tensor, predicted: Tensor, truth: Tensor) -> Scores:
     """Return the scores of int64 pixel counts (..., C + 1): right ones, predicted ones, true ones.
 
-    iou = hits / (predicted + truth - hits), precision = hits / predicted, recall = hits / truth; 0 / 0 is NaN, and with
-    `of_split` the IoU of a class without true pixels as well. miou is the mean over the classes that have an IoU.
+    iou = hits / (predicted + truth - hits), precision = hits / predicted, recall = hits / truth; 0 / 0 is NaN. miou is
+    the mean over the classes that have an IoU: all but those that are neither true nor predicted anywhere. A class that
+    is only predicted counts as 0, as in published evaluations.
     """
     hits, predicted, truth = (count.double() for count in (hits, predicted, truth))
     iou = hits / (predicted + truth - hits)
-    if of_split:
-        iou = iou.masked_fill(truth == 0, math.nan)
     return Scores(iou=iou, precision=hits / predicted, recall=hits / truth, miou=iou.nanmean(dim=-1))
 
 
-def scores_from_confusion(confusion: Tensor, *, of_split: bool = False) -> Scores:
+def scores_from_confusion(confusion: Tensor) -> Scores:
     """Return the scores of a confusion matrix (..., C + 1, C + 1), true classes in rows, predicted ones in columns."""
     hits = confusion.diagonal(dim1=-2, dim2=-1)
-    return scores_from_counts(hits, confusion.sum(dim=-2), confusion.sum(dim=-1), of_split=of_split)
+    return scores_from_counts(hits, confusion.sum(dim=-2), confusion.sum(dim=-1))
 
 
 def class_lists(scores: Scores, *index: int) -> dict[str, list[float | None]]:
@@ -133,9 +132,9 @@ class ThresholdHistogram:
 
     def scores(self) -> Scores:
         """Return the scores at every threshold: per class (T, C + 1), mean IoU (T,)."""
-        return self._scores(self.counts, list(range(self.num_classes)), of_split=True)
+        return self._scores(self.counts, list(range(self.num_classes)))
 
-    def _scores(self, counts: Tensor, columns: Sequence[int], *, of_split: bool = False) -> Scores:
+    def _scores(self, counts: Tensor, columns: Sequence[int]) -> Scores:
         """Return the scores of counts (C + 1, K, T + 1) whose K columns are the foreground classes `columns` + 1."""
         low = counts.cumsum(dim=2)[:, :, :-1]  # [C + 1, K, T]: not above threshold t
         high = counts.sum(dim=2, keepdim=True) - low
@@ -146,7 +145,7 @@ class ThresholdHistogram:
         ids = torch.tensor(columns) + 1
         hits[:, ids] = high[ids, torch.arange(len(columns))].T
         predicted[:, ids] = high.sum(dim=0).T
-        return scores_from_counts(hits, predicted, counts.sum(dim=(1, 2)), of_split=of_split)
+        return scores_from_counts(hits, predicted, counts.sum(dim=(1, 2)))
 
     def _check(self, cam: Tensor, classes: Sequence[int], mask: NDArray[np.uint8]) -> None:
         expected = (len(classes), *mask.shape)

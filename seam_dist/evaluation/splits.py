@@ -101,8 +101,8 @@ def remarks(records: Iterable[Mapping[str, Any]], manifest: Manifest) -> list[st
             lines.append(f"{share} could not be read by inference and are not scored: {listed(unread)}")
         if absent := absent_classes(record.get("best", record)["recall"], manifest.classes):
             lines.append(
-                f"no mask of {split} holds {listed(absent)}: without true pixels a class has no IoU, and the mean is "
-                "over the others"
+                f"no mask of {split} holds {listed(absent)}: its IoU is 0 where it is predicted, and not in the mean "
+                "otherwise"
             )
     return lines
 

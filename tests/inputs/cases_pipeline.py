@@ -232,7 +232,7 @@ CASES = [
         reader="masks",
         fault="lack a class",
         run=recalls(1.0, 0.0, None, 1.0),
-        warns="^no mask of val holds dog: without true pixels a class has no IoU",
+        warns="^no mask of val holds dog: its IoU is 0 where it is predicted",
     ),
     Case(
         reader="infer_cam.splits",
