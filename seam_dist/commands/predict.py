@@ -1,52 +1,57 @@
 """The command `seam-dist predict`: labels of any images from the weights of a final network, without shards or config.
 
-For each image a palette PNG of class indices and an overlay; folders keep their structure. Exit codes: 0 done; 1 some
-images could not be read, each of which was named; 2 an argument or the weights are wrong.
+For each image a palette PNG of class indices and an overlay; folders keep their structure. Nothing is overwritten but
+what the command wrote itself (artifacts/outputs.py); all that is in the way is said before the first image.
+
+Exit codes: 0 done; 1 some images or masks could not be used, each of which was named; 2 an argument or the weights are
+wrong, or the outputs cannot be written; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seam_dist.artifacts.atomic import atomic_file, atomic_write
 from seam_dist.artifacts.label_file import encode_labels
+from seam_dist.artifacts.outputs import OutputError, OutputFolder, printable
 from seam_dist.cluster.progress import progress_bar
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
-from seam_dist.data.images import BadImageError, decode_mask, read_image_file
+from seam_dist.data.image_folder import check_readable, list_images
+from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels, read_image_file
 from seam_dist.data.shards import Sample
-from seam_dist.evaluation.label_scores import confusion_matrix
-from seam_dist.evaluation.metrics import scores_from_confusion
-from seam_dist.evaluation.text_table import aligned
+from seam_dist.evaluation.mask_folder import MaskFolder
 from seam_dist.inference.batching import check_scales
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.export import check_export, export_network
-from seam_dist.inference.segmentation import Prediction, predict_samples, refine_in_order
+from seam_dist.inference.segmentation import predict_samples, refine_in_order
 from seam_dist.models import Trained, find_trained, load_deeplab
 from seam_dist.report.overlay import draw_overlay
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
 _DEFAULTS = InferSegConfig()
 _JPEG_QUALITY = 90
+_LONGEST_NAME = 255  # bytes
+_ELSEWHERE = "give another --out"
 
 
 @dataclass
 class Outcome:
-    """What has become of the images: how many could not be read, and the scores of those with a mask."""
+    """What has become of the images: those whose labels are written, those that could not be used, bad masks."""
 
-    confusion: torch.Tensor
-    num_scored: int = 0
+    num_done: int = 0
     num_failed: int = 0
+    num_bad_masks: int = 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,12 +59,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="seam-dist predict",
         description="Predict the class of every pixel of images with a trained final network. Writes NAME.png (palette "
-        "PNG of class indices) and NAME_overlay.jpg for each image.",
+        "PNG of class indices) and NAME_overlay.jpg for each image; replaces nothing but its own files.",
     )
     add = parser.add_argument
-    add("--weights", type=Path, required=True, metavar="W", help="run, its train_seg/final, or model.safetensors there")
-    add("--images", type=Path, metavar="DIR|FILE", help="a folder (jpg, png, webp, folders within it, too) or an image")
-    add("--out", type=Path, metavar="DIR", help="folder that gets the labels; its structure is that of --images")
+    formats = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    add(
+        "--weights", type=_path, required=True, metavar="W", help="run, its train_seg/final, or model.safetensors there"
+    )
+    add("--images", type=_path, metavar="DIR|FILE", help=f"a folder ({formats}; folders within it, too) or an image")
+    add("--out", type=_path, metavar="DIR", help="folder that gets the labels; its structure is that of --images")
     add("--scales", type=float, nargs="+", metavar="S", help="sizes relative to the image (default: as trained for)")
     add("--flip", action=argparse.BooleanOptionalAction, help="add the mirror image (default: as trained for)")
     add("--crf", action="store_true", help="refine the labels by a dense CRF")
@@ -77,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-side", type=_count, default=1024, metavar="N", help="scale longer images to N pixels for the network")
     add("--max-pixels", type=_count, default=50_000_000, metavar="N", help="refuse to decode larger images")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write NAME_overlay.jpg, too")
-    add("--masks", type=Path, metavar="DIR", help="true masks (NAME.png, class indices): prints the mIoU")
-    add("--export", type=Path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
+    add("--masks", type=_path, metavar="DIR", help="true masks (NAME.png, class indices): prints the mIoU")
+    add("--export", type=_path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
     size = (384, 512)
     add("--export-size", type=_count, nargs=2, default=size, metavar=("H", "W"), help="size that it is traced with")
     return parser
@@ -87,47 +95,86 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = build_parser().parse_args(argv)
+    outcome = Outcome()
     try:
-        return _run(arguments)
-    except (OSError, ValueError) as error:
-        print(f"seam-dist predict: error: {error}", file=sys.stderr)
+        return _run(arguments, outcome)
+    except KeyboardInterrupt:
+        done = "" if arguments.out is None else f", {outcome.num_done} images are done, in {printable(arguments.out)}"
+        _complain(f"interrupted{done}")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = f"{printable(os.fsdecode(error.filename))}: " if error.filename is not None else ""
+        _complain(f"error: {name}{error.strerror or error}")
+    except ValueError as error:
+        _complain(f"error: {error}")
     return 2
 
 
+def _complain(text: str) -> None:
+    print(f"seam-dist predict: {text}", file=sys.stderr)
+
+
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return value
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a path (is a variable of the shell unset?)")
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if arguments.export is None and arguments.images is None:
         raise ValueError("neither --images nor --export was given: name a folder of images or a file to export to")
     if (arguments.images is None) != (arguments.out is None):
         raise ValueError("--images and --out go together: give both, or neither with --export")
+    if arguments.masks is not None and arguments.images is None:
+        raise ValueError("--masks was given without --images, so there is nothing to compare: give --images and --out")
+    if arguments.masks is not None and not arguments.masks.exists():
+        raise ValueError(f"--masks {printable(arguments.masks)} is not there: give the folder of the masks")
+    if arguments.scales is not None:
+        check_scales(arguments.scales, "--scales")
     if arguments.export is not None:
         check_export(arguments.export)
     trained = find_trained(arguments.weights, "train_seg")
     cfg = predict_settings(arguments, trained)
-    images = {} if arguments.images is None else find_images(arguments.images, arguments.out)
+    images = {} if arguments.images is None else find_images(arguments.images, arguments.out, arguments.masks)
+    targets = check_targets(images, arguments)
+    masks = None
+    if arguments.masks is not None:
+        masks = MaskFolder(arguments.masks, images, trained.classes, max_pixels=arguments.max_pixels)
+        for note in masks.notes:
+            _complain(f"warning: --masks {printable(arguments.masks)}: {note}")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.export is not None:
         height, width = arguments.export_size
         sizes = export_network(load_deeplab(trained), arguments.export, (height, width))
         logits = f"logits (1, {1 + len(trained.classes)}, H, W)"
-        print(f"{arguments.export}: from uint8 RGB (1, 3, H, W), {sizes}, to {logits}")
+        print(f"{printable(arguments.export)}: from uint8 RGB (1, 3, H, W), {sizes}, to {logits}")
     if arguments.images is None:
         return 0
-    outcome = predict_images(trained, images, cfg, arguments)
-    print(f"{len(images) - outcome.num_failed} of {len(images)} images done, in {arguments.out}")
-    if arguments.masks is not None:
-        print(format_scores(outcome, trained.classes))
+    predict_images(trained, images, targets, cfg, arguments, outcome, masks)
+    print(f"{outcome.num_done} of {len(images)} images done, in {printable(arguments.out)}")
+    if masks is not None:
+        print(masks.format_scores())
     if outcome.num_failed:
-        print(f"seam-dist predict: {outcome.num_failed} images could not be read, see above", file=sys.stderr)
-        return 1
-    return 0
+        _complain(f"{outcome.num_failed} images could not be read or written, see above")
+    if outcome.num_bad_masks:
+        _complain(f"{outcome.num_bad_masks} masks could not be compared, see above")
+    return 1 if outcome.num_failed or outcome.num_bad_masks else 0
 
 
 def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
@@ -146,92 +193,148 @@ def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
     return cfg
 
 
-def find_images(source: Path, out: Path) -> dict[str, Path]:
+def find_images(source: Path, out: Path, masks: Path | None = None) -> dict[str, Path]:
     """Return the images by their name in the output, `sub/folder/stem`, in order; a single file by its stem.
 
-    Raises ValueError when there are none, when two would have the same name, or when `out` is the folder of images.
+    What is left out is said on standard error. Raises ValueError when there are no images, when two would have the same
+    name, and when `out` is the folder of images, the folder of masks, or holds other images than those of the command.
     """
-    if not source.exists():
-        raise ValueError(f"--images {source} is not there: give a folder or an image")
-    inside = out.resolve()
-    if inside == (source if source.is_dir() else source.parent).resolve():
-        raise ValueError(f"--out {out} is the folder of the images: labels would replace images; give another folder")
-    if source.is_file():
-        return {source.stem: source}
-    images: dict[str, Path] = {}
-    for path in sorted(source.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file() or inside in path.resolve().parents:
-            continue
-        name = path.relative_to(source).with_suffix("").as_posix()
-        if name in images:
-            raise ValueError(f"{images[name]} and {path} would both become {name}.png: rename or move one of them")
-        images[name] = path
-    if not images:
-        raise ValueError(f"--images {source} holds no {', '.join(SUFFIXES)}: give a folder of images")
-    return images
+    outputs = OutputFolder(out)
+    listed = list_images(source, "--images", outputs=[outputs], without=masks)
+    inside, folder = out.resolve(), (source if source.is_dir() else source.parent).resolve()
+    if inside == folder:
+        raise ValueError(f"--out {printable(out)} is the folder of the images: {_ELSEWHERE}")
+    if masks is not None and inside == masks.resolve():
+        raise ValueError(f"--out {printable(out)} is the folder of --masks, which labels would replace: {_ELSEWHERE}")
+    if folder in inside.parents and source.is_dir():
+        root = source / inside.relative_to(folder)
+        foreign = [path for path in listed.images.values() if root in path.parents]
+        if foreign:
+            raise ValueError(
+                f"--out {printable(out)} lies in --images and holds {len(foreign)} images that seam-dist did not "
+                f"write, the first {printable(foreign[0])}: {_ELSEWHERE}"
+            )
+    for note in listed.notes():
+        _complain(f"warning: --images {printable(source)}: {note}")
+    for reason in listed.unreadable:
+        _complain(f"warning: folder {reason}, so its images are left out")
+    if not listed.images:
+        held = "; ".join(listed.notes()) or "it is empty"
+        raise ValueError(
+            f"--images {printable(source)} holds no {', '.join(IMAGE_SUFFIXES)} ({held}): give a folder of images"
+        )
+    return listed.images
 
 
-def predict_images(trained: Trained, images: Mapping[str, Path], cfg: Config, arguments: argparse.Namespace) -> Outcome:
-    """Write the labels of all images, and their overlays; return what became of them."""
+def check_targets(images: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the names of the files that each image gets; OutputError when one is there that is not the command's."""
+    targets = {key: [f"{key}.png", f"{key}_overlay.jpg"][: 1 + arguments.overlay] for key in images}
+    if not targets:
+        return targets
+    names = [name for own in targets.values() for name in own]
+    files = set(names)
+    for name in names:
+        between = next((str(parent) for parent in Path(name).parents if str(parent) in files), None)
+        if between is not None:
+            raise ValueError(
+                f"{printable(between)} would be the labels of one image and the folder of others: rename one"
+            )
+    outputs = OutputFolder(arguments.out)
+    outputs.check((name for name in names if not _too_long(name)), remedy=_ELSEWHERE)
+    there = next(folder for folder in (arguments.out, *arguments.out.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {printable(arguments.out)}: {printable(there)} may not be written: {_ELSEWHERE}")
+    outputs.remove_abandoned(names)
+    return targets
+
+
+def _too_long(name: str) -> bool:
+    return len(os.fsencode(Path(name).name)) > _LONGEST_NAME
+
+
+def predict_images(
+    trained: Trained,
+    images: Mapping[str, Path],
+    targets: Mapping[str, Sequence[str]],
+    cfg: Config,
+    arguments: argparse.Namespace,
+    outcome: Outcome,
+    masks: MaskFolder | None,
+) -> None:
+    """Write the labels of all images, and their overlays, and count in `outcome` what has become of them.
+
+    Raises ValueError when the outputs cannot be written, for example on a full disk; those that are there are whole.
+    """
     device = torch.device("cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu")
     if arguments.device == "cuda" and device.type == "cpu":
         raise ValueError("--device cuda but torch sees no GPU: use --device cpu, or a GPU build of torch")
-    classes = trained.classes
-    outcome = Outcome(torch.zeros(len(classes) + 1, len(classes) + 1, dtype=torch.int64))
+    outputs = OutputFolder(arguments.out)
     with ExitStack() as stack:
         crf = None
         if cfg.infer_seg.crf:
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         model = load_deeplab(trained).to(device)
         bar = stack.enter_context(progress_bar("predict", len(images), "image"))
-        samples = _read(images, arguments.max_pixels, outcome, bar)
+        samples = _read(images, targets, arguments, outcome, bar)
         predictions = predict_samples(
             model, samples, cfg.infer_seg, align=trained.align, longest=arguments.max_side, crf=crf
         )
         for prediction, labels in refine_in_order(predictions):
-            target = arguments.out / f"{prediction.sample.key}.png"
-            atomic_write(target, encode_labels(labels))
-            if arguments.overlay:
-                picture = Image.fromarray(draw_overlay(prediction.sample.image, labels, classes))
-                with atomic_file(target.with_name(f"{target.stem}_overlay.jpg")) as temporary:
-                    picture.save(temporary, "JPEG", quality=_JPEG_QUALITY)
-            if arguments.masks is not None:
-                _score(prediction, labels, arguments.masks, outcome, arguments.max_pixels)
+            sample, key = prediction.sample, prediction.sample.key
+            try:
+                _write(outputs, targets[key], labels, sample.image, trained.classes)
+            except (OSError, OutputError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                    name = printable(arguments.out / targets[key][0])
+                    raise ValueError(
+                        f"{name} or its overlay cannot be written ({error.strerror or error}): {outcome.num_done} of "
+                        f"{len(images)} images are done, their files are whole; correct it and rerun"
+                    ) from None
+                _leave_out(images[key], error, outcome, bar)
+                continue
+            outcome.num_done += 1
             bar.update(1)
-    return outcome
+            try:
+                if masks is not None:
+                    masks.add(key, labels)
+            except ValueError as error:
+                outcome.num_bad_masks += 1
+                bar.write(f"seam-dist predict: warning: {error}", file=sys.stderr)
 
 
-def _read(images: Mapping[str, Path], max_pixels: int, outcome: Outcome, bar: tqdm[None]) -> Iterator[Sample]:
+def _write(outputs: OutputFolder, names: Sequence[str], labels: Pixels, image: Pixels, classes: Sequence[str]) -> None:
+    """Write the labels of an image and, with two names, its overlay."""
+    outputs.write(names[0], encode_labels(labels))
+    for name in names[1:]:
+        with outputs.file(name) as temporary:
+            Image.fromarray(draw_overlay(image, labels, classes)).save(temporary, "JPEG", quality=_JPEG_QUALITY)
+
+
+def _read(
+    images: Mapping[str, Path],
+    targets: Mapping[str, Sequence[str]],
+    arguments: argparse.Namespace,
+    outcome: Outcome,
+    bar: tqdm[None],
+) -> Iterator[Sample]:
     """Yield the images that can be decoded; say which cannot, and why."""
-    for name, path in images.items():
+    for key, path in images.items():
         try:
-            image = read_image_file(path, max_pixels=max_pixels)
+            if long := next(filter(_too_long, targets[key]), None):
+                size = len(os.fsencode(Path(long).name))
+                raise BadImageError(
+                    f"the name of its output has {size} bytes, at most {_LONGEST_NAME} are possible: rename it"
+                )
+            check_readable(path)
+            image = read_image_file(path, max_pixels=arguments.max_pixels)
         except (BadImageError, OSError) as error:
-            outcome.num_failed += 1
-            bar.write(f"seam-dist predict: warning: {path} is left out: {error}", file=sys.stderr)
-            bar.update(1)
+            _leave_out(path, error, outcome, bar)
             continue
-        yield Sample(name, image, (), None, name)
+        yield Sample(key, image, (), None, key)
 
 
-def _score(prediction: Prediction, labels: Any, masks: Path, outcome: Outcome, max_pixels: int) -> None:
-    path = masks / f"{prediction.sample.key}.png"
-    if not path.is_file():
-        return
-    try:
-        mask = decode_mask(path.read_bytes(), max_pixels=max_pixels)
-        outcome.confusion += confusion_matrix(labels, mask, len(outcome.confusion))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be compared ({error}): fix the mask, or leave --masks out") from None
-    outcome.num_scored += 1
-
-
-def format_scores(outcome: Outcome, classes: Sequence[str]) -> str:
-    """Return the IoU of each class and their mean, in percent, over the images that have a mask."""
-    if outcome.num_scored == 0:
-        return "no image has a mask of its name in --masks"
-    scores = scores_from_confusion(outcome.confusion)
-    names = ["background", *classes]
-    rows = [(f"  {name}", f"{100 * iou:6.2f}") for name, iou in zip(names, scores.iou.tolist(), strict=True)]
-    title = f"mIoU {100 * float(scores.miou):.2f} over {outcome.num_scored} images with masks"
-    return f"{title}\n{aligned(rows, num_left=1)}"
+def _leave_out(path: Path, error: Exception, outcome: Outcome, bar: tqdm[None]) -> None:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    outcome.num_failed += 1
+    bar.write(f"seam-dist predict: warning: {printable(path)} is left out: {reason}", file=sys.stderr)
+    bar.update(1)

@@ -105,7 +105,9 @@ class CheckpointStore:
 
     def _choose(self, resume: str) -> Path | None:
         if resume == "never":
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for folder in step_folders(self.folder).values():
+                shutil.rmtree(folder, ignore_errors=True)
+            (self.folder / "latest").unlink(missing_ok=True)
             return None
         if resume == "auto":
             return find_newest(self.folder)
