@@ -137,13 +137,14 @@ class OutputFolder:
             return f"{printable(path)} (a folder)"
         if self.is_own(name):
             return None
-        return f"{printable(path)} ({'changed since it' if name in self._known else 'not'} was written by seam-dist)"
+        reason = "changed since it was written" if name in self._known else "not written"
+        return f"{printable(path)} ({reason} by seam-dist)"
 
     def _refresh(self) -> None:
         """Read the lines that the journal has got since the last call."""
         try:
             file = open(self._journal, "rb")  # noqa: SIM115
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._known, self._inode, self._offset, self._num_lines = {}, 0, 0, 0
             return
         with file:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ from seam_dist.artifacts.outputs import OutputError, OutputFolder, printable
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
-from seam_dist.data.image_folder import check_readable, list_images
+from seam_dist.data.image_folder import ImageFolder, check_readable, list_images
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels, read_image_file
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.mask_folder import MaskFolder
@@ -150,8 +151,10 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
         check_export(arguments.export)
     trained = find_trained(arguments.weights, "train_seg")
     cfg = predict_settings(arguments, trained)
-    images = {} if arguments.images is None else find_images(arguments.images, arguments.out, arguments.masks)
-    targets = check_targets(images, arguments)
+    listed = (
+        ImageFolder() if arguments.images is None else find_images(arguments.images, arguments.out, arguments.masks)
+    )
+    images, targets = listed.images, check_targets(listed.images, arguments)
     masks = None
     if arguments.masks is not None:
         masks = MaskFolder(arguments.masks, images, trained.classes, max_pixels=arguments.max_pixels)
@@ -174,7 +177,7 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
         _complain(f"{outcome.num_failed} images could not be read or written, see above")
     if outcome.num_bad_masks:
         _complain(f"{outcome.num_bad_masks} masks could not be compared, see above")
-    return 1 if outcome.num_failed or outcome.num_bad_masks else 0
+    return 1 if outcome.num_failed or outcome.num_bad_masks or listed.unreadable else 0
 
 
 def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
@@ -193,10 +196,10 @@ def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
     return cfg
 
 
-def find_images(source: Path, out: Path, masks: Path | None = None) -> dict[str, Path]:
-    """Return the images by their name in the output, `sub/folder/stem`, in order; a single file by its stem.
+def find_images(source: Path, out: Path, masks: Path | None = None) -> ImageFolder:
+    """Return the images by their name in the output, `sub/folder/stem`; what is left out is said on standard error.
 
-    What is left out is said on standard error. Raises ValueError when there are no images, when two would have the same
+    Raises ValueError when there are no images, when two would have the same
     name, and when `out` is the folder of images, the folder of masks, or holds other images than those of the command.
     """
     outputs = OutputFolder(out)
@@ -223,7 +226,7 @@ def find_images(source: Path, out: Path, masks: Path | None = None) -> dict[str,
         raise ValueError(
             f"--images {printable(source)} holds no {', '.join(IMAGE_SUFFIXES)} ({held}): give a folder of images"
         )
-    return listed.images
+    return listed
 
 
 def check_targets(images: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, list[str]]:
@@ -306,8 +309,9 @@ def _write(outputs: OutputFolder, names: Sequence[str], labels: Pixels, image: P
     """Write the labels of an image and, with two names, its overlay."""
     outputs.write(names[0], encode_labels(labels))
     for name in names[1:]:
-        with outputs.file(name) as temporary:
-            Image.fromarray(draw_overlay(image, labels, classes)).save(temporary, "JPEG", quality=_JPEG_QUALITY)
+        data = io.BytesIO()  # on a full disk Pillow cuts a file that it writes itself and says nothing
+        Image.fromarray(draw_overlay(image, labels, classes)).save(data, "JPEG", quality=_JPEG_QUALITY)
+        outputs.write(name, data.getvalue())
 
 
 def _read(

@@ -10,6 +10,7 @@ and `latest` as they were, or both new. Nothing in a checkpoint is executable, a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
@@ -108,6 +109,8 @@ class CheckpointStore:
             for folder in step_folders(self.folder).values():
                 shutil.rmtree(folder, ignore_errors=True)
             (self.folder / "latest").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not there, or holds other files
+                self.folder.rmdir()
             return None
         if resume == "auto":
             return find_newest(self.folder)
