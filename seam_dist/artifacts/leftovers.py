@@ -12,8 +12,6 @@ from pathlib import Path
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.outputs import JOURNAL, OutputFolder
 
-MANIFEST = "manifest.json"
-
 _FIVE_DIGITS = "[0-9]" * 5
 _LABELS = ("labels", "labels_crf", "labels_oracle")
 _CHECKPOINT = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -27,10 +25,13 @@ _PATTERNS = (
 )
 
 
-def remove_stage_files(folder: Path) -> None:
-    """Remove what a stage wrote into its folder, finished or not; its record and settings and all else stay."""
-    paths = [path for path in stage_files(folder) if not path.is_dir()]
-    (folder / MANIFEST).unlink(missing_ok=True)  # first: what is about to go must not look finished
+def remove_stage_files(folder: Path, manifest: str) -> None:
+    """Remove what a stage wrote into its folder, finished or not; its record and settings and all else stay.
+
+    `manifest` is the name of the list of its outputs.
+    """
+    paths = [path for path in stage_files(folder, manifest) if not path.is_dir()]
+    (folder / manifest).unlink(missing_ok=True)  # first: what is about to go must not look finished
     for path in paths:
         path.unlink(missing_ok=True)
     parents = {parent for path in paths for parent in path.parents if folder in parent.parents}
@@ -39,14 +40,16 @@ def remove_stage_files(folder: Path) -> None:
             parent.rmdir()
 
 
-def stage_files(folder: Path) -> Iterator[Path]:
+def stage_files(folder: Path, manifest: str) -> Iterator[Path]:
     """Yield the files that a stage wrote into its folder, but for manifest, record and settings."""
     for pattern in _PATTERNS:
         yield from folder.glob(pattern)
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    listed = read_json(folder / manifest) if (folder / manifest).is_file() else {}
     # Those of evaluate are named after splits. In folders below, the list has what the user added as well.
-    yield from (folder / name for name in manifest.get("outputs", {}) if "/" not in name)
-    for split in manifest.get("splits", {}).values():
+    for name, size in listed.get("outputs", {}).items():
+        if "/" not in name and (folder / name).is_file() and (folder / name).stat().st_size == size:
+            yield folder / name
+    for split in listed.get("splits", {}).values():
         yield from (folder / Path(shard["file"]).name for shard in split["shards"])
     for note in folder.glob(f".*-{_FIVE_DIGITS}.tar.json"):  # beside each shard until the manifest is written
         yield from (note, note.with_name(note.name[1:].removesuffix(".json")))

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from seam_dist.artifacts.atomic import TEMPORARY, atomic_write, read_json, remove_temporaries, write_json
-from seam_dist.artifacts.leftovers import MANIFEST, remove_stage_files
+from seam_dist.artifacts.leftovers import remove_stage_files
 from seam_dist.artifacts.provenance import fingerprint, machine, reset_peak_memory, versions
 from seam_dist.config.load import dump_yaml, flatten
 from seam_dist.config.schema import Config
 
 RECORD = "stage.json"
+MANIFEST = "manifest.json"
 SETTINGS = "config.yaml"
 
 
@@ -115,7 +116,7 @@ def open_stage(
             changes = "; ".join(differences(old, identity)) or "unknown"
             remedy = "give the run another run.name, or set run.overwrite=true to replace it"
             raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
-        remove_stage_files(folder)
+        remove_stage_files(folder, MANIFEST)
     elif foreign := _foreign_files(folder):
         raise StageError(
             f"{folder} holds files that stage {stage} did not make, the first {foreign[0]} (no {RECORD} of a stage): "

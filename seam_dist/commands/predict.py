@@ -29,7 +29,7 @@ from seam_dist.artifacts.outputs import OutputError, OutputFolder, printable
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
-from seam_dist.data.image_folder import ImageFolder, check_readable, list_images
+from seam_dist.data.image_folder import ImageFolder, check_readable, count_of, list_images
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels, read_image_file
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.mask_folder import MaskFolder
@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments, outcome)
     except KeyboardInterrupt:
-        done = "" if arguments.out is None else f", {outcome.num_done} images are done, in {printable(arguments.out)}"
+        done = count_of(outcome.num_done, "image is", "images are")
+        done = "" if arguments.out is None else f", {done} done, in {printable(arguments.out)}"
         _complain(f"interrupted{done}")
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -174,9 +175,9 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if masks is not None:
         print(masks.format_scores())
     if outcome.num_failed:
-        _complain(f"{outcome.num_failed} images could not be read or written, see above")
+        _complain(f"{count_of(outcome.num_failed, 'image', 'images')} could not be read or written, see above")
     if outcome.num_bad_masks:
-        _complain(f"{outcome.num_bad_masks} masks could not be compared, see above")
+        _complain(f"{count_of(outcome.num_bad_masks, 'mask', 'masks')} could not be compared, see above")
     return 1 if outcome.num_failed or outcome.num_bad_masks or listed.unreadable else 0
 
 
@@ -213,9 +214,10 @@ def find_images(source: Path, out: Path, masks: Path | None = None) -> ImageFold
         root = source / inside.relative_to(folder)
         foreign = [path for path in listed.images.values() if root in path.parents]
         if foreign:
+            number = count_of(len(foreign), "image", "images")
             raise ValueError(
-                f"--out {printable(out)} lies in --images and holds {len(foreign)} images that seam-dist did not "
-                f"write, the first {printable(foreign[0])}: {_ELSEWHERE}"
+                f"--out {printable(out)} lies in --images and holds {number} that seam-dist did not write, the first "
+                f"{printable(foreign[0])}: {_ELSEWHERE}"
             )
     for note in listed.notes():
         _complain(f"warning: --images {printable(source)}: {note}")

@@ -39,16 +39,13 @@ class ImageFolder:
         """Return a line for each sort of file that is left out."""
         lines = []
         if self.skipped:
-            number = self.skipped.total()
             sorts = [f"{count} {suffix}" for suffix, count in self.skipped.most_common()]
             shown = ", ".join(sorts[:_NUM_SHOWN]) + (", ..." if len(sorts) > _NUM_SHOWN else "")
-            lines.append(f"{number} {'file' if number == 1 else 'files'} skipped: {shown}")
+            lines.append(f"{count_of(self.skipped.total(), 'file', 'files')} skipped: {shown}")
         if self.num_outputs:
-            number = "1 image is" if self.num_outputs == 1 else f"{self.num_outputs} images are"
-            lines.append(f"{number} left out, which seam-dist wrote")
+            lines.append(f"{count_of(self.num_outputs, 'image', 'images')} that seam-dist wrote left out")
         if self.num_links:
-            number = "1 link to a folder is" if self.num_links == 1 else f"{self.num_links} links to folders are"
-            lines.append(f"{number} not followed: give the folder itself")
+            lines.append(f"{count_of(self.num_links, 'link', 'links')} to folders not followed: give the folder itself")
         return lines
 
 
@@ -114,6 +111,11 @@ def list_images(
             raise ValueError(f"{both} would both become {printable(key)}.png: rename or move one of them")
         result.images[key] = path
     return result
+
+
+def count_of(number: int, one: str, many: str) -> str:
+    """Return the number with its noun."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def check_readable(path: Path) -> None:

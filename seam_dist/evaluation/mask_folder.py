@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.outputs import printable
-from seam_dist.data.image_folder import check_readable, list_images
+from seam_dist.data.image_folder import check_readable, count_of, list_images
 from seam_dist.data.images import decode_mask
 from seam_dist.evaluation.label_scores import confusion_matrix
 from seam_dist.evaluation.metrics import scores_from_confusion
@@ -42,12 +42,14 @@ class MaskFolder:
         self.confusion = torch.zeros(len(classes) + 1, len(classes) + 1, dtype=torch.int64)
         self.num_scored = 0
         self.notes = listed.notes()
-        for names, text in (
-            ([key for key in keys if key not in self._masks], "images have no mask"),
-            ([key for key in listed.images if key not in self._masks], "masks have no image"),
-        ):
-            if names:
-                self.notes.append(f"{len(names)} {text}, the first {printable(names[0])}")
+        without = [key for key in keys if key not in self._masks]
+        if without:
+            number = count_of(len(without), "image has", "images have")
+            self.notes.append(f"{number} no mask, the first {printable(without[0])}")
+        unused = [key for key in listed.images if key not in self._masks]
+        if unused:
+            number = count_of(len(unused), "mask has", "masks have")
+            self.notes.append(f"{number} no image, the first {printable(unused[0])}")
 
     def add(self, key: str, labels: NDArray[np.uint8]) -> None:
         """Compare the labels (H, W) of an image with its mask, if there is one.
@@ -73,5 +75,5 @@ class MaskFolder:
         scores = scores_from_confusion(self.confusion)
         names = ["background", *self._classes]
         rows = [(f"  {name}", f"{100 * iou:6.2f}") for name, iou in zip(names, scores.iou.tolist(), strict=True)]
-        number = "1 image with a mask" if self.num_scored == 1 else f"{self.num_scored} images with masks"
+        number = count_of(self.num_scored, "image with a mask", "images with masks")
         return f"mIoU {100 * float(scores.miou):.2f} over {number}\n{aligned(rows, num_left=1)}"

@@ -72,7 +72,7 @@ def test_interrupted_run_keeps_what_is_done(
     with monkeypatch.context() as patch:
         before_image(patch, 2, interrupt)
         assert run(images, tmp_path / "out") == 130
-    assert f"interrupted, 1 images are done, in {tmp_path / 'out'}" in capsys.readouterr().err
+    assert f"interrupted, 1 image is done, in {tmp_path / 'out'}" in capsys.readouterr().err
     assert files_in(tmp_path / "out") == AB[:2]
     assert run(images, tmp_path / "out") == 0
     assert files_in(tmp_path / "out") == AB
@@ -101,7 +101,7 @@ def test_file_that_appears_meanwhile_stays_and_is_named(
     assert (tmp_path / "out/b.png").read_text() == "mine"
     error = capsys.readouterr().err
     assert f"{images / 'b.png'} is left out: 1 file is in the way" in error
-    assert "1 images could not be read or written" in error
+    assert "1 image could not be read or written" in error
 
 
 def test_output_that_may_not_be_written_is_said_first(

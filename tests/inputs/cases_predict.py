@@ -181,7 +181,7 @@ _WARNED = [
         each(TREE, text("in/b")), "in", "out",
     ),
     warned(
-        "link to a folder", A, "1 link to a folder is not followed",
+        "link to a folder", A, "1 link to folders not followed",
         each(TREE, image("e/b.png"), link("in/e", "../e")), "in", "out",
     ),
     warned(
@@ -203,11 +203,11 @@ _WARNED = [
         each(TREE, image(f"in/{LONG}.png")), "in", "out",
     ),
     warned(
-        "second run with the output among the images", A, "2 images are left out, which seam-dist wrote",
+        "second run with the output among the images", A, "2 images that seam-dist wrote left out",
         each(TREE, before("in", "in/out")), "in", "in/out",
     ),
     warned(
-        "output of another run among the images", A, "2 images are left out, which seam-dist wrote",
+        "output of another run among the images", A, "2 images that seam-dist wrote left out",
         each(TREE, before("in", "in/first")), "in", "in/out",
     ),
     warned(
@@ -227,11 +227,11 @@ _WARNED = [
         each(TREE, pipe("m/a.png")), "in", "out", "--masks", "m",
     ),
     warned(
-        "image without a mask", AB, "1 images have no mask, the first b",
+        "image without a mask", AB, "1 image has no mask, the first b",
         each(TREE, image("in/b.png"), mask("m/a.png", 0)), "in", "out", "--masks", "m",
     ),
     warned(
-        "mask without an image", A, "1 masks have no image, the first b",
+        "mask without an image", A, "1 mask has no image, the first b",
         each(TREE, mask("m/a.png", 0), mask("m/b.png", 0)), "in", "out", "--masks", "m",
     ),
 ]  # fmt: skip
@@ -246,7 +246,7 @@ _REFUSED = [
         each(TREE, text("out/a_overlay.jpg")), "in", "out",
     ),
     refused(
-        "scans beside the images", r"in/scans lies in --images and holds 1 images .*in/scans/b.png",
+        "scans beside the images", r"in/scans lies in --images and holds 1 image .*in/scans/b.png",
         each(TREE, image("in/scans/b.png")), "in", "in/scans",
     ),
     refused(
