@@ -27,13 +27,13 @@ from tqdm import tqdm
 from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.artifacts.outputs import OutputError, OutputFolder, printable
 from seam_dist.cluster.progress import progress_bar
+from seam_dist.config.inference import check_scales
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
 from seam_dist.data.image_folder import ImageFolder, check_readable, count_of, list_images
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels, read_image_file
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.mask_folder import MaskFolder
-from seam_dist.inference.batching import check_scales
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
 from seam_dist.inference.export import check_export, export_network
 from seam_dist.inference.segmentation import predict_samples, refine_in_order
@@ -42,6 +42,7 @@ from seam_dist.report.overlay import draw_overlay
 
 _DEFAULTS = InferSegConfig()
 _JPEG_QUALITY = 90
+_LARGEST_SCALE = 16
 _LONGEST_NAME = 255  # bytes
 _ELSEWHERE = "give another --out"
 
@@ -65,10 +66,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     formats = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
     add(
-        "--weights", type=_path, required=True, metavar="W", help="run, its train_seg/final, or model.safetensors there"
+        "--weights",
+        type=user_path,
+        required=True,
+        metavar="W",
+        help="run, its train_seg/final, or model.safetensors there",
     )
-    add("--images", type=_path, metavar="DIR|FILE", help=f"a folder ({formats}; folders within it, too) or an image")
-    add("--out", type=_path, metavar="DIR", help="folder that gets the labels; its structure is that of --images")
+    add(
+        "--images", type=user_path, metavar="DIR|FILE", help=f"a folder ({formats}; folders within it, too) or an image"
+    )
+    add("--out", type=user_path, metavar="DIR", help="folder that gets the labels; its structure is that of --images")
     add("--scales", type=float, nargs="+", metavar="S", help="sizes relative to the image (default: as trained for)")
     add("--flip", action=argparse.BooleanOptionalAction, help="add the mirror image (default: as trained for)")
     add("--crf", action="store_true", help="refine the labels by a dense CRF")
@@ -86,8 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-side", type=_count, default=1024, metavar="N", help="scale longer images to N pixels for the network")
     add("--max-pixels", type=_count, default=50_000_000, metavar="N", help="refuse to decode larger images")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write NAME_overlay.jpg, too")
-    add("--masks", type=_path, metavar="DIR", help="true masks (NAME.png, class indices): prints the mIoU")
-    add("--export", type=_path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
+    add("--masks", type=user_path, metavar="DIR", help="true masks (NAME.png, class indices): prints the mIoU")
+    add("--export", type=user_path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
     size = (384, 512)
     add("--export-size", type=_count, nargs=2, default=size, metavar=("H", "W"), help="size that it is traced with")
     return parser
@@ -128,15 +135,6 @@ def _count(text: str) -> int:
     return value
 
 
-def _path(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty: give a path (is a variable of the shell unset?)")
-    try:
-        return user_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if arguments.export is None and arguments.images is None:
         raise ValueError("neither --images nor --export was given: name a folder of images or a file to export to")
@@ -148,6 +146,8 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
         raise ValueError(f"--masks {printable(arguments.masks)} is not there: give the folder of the masks")
     if arguments.scales is not None:
         check_scales(arguments.scales, "--scales")
+        if max(arguments.scales) > _LARGEST_SCALE:
+            raise ValueError(f"--scales={arguments.scales}: expected at most {_LARGEST_SCALE}, which memory can hold")
     if arguments.export is not None:
         check_export(arguments.export)
     trained = find_trained(arguments.weights, "train_seg")
@@ -188,13 +188,11 @@ def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
     crf = trained.recorded("crf", (entry.name for entry in fields(CrfConfig) if entry.name != "num_workers"))
     if arguments.crf_impl is not None:
         crf["impl"] = arguments.crf_impl
-    cfg = Config(
+    return Config(
         run=RunConfig(device=arguments.device, threads=arguments.threads),
         infer_seg=InferSegConfig(**infer_seg, batch_size=arguments.batch_size, crf=arguments.crf),
         crf=CrfConfig(**crf),
     )
-    check_scales(cfg.infer_seg.scales)
-    return cfg
 
 
 def find_images(source: Path, out: Path, masks: Path | None = None) -> ImageFolder:

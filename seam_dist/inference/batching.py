@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from seam_dist.config.inference import check_scales
 from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.shards import Sample
 from seam_dist.models import SEAM, AffinityNet, DeepLab
@@ -24,7 +25,6 @@ Pixels = NDArray[np.uint8]
 
 # Pixels that go through the network at once: a CPU gains nothing from batches beyond it and needs about 1 KB a pixel.
 PIXELS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 23}
-_LARGEST_SCALE = 16  # the image of a phone would not fit into the memory of most machines
 _WAITING = 8  # batches' worth of decoded images that wait for others of their size
 
 
@@ -41,14 +41,6 @@ def by_size(samples: Iterable[Sample], batch_size: int) -> Iterator[list[tuple[i
         if full or sum(map(len, groups.values())) >= _WAITING * batch_size:
             yield groups.pop(item[1].image.shape if full else max(groups, key=lambda size: len(groups[size])))
     yield from groups.values()
-
-
-def check_scales(scales: Sequence[float], name: str = "scales") -> None:
-    """Raise ValueError, which begins with `name`, unless there are scales, all above 0 and at most 16."""
-    if not scales or not all(0 < scale <= _LARGEST_SCALE for scale in scales):
-        raise ValueError(
-            f"{name}={list(scales)}: expected at least one number, all above 0 and at most {_LARGEST_SCALE}"
-        )
 
 
 def scaled_images(

@@ -132,7 +132,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Ca
         (["--weights", str(trained_run()), "--images", str(tmp_path / "x"), "--out", "y"], "is not there"),
         (
             ["--weights", str(trained_run()), "--images", "x", "--out", "y", "--scales", "0"],
-            "expected at least one number, all above 0",
+            "expected at least one number, all finite and above 0",
         ),
         (["--weights", str(trained_run()), "--export", "net.bin"], "has suffix '.bin', expected .pt2 or .onnx"),
     ]
