@@ -55,23 +55,13 @@ class OutputFolder:
 
     def is_own(self, name: str) -> bool:
         """Return whether the file `name` is there as a command wrote it."""
-        try:
-            status = os.lstat(self.path / name)
-        except (OSError, ValueError):
-            return False
-        if not stat.S_ISREG(status.st_mode):
-            return False
         self._refresh()
-        same_size = [written for written in self._known.get(name, ()) if written.size == status.st_size]
-        if any(written.mtime_ns == status.st_mtime_ns for written in same_size):
-            return True
-        # Copies and file systems with coarse times change the time alone.
-        return bool(same_size) and sha256_file(self.path / name) in {written.sha256 for written in same_size}
+        return self._is_known(name)
 
     def own_names(self) -> list[str]:
         """Return the names of the files that are there as commands wrote them."""
         self._refresh()
-        return [name for name in list(self._known) if self.is_own(name)]
+        return [name for name in self._known if self._is_known(name)]
 
     def check(self, names: Iterable[str], *, remedy: str = "") -> None:
         """Raise OutputError, with count and first names, when any of the files cannot be written without a loss.
@@ -83,6 +73,7 @@ class OutputFolder:
                 advice = remedy or "move it away"
                 raise OutputError(f"{printable(self.path)} is no folder, so nothing can be written into it: {advice}")
             return
+        self._refresh()
         reasons = dict.fromkeys(filter(None, map(self._obstacle, names)))
         if reasons:
             first = ", ".join(list(reasons)[:_NUM_SHOWN]) + (", ..." if len(reasons) > _NUM_SHOWN else "")
@@ -121,6 +112,23 @@ class OutputFolder:
                     if is_ours and entry.stat().st_mtime < time.time() - _ABANDONED_S:
                         Path(entry.path).unlink(missing_ok=True)
 
+    def _is_known(self, name: str) -> bool:
+        """Return whether the file `name` is there as the journal, as far as it has been read, says."""
+        all_written = self._known.get(name)
+        if all_written is None:
+            return False
+        try:
+            status = os.lstat(self.path / name)
+        except (OSError, ValueError):
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        same_size = [written for written in all_written if written.size == status.st_size]
+        if any(written.mtime_ns == status.st_mtime_ns for written in same_size):
+            return True
+        # Copies and file systems with coarse times change the time alone.
+        return bool(same_size) and sha256_file(self.path / name) in {written.sha256 for written in same_size}
+
     def _obstacle(self, name: str) -> str | None:
         """Return the path that keeps `name` from being written, and why."""
         path = self.path / name
@@ -135,7 +143,7 @@ class OutputFolder:
             return f"{printable(path)} (a link)"
         if stat.S_ISDIR(mode):
             return f"{printable(path)} (a folder)"
-        if self.is_own(name):
+        if self._is_known(name):
             return None
         reason = "changed since it was written" if name in self._known else "not written"
         return f"{printable(path)} ({reason} by seam-dist)"

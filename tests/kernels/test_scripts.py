@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -153,3 +154,13 @@ def test_plots_replace_plots_of_the_scripts_alone(monkeypatch, tmp_path):
         files.save_plot(figure, tmp_path / "others.png")
     with pytest.raises(ValueError, match=r"suffix '\.svg', expected \.png"):
         files.check_plot(tmp_path / "new.svg")
+
+
+def test_gpu_check_refuses_a_folder_of_others(tmp_path):
+    (tmp_path / "machine.txt").write_text("mine")
+    command = ["bash", str(KERNELS.parent / "launch" / "gpu_check.sh"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "holds other files, which would be overwritten: give a new or an empty folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["machine.txt"]
+    assert (tmp_path / "machine.txt").read_text() == "mine"
