@@ -27,10 +27,11 @@ from tqdm import tqdm
 from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.artifacts.outputs import OutputError, OutputFolder, printable
 from seam_dist.cluster.progress import progress_bar
+from seam_dist.commands.predict_files import check_name, check_targets, complain, find_images
 from seam_dist.config.inference import check_scales
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
-from seam_dist.data.image_folder import ImageFolder, check_readable, count_of, list_images
+from seam_dist.data.image_folder import ImageFolder, check_readable, count_of
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels, read_image_file
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.mask_folder import MaskFolder
@@ -43,8 +44,6 @@ from seam_dist.report.overlay import draw_overlay
 _DEFAULTS = InferSegConfig()
 _JPEG_QUALITY = 90
 _LARGEST_SCALE = 16
-_LONGEST_NAME = 255  # bytes
-_ELSEWHERE = "give another --out"
 
 
 @dataclass
@@ -109,20 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         done = count_of(outcome.num_done, "image is", "images are")
         done = "" if arguments.out is None else f", {done} done, in {printable(arguments.out)}"
-        _complain(f"interrupted{done}")
+        complain(f"interrupted{done}")
         return 128 + signal.SIGINT
     except BrokenPipeError:
         raise
     except OSError as error:
         name = f"{printable(os.fsdecode(error.filename))}: " if error.filename is not None else ""
-        _complain(f"error: {name}{error.strerror or error}")
+        complain(f"error: {name}{error.strerror or error}")
     except ValueError as error:
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
     return 2
-
-
-def _complain(text: str) -> None:
-    print(f"seam-dist predict: {text}", file=sys.stderr)
 
 
 def _count(text: str) -> int:
@@ -155,12 +150,12 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
     listed = (
         ImageFolder() if arguments.images is None else find_images(arguments.images, arguments.out, arguments.masks)
     )
-    images, targets = listed.images, check_targets(listed.images, arguments)
+    images, targets = listed.images, check_targets(listed.images, arguments.out, arguments.overlay)
     masks = None
     if arguments.masks is not None:
         masks = MaskFolder(arguments.masks, images, trained.classes, max_pixels=arguments.max_pixels)
         for note in masks.notes:
-            _complain(f"warning: --masks {printable(arguments.masks)}: {note}")
+            complain(f"warning: --masks {printable(arguments.masks)}: {note}")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.export is not None:
@@ -175,9 +170,9 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if masks is not None:
         print(masks.format_scores())
     if outcome.num_failed:
-        _complain(f"{count_of(outcome.num_failed, 'image', 'images')} could not be read or written, see above")
+        complain(f"{count_of(outcome.num_failed, 'image', 'images')} could not be read or written, see above")
     if outcome.num_bad_masks:
-        _complain(f"{count_of(outcome.num_bad_masks, 'mask', 'masks')} could not be compared, see above")
+        complain(f"{count_of(outcome.num_bad_masks, 'mask', 'masks')} could not be compared, see above")
     return 1 if outcome.num_failed or outcome.num_bad_masks or listed.unreadable else 0
 
 
@@ -193,66 +188,6 @@ def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
         infer_seg=InferSegConfig(**infer_seg, batch_size=arguments.batch_size, crf=arguments.crf),
         crf=CrfConfig(**crf),
     )
-
-
-def find_images(source: Path, out: Path, masks: Path | None = None) -> ImageFolder:
-    """Return the images by their name in the output, `sub/folder/stem`; what is left out is said on standard error.
-
-    Raises ValueError when there are no images, when two would have the same
-    name, and when `out` is the folder of images, the folder of masks, or holds other images than those of the command.
-    """
-    outputs = OutputFolder(out)
-    listed = list_images(source, "--images", outputs=[outputs], without=masks)
-    inside, folder = out.resolve(), (source if source.is_dir() else source.parent).resolve()
-    if inside == folder:
-        raise ValueError(f"--out {printable(out)} is the folder of the images: {_ELSEWHERE}")
-    if masks is not None and inside == masks.resolve():
-        raise ValueError(f"--out {printable(out)} is the folder of --masks, which labels would replace: {_ELSEWHERE}")
-    if folder in inside.parents and source.is_dir():
-        root = source / inside.relative_to(folder)
-        foreign = [path for path in listed.images.values() if root in path.parents]
-        if foreign:
-            number = count_of(len(foreign), "image", "images")
-            raise ValueError(
-                f"--out {printable(out)} lies in --images and holds {number} that seam-dist did not write, the first "
-                f"{printable(foreign[0])}: {_ELSEWHERE}"
-            )
-    for note in listed.notes():
-        _complain(f"warning: --images {printable(source)}: {note}")
-    for reason in listed.unreadable:
-        _complain(f"warning: folder {reason}, so its images are left out")
-    if not listed.images:
-        held = "; ".join(listed.notes()) or "it is empty"
-        raise ValueError(
-            f"--images {printable(source)} holds no {', '.join(IMAGE_SUFFIXES)} ({held}): give a folder of images"
-        )
-    return listed
-
-
-def check_targets(images: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the names of the files that each image gets; OutputError when one is there that is not the command's."""
-    targets = {key: [f"{key}.png", f"{key}_overlay.jpg"][: 1 + arguments.overlay] for key in images}
-    if not targets:
-        return targets
-    names = [name for own in targets.values() for name in own]
-    files = set(names)
-    for name in names:
-        between = next((str(parent) for parent in Path(name).parents if str(parent) in files), None)
-        if between is not None:
-            raise ValueError(
-                f"{printable(between)} would be the labels of one image and the folder of others: rename one"
-            )
-    outputs = OutputFolder(arguments.out)
-    outputs.check((name for name in names if not _too_long(name)), remedy=_ELSEWHERE)
-    there = next(folder for folder in (arguments.out, *arguments.out.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {printable(arguments.out)}: {printable(there)} may not be written: {_ELSEWHERE}")
-    outputs.remove_abandoned(names)
-    return targets
-
-
-def _too_long(name: str) -> bool:
-    return len(os.fsencode(Path(name).name)) > _LONGEST_NAME
 
 
 def predict_images(
@@ -324,11 +259,7 @@ def _read(
     """Yield the images that can be decoded; say which cannot, and why."""
     for key, path in images.items():
         try:
-            if long := next(filter(_too_long, targets[key]), None):
-                size = len(os.fsencode(Path(long).name))
-                raise BadImageError(
-                    f"the name of its output has {size} bytes, at most {_LONGEST_NAME} are possible: rename it"
-                )
+            check_name(targets[key])
             check_readable(path)
             image = read_image_file(path, max_pixels=arguments.max_pixels)
         except (BadImageError, OSError) as error:
