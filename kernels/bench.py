@@ -37,6 +37,7 @@ from torch import Tensor
 if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
+from result_files import add_rows, check_plot, check_table, save_plot
 from seam_kernels import dense_crf, edge_affinity, half_plane_offsets, pcm_attention, random_walk
 from seam_kernels.dispatch import HAS_TRITON
 from seam_kernels.reference import edge_matrix
@@ -351,7 +352,7 @@ def plot(source: Path, target: Path) -> None:
     devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
     figure.suptitle(f"{devices}; backward without its forward, memory of both together")
     figure.tight_layout()
-    figure.savefig(target, dpi=100)
+    save_plot(figure, target)
 
 
 def ratios(source: Path) -> str:
@@ -407,6 +408,13 @@ def main() -> None:
     parser.add_argument("--ratios", action="store_true", help="print the rows of --csv as a table instead of measuring")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    try:
+        if args.csv:
+            check_table(args.csv, FIELDS)
+        if args.plot:
+            check_plot(args.plot)
+    except ValueError as error:
+        parser.error(str(error))
     if args.plot or args.ratios:
         if args.csv is None:
             parser.error("--plot and --ratios read a CSV: name it with --csv")
@@ -428,12 +436,7 @@ def main() -> None:
         for shape in args.shapes:
             rows = measure(args, op, shape, limits)
             if args.csv:
-                args.csv.parent.mkdir(parents=True, exist_ok=True)
-                with args.csv.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, FIELDS)
-                    if file.tell() == 0:
-                        writer.writeheader()
-                    writer.writerows(rows)
+                add_rows(args.csv, FIELDS, rows)
 
 
 if __name__ == "__main__":

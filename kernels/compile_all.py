@@ -11,7 +11,6 @@ fits in the target's memories, or one that fits spills more than 64 bytes (float
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import subprocess
@@ -27,6 +26,7 @@ if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
 import triton
+from result_files import check_table, replace_rows
 from seam_kernels import crf_kernels, edges_kernels, pcm_kernels, walk_kernels
 from seam_kernels.tuning import family
 from triton.backends.compiler import GPUTarget
@@ -238,6 +238,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one type, one shape, the last configuration")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
+    if args.csv:
+        try:
+            check_table(args.csv, FIELDS)
+        except ValueError as error:
+            parser.error(str(error))
     rows = []
     for target in args.targets:
         for op in args.only:
@@ -245,10 +250,7 @@ def main() -> int:
                 rows.append(row(job, target))
                 print("  ".join(str(value) for value in rows[-1].values()), flush=True)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        replace_rows(args.csv, FIELDS, rows)
     refused = problems(rows)
     for problem in refused:
         print(problem, file=sys.stderr)

@@ -28,6 +28,7 @@ if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
 from bench import pyplot
+from result_files import check_plot, check_table, replace_rows, save_plot
 from seam_kernels import dense_crf
 
 FIELDS = ("size", "labels", "method", "time_ms", "max_error", "mean_error", "flipped_labels")
@@ -115,7 +116,7 @@ def plot(source: Path, target: Path) -> None:
             axis.grid(True, which="both", alpha=0.3)
             axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(target, dpi=100)
+    save_plot(figure, target)
 
 
 def main() -> None:
@@ -129,6 +130,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path, help="draw the CSV (extra bench)")
     args = parser.parse_args()
+    try:
+        if args.csv:
+            check_table(args.csv, FIELDS)
+        if args.plot:
+            check_plot(args.plot)
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     if args.image and args.mask:
         import numpy as np
@@ -141,10 +149,7 @@ def main() -> None:
             width, height = map(int, text.split("x"))
             rows += measure(image, mask, (height, width), args.strides, args.repeats)
         if args.csv:
-            with args.csv.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                writer.writeheader()
-                writer.writerows(rows)
+            replace_rows(args.csv, FIELDS, rows)
     elif args.image or args.mask or not args.plot:
         parser.error("expected --image and --mask to measure, or --csv and --plot to draw")
     if args.plot:

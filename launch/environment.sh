@@ -20,8 +20,9 @@ else
             exit 2
         fi
         echo "Creating a virtual environment in .venv with $($base --version)"
+        was_there=$([ -e "$environment" ] && echo yes || true)
         if ! "$base" -m venv "$environment"; then
-            rm -rf "$environment"
+            [ -n "$was_there" ] || rm -rf "$environment"
             echo "Cannot create a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)." >&2
             exit 2
         fi

@@ -100,7 +100,11 @@ if [ "$list" -eq 1 ]; then
 fi
 
 out="${out:-$root/runs/gpu_check}"
-mkdir -p "$out"
+if [ -e "$out" ] && [ ! -e "$out/.gpu_check" ] && [ -n "$(ls -A "$out")" ]; then
+    echo "$out holds other files, which would be overwritten: give a new or an empty folder" >&2
+    exit 2
+fi
+mkdir -p "$out" && touch "$out/.gpu_check" || exit 2
 out="$(cd "$out" && pwd)"
 if [ -n "$wheels" ]; then
     site="$(mktemp -d)"

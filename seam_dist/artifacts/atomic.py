@@ -6,11 +6,17 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+"""What `atomic_file` calls a temporary file of `name`, in full."""
+
+_LONGEST_NAME = 255  # bytes; what Linux file systems take
 
 
 def fsync(path: Path) -> None:
@@ -23,14 +29,17 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, before_rename: Callable[[Path], object] = lambda temporary: None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, remove it on any error.
 
-    The folder is made when it is missing. Raises OSError as the file system gives it (a full disk, for example).
+    The folder is made when it is missing. `before_rename` is called with the whole temporary file; an exception in it
+    leaves `path` as it was. Raises OSError as the file system gives it (a full disk, for example).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # A name near the limit leaves no room for more.
+    shown = path.name if len(os.fsencode(path.name)) + 14 <= _LONGEST_NAME else path.name[:50]
+    handle, name = tempfile.mkstemp(prefix=f".{shown}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,6 +49,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
+        before_rename(temporary)
         temporary.replace(path)
         fsync(path.parent)
     finally:
@@ -49,7 +59,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def remove_temporaries(folder: Path) -> None:
     """Remove what `atomic_file` left below a folder in processes that were killed; nobody may be writing there."""
     for path in Path(folder).rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.artifacts.atomic import atomic_file
+from seam_dist.artifacts.outputs import output_folder
 from seam_dist.artifacts.provenance import fingerprint
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import InferCamConfig
@@ -44,18 +44,24 @@ _CODES = {"f2": np.float16, "f4": np.float32, "f8": np.float64}
 
 
 def write_cam_dict(path: Path, classes: Sequence[int], cam: NDArray[np.floating]) -> None:
-    """Write the CAM dict of an image: maps (K, H, W) of its classes (ids from 1), whole or not at all."""
+    """Write the CAM dict of an image: maps (K, H, W) of its classes (ids from 1), whole or not at all.
+
+    Raises OutputError when that would replace a file that was not written here.
+    """
     _write_dict(path, {index - 1: full for index, full in zip(classes, cam, strict=True)})
 
 
 def write_crf_dict(path: Path, classes: Sequence[int], scores: NDArray[np.floating]) -> None:
-    """Write the CRF dict of an image: scores (K + 1, H, W) of background and its classes (ids from 1)."""
+    """Write the CRF dict of an image: scores (K + 1, H, W) of background and its classes (ids from 1).
+
+    Raises as `write_cam_dict` does.
+    """
     _write_dict(path, dict(zip((0, *classes), scores, strict=True)))
 
 
 def _write_dict(path: Path, maps: Mapping[int, NDArray[np.floating]]) -> None:
     value = {int(index): np.ascontiguousarray(full, np.float32) for index, full in maps.items()}
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+    with output_folder(path.parent).file(path.name) as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(value, dtype=object), allow_pickle=True)
 
 

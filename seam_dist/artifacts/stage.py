@@ -3,25 +3,26 @@
 `stage.json` is written when a stage starts and says which settings and inputs its outputs belong to; `manifest.json`
 is written last and lists the outputs. A stage whose manifest matches is done. One whose `stage.json` matches resumes.
 Otherwise derived outputs are removed and the stage is rerun, while outputs that cost hours (a training) are never
-touched unless run.overwrite is set.
+touched unless run.overwrite is set. Files that the stage did not write stay in any case.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seam_dist.artifacts.atomic import atomic_write, read_json, remove_temporaries, write_json
+from seam_dist.artifacts.atomic import TEMPORARY, atomic_write, read_json, remove_temporaries, write_json
+from seam_dist.artifacts.leftovers import remove_stage_files
 from seam_dist.artifacts.provenance import fingerprint, machine, reset_peak_memory, versions
 from seam_dist.config.load import dump_yaml, flatten
 from seam_dist.config.schema import Config
 
 RECORD = "stage.json"
 MANIFEST = "manifest.json"
+SETTINGS = "config.yaml"
 
 
 class StageError(ValueError):
@@ -51,9 +52,9 @@ class StageRun:
         return manifest.get("fingerprint") == self.fingerprint and not damaged_outputs(self.dir, manifest)
 
     def begin(self, cfg: Config) -> None:
-        """Write the settings of the run and the record of what the outputs will belong to."""
-        atomic_write(self.dir / "config.yaml", dump_yaml(cfg))  # alone, it is left of a process killed at this line
+        """Write the record of what the outputs will belong to, which makes the folder the stage's, and the settings."""
         write_json(self.dir / RECORD, {"fingerprint": self.fingerprint, **self.identity})
+        atomic_write(self.dir / SETTINGS, dump_yaml(cfg))
 
     def finish(self, outputs: Iterable[Path], **metadata: Any) -> None:
         """Write the manifest with its `metadata`: the stage is done. Call it on the main rank, after a barrier."""
@@ -104,23 +105,33 @@ def open_stage(
     reset_peak_memory()
     if not is_main:
         return run
-    remove_temporaries(folder)
-    if record.is_file():
-        old = read_json(record)
-        if old.get("fingerprint") == run.fingerprint:
+    old = read_json(record) if record.is_file() else None
+    if isinstance(old, dict) and "fingerprint" in old:
+        remove_temporaries(folder)
+        if old["fingerprint"] == run.fingerprint:
+            if not (folder / SETTINGS).is_file():  # of a process that was killed between the two
+                atomic_write(folder / SETTINGS, dump_yaml(cfg))
             return run
         if precious and not cfg.run.overwrite:
             changes = "; ".join(differences(old, identity)) or "unknown"
             remedy = "give the run another run.name, or set run.overwrite=true to replace it"
             raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
-    leftovers = list(folder.iterdir()) if folder.is_dir() else []
-    if not record.is_file() and any(path.name != "config.yaml" for path in leftovers):
-        reason = f"holds files that stage {stage} did not make (no {RECORD})"
-        raise StageError(f"{folder} {reason}: give an empty or a new folder")
-    for path in leftovers:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        remove_stage_files(folder, MANIFEST)
+    elif foreign := _foreign_files(folder):
+        raise StageError(
+            f"{folder} holds files that stage {stage} did not make, the first {foreign[0]} (no {RECORD} of a stage): "
+            "give an empty or a new folder"
+        )
+    else:
+        remove_temporaries(folder)
     run.begin(cfg)
     return run
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Return the names in a folder without a record, but for what is left of a process killed writing one."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if (match := TEMPORARY.fullmatch(name)) is None or match["name"] != RECORD]
 
 
 def damaged_outputs(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

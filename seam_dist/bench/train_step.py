@@ -42,6 +42,10 @@ PARTS = (
     "backbone_forward", "classifier_forward", "pcm_forward", "losses", "pcm_backward", "classifier_backward",
     "backbone_backward", "optimizer",
 )  # fmt: skip
+COLUMNS = (
+    *("form", "batch", "crop", "scale", "width", "classes", "images_per_s", "step_ms", "tflop_per_image", "mfu"),
+    *("peak_gib", *(f"{part}_ms" for part in PARTS), "matrix_tflops", "device", "torch"),
+)
 
 
 class Step:
@@ -186,6 +190,18 @@ def measure_form(args: argparse.Namespace, form: str, flops: int, rate: float) -
     return row | {"device": torch.cuda.get_device_name() if is_gpu else "cpu", "torch": torch.__version__}
 
 
+def check_csv(path: Path | None) -> None:
+    """Raise ValueError when there is a file to which rows cannot be added: one that is no table of this benchmark."""
+    if path is None or not path.exists():
+        return
+    found = path.read_text(errors="replace").partition("\n")[0].rstrip("\r") if path.is_file() else "a folder"
+    if found and found != ",".join(COLUMNS):
+        raise ValueError(
+            f"--csv {path} is no table of this benchmark: expected the columns {','.join(COLUMNS)}, found "
+            f"{found[:200]!r}: give another file"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print a row for each form, and what the fused forms gain; add the rows to the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,6 +216,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, help="file that the rows are added to")
     args = parser.parse_args(arguments)
+    try:
+        check_csv(args.csv)
+    except ValueError as error:
+        parser.error(str(error))
     if args.device == "cpu":
         torch.set_num_threads(1)
     flops, rate = count_flops(args), matrix_rate(torch.device(args.device))
@@ -222,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.csv and rows:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, COLUMNS)
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -9,6 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from seam_dist.config.base import STRICT
 from seam_dist.config.paths import UserPath
+
+
+def check_scales(scales: Sequence[float], name: str = "scales") -> None:
+    """Raise ValueError unless there are scales, all of them finite and above 0; `name` is the setting's."""
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise ValueError(
+            f"{name}={list(scales)}: expected at least one number, all finite and above 0: give for example [0.5, 1.0]"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from seam_dist.config.inference import check_scales
 from seam_dist.data.augment.normalize import normalize_images
 from seam_dist.data.shards import Sample
 from seam_dist.models import SEAM, AffinityNet, DeepLab
@@ -40,12 +41,6 @@ def by_size(samples: Iterable[Sample], batch_size: int) -> Iterator[list[tuple[i
         if full or sum(map(len, groups.values())) >= _WAITING * batch_size:
             yield groups.pop(item[1].image.shape if full else max(groups, key=lambda size: len(groups[size])))
     yield from groups.values()
-
-
-def check_scales(scales: Sequence[float]) -> None:
-    """Raise ValueError unless there are scales, all above 0."""
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales={list(scales)}: expected at least one number, all above 0")
 
 
 def scaled_images(

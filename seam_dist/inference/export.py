@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seam_dist.artifacts.atomic import atomic_file
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.config.packages import require_package
 from seam_dist.models import DeepLab
 
@@ -25,6 +25,7 @@ SUFFIXES = (".pt2", ".onnx")
 
 _SMALLEST = 32  # pixels a side of the images that a program of any size takes
 _LARGEST = 8192
+_ELSEWHERE = "give another --export"
 _ONNX = ("onnx", "onnxscript")
 
 
@@ -56,13 +57,14 @@ def check_export(path: Path) -> None:
                 require_package(module, extra="onnx", needed_by=f"--export {path}")
             except ValueError as error:
                 raise ValueError(f"{error}, or export {path.with_suffix('.pt2')}") from None
+    OutputFolder(path.parent).check([path.name], remedy=_ELSEWHERE)
 
 
 def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
     """Write the network, which is on the CPU, as a program; return which image sizes it takes.
 
     A network whose program cannot take any size gets one for `size` (height, width) alone. Raises ValueError when the
-    program's labels differ from the network's.
+    program's labels differ from the network's, and OutputError when `path` is a file of the user's.
     """
     check_export(path)
     # A copy in C order: the program's file holds other memory formats badly.
@@ -70,7 +72,7 @@ def export_network(model: DeepLab, path: Path, size: tuple[int, int]) -> str:
     program, reason = _trace(network, size)
     sizes = [size] if reason else [size, (2 * _SMALLEST + 9, 3 * _SMALLEST), (_SMALLEST, 4 * _SMALLEST + 1)]
     _compare(network, program.module(), sizes, "the exported program")
-    with atomic_file(path) as temporary:
+    with OutputFolder(path.parent).file(path.name, remedy=_ELSEWHERE) as temporary:
         # torch looks at the suffix.
         inner = temporary.with_suffix(path.suffix)
         try:

@@ -17,9 +17,9 @@ from seam_kernels import random_walk_packed
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.cam_file import StoredCam, upsample_cam
 from seam_dist.artifacts.label_file import encode_labels
+from seam_dist.artifacts.outputs import output_folder
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config
 from seam_dist.data.images import BadSampleError
@@ -122,7 +122,7 @@ def add_walked(
     labels = choose_classes(scores, classes)
     output.add("labels", index, key, lambda: labels)
     if cfg.random_walk.files:
-        atomic_write(folder / "files" / f"{key}.png", encode_labels(labels))
+        output_folder(folder / "files").write(f"{key}.png", encode_labels(labels))
     if pool is not None:
         settings = cfg.random_walk.crf_num_iters, cfg.crf.bilateral_sxy
         refined = pool.submit(refine_labels, walker.sample.image, scores.cpu().numpy(), classes, *settings)

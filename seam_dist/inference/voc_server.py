@@ -7,8 +7,9 @@ import io
 import re
 import tarfile
 
-from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
+from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.label_file import read_label_shard
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.artifacts.stage import MANIFEST, StageError, StageRun
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest
@@ -24,7 +25,8 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
     """Write the labels of split cfg.infer_seg.voc_server as the archive that the server takes, if it is not there.
 
     Members are results/VOC2012/Segmentation/comp6_test_cls/<name of the image>.png. Equal labels give equal bytes.
-    Raises StageError when an image of the split has no labels or no name that the server could know.
+    Raises StageError when an image of the split has no labels or no name that the server could know, and OutputError
+    when a file of the user's has the archive's name.
     """
     split = cfg.infer_seg.voc_server
     path = stage.dir / MANIFEST
@@ -34,7 +36,7 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
         return
     folder = stage.dir / ("labels_crf" if cfg.infer_seg.crf else "labels")
     with (
-        atomic_file(target) as temporary,
+        OutputFolder(stage.dir).file(VOC_SERVER) as temporary,
         open(temporary, "wb") as raw,
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.layout import LABEL_TYPES, read_run_config, scores_folder
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.config.paths import user_path
 from seam_dist.data.manifest import load_manifest
 from seam_dist.report.examples import Example, load_examples, rank_keys
@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", nargs="+", default=["walk_crf", "seg_crf"], choices=LABEL_TYPES, metavar="TYPE")
     parser.add_argument("--width", type=int, default=900, metavar="PIXELS", help="largest width (default: 900)")
     arguments = parser.parse_args(argv)
+    outputs = OutputFolder(arguments.out.parent)
     try:
+        outputs.check([arguments.out.name], remedy="give another PNG")
         cfg = read_run_config(arguments.run)
         cfg = replace(cfg, report=replace(cfg.report, split=arguments.split or cfg.report_split))
         scores = scores_folder(cfg.run_dir, arguments.labels[-1]) / f"{cfg.report_split}-images.csv"
@@ -80,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         primary, threshold = read_run(cfg.run_dir).primary, cfg.evaluate.default_threshold
         examples = load_examples(cfg, load_manifest(cfg.shards_dir), best, primary=primary, threshold=threshold)
         picture = Image.fromarray(draw_strip(choose(examples, arguments.images, arguments.labels), arguments.labels))
+        data = io.BytesIO()
+        picture.thumbnail((arguments.width, picture.height))
+        picture.quantize(64).save(data, "PNG", optimize=True)  # a fifth of the bytes of full color
+        outputs.write(arguments.out.name, data.getvalue())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    data = io.BytesIO()
-    picture.thumbnail((arguments.width, picture.height))
-    picture.quantize(64).save(data, "PNG", optimize=True)  # a fifth of the bytes of full color
-    atomic_write(arguments.out, data.getvalue())
     return 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import init_world
@@ -22,7 +23,7 @@ from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.inference.crf_pool import CrfPool
 from seam_dist.inference.run_shards import ShardOutput, ShardProcess, Work, read_images, run_shards
 from seam_dist.inference.segmentation import add_prediction, predict_samples
-from seam_dist.inference.voc_server import pack_for_server
+from seam_dist.inference.voc_server import VOC_SERVER, pack_for_server
 from seam_dist.models import Trained, load_deeplab, trained_for
 
 _SETTINGS = ("infer_seg.scales", "infer_seg.flip", "infer_seg.crf", "infer_seg.oracle")
@@ -84,4 +85,7 @@ def _open(cfg: Config, manifest: Manifest, trained: Trained) -> tuple[StageRun, 
     if cfg.infer_seg.checkpoint is None:
         inputs["train_seg"] = input_fingerprint(cfg.stage_dir("train_seg"), "train_seg")
     settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.infer_seg.crf else _SETTINGS
-    return open_stage(cfg, "infer_seg", settings=settings, ignore=_IGNORED, inputs=inputs), works
+    stage = open_stage(cfg, "infer_seg", settings=settings, ignore=_IGNORED, inputs=inputs)
+    if server is not None:
+        OutputFolder(stage.dir).check([VOC_SERVER])
+    return stage, works

@@ -10,6 +10,7 @@ and `latest` as they were, or both new. Nothing in a checkpoint is executable, a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
@@ -105,7 +106,11 @@ class CheckpointStore:
 
     def _choose(self, resume: str) -> Path | None:
         if resume == "never":
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for folder in step_folders(self.folder).values():
+                shutil.rmtree(folder, ignore_errors=True)
+            (self.folder / "latest").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not there, or holds other files
+                self.folder.rmdir()
             return None
         if resume == "auto":
             return find_newest(self.folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kit import changed
 
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
 from seam_dist.config.schema import Config, RunConfig, TrainSeamConfig
 
@@ -79,6 +80,47 @@ def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
     assert (cfg.stage_dir("demo") / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", ".notes.tmp", "stage.json"])
+def test_folder_with_a_file_of_the_users_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    cfg = config(tmp_path, overwrite=True)
+    cfg.stage_dir("demo").mkdir(parents=True)
+    (cfg.stage_dir("demo") / name).write_text('["mine"]')
+    with pytest.raises(StageError, match=f"did not make, the first {name}"):
+        start(cfg)
+    assert (cfg.stage_dir("demo") / name).read_text() == '["mine"]'
+
+
+def test_rerun_removes_what_the_stage_wrote_and_nothing_else(tmp_path: Path) -> None:
+    run = start(config(tmp_path), precious=True)
+    own = [
+        *("metrics.jsonl", "final/model.safetensors", "final/model.json", "tensorboard/events.out.tfevents.1.host.2.0"),
+        *("checkpoints/latest", "checkpoints/step-00000010/state.json", "checkpoints/.saving-step-00000020/state.json"),
+        *("cams/train-00000.tar", "labels_crf/val-00001.tar", "bad/train-00000.json", "report.html", "val-images.csv"),
+    ]
+    users = ["notes.txt", "final/README", "cams/old.tar", "labels/mine-1.tar", "mine/train-00000.tar", ".hidden.tmp"]
+    for name in (*own, *users):
+        (run.dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.dir / name).write_text(name)
+    OutputFolder(run.dir / "files").write("a.png", b"labels")
+    OutputFolder(run.dir / "files").write("b.png", b"labels")
+    (run.dir / "files/b.png").write_bytes(b"better labels")
+    run.finish([run.dir / "val-images.csv"])
+    start(config(tmp_path, lr=0.5, overwrite=True), precious=True)
+    left = sorted(p.relative_to(run.dir).as_posix() for p in run.dir.rglob("*") if not p.is_dir())
+    assert left == sorted([*users, "config.yaml", "files/b.png", "stage.json"])
+    assert not (run.dir / "checkpoints").exists()
+    assert all((run.dir / name).read_text() == name for name in users)
+
+
+def test_outputs_that_lie_elsewhere_through_a_link_are_removed_as_well(tmp_path: Path) -> None:
+    run = start(config(tmp_path))
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch/train-00000.tar").write_text("cams")
+    (run.dir / "cams").symlink_to(tmp_path / "scratch")
+    start(config(tmp_path, lr=0.5))
+    assert not list((tmp_path / "scratch").iterdir())
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     open_stage(config(tmp_path), "demo", settings=("train_seam",), is_main=False)
     assert list(tmp_path.iterdir()) == []
@@ -98,13 +140,14 @@ def test_what_killed_processes_left_is_cleared_and_stops_nobody(tmp_path: Path) 
     cfg = Config(run=RunConfig(name="run", dir=tmp_path))
     folder = cfg.stage_dir("infer_cam")
     folder.mkdir(parents=True)
-    # Killed while it wrote its first file, or between config.yaml and stage.json.
-    (folder / ".stage.json.abc.tmp").write_text("{")
-    (folder / "config.yaml").write_text("run: {}")
-    open_stage(cfg, "infer_cam", settings=("infer_cam",))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "stage.json"]
+    # Killed while it wrote its first file, or between stage.json and config.yaml.
+    (folder / ".stage.json.abcdefgh.tmp").write_text("{")
+    for _ in range(2):
+        open_stage(cfg, "infer_cam", settings=("infer_cam",))
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "stage.json"]
+        (folder / "config.yaml").unlink()
     (folder / "cams").mkdir()
-    (folder / "cams" / ".train-00000.tar.abc.tmp").write_text("half")
+    (folder / "cams" / ".train-00000.tar.abcdefgh.tmp").write_text("half")
     (folder / "cams" / "train-00001.tar").write_text("whole")
     open_stage(cfg, "infer_cam", settings=("infer_cam",), is_main=False)
     assert len(list((folder / "cams").iterdir())) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seam_dist.bench.train_step import FORMS, PARTS, Step, main
+from seam_dist.bench.train_step import COLUMNS, FORMS, PARTS, Step, main
 
 TINY = argparse.Namespace(batch=2, crop=40, scale=0.6, width=1 / 16, classes=3)
 
@@ -49,12 +49,25 @@ def test_rows_hold_the_figures_of_each_form(tmp_path: Path, capsys: pytest.Captu
     main([*options.split(), *FORMS[:2], "--csv", str(table)])
     rows = list(csv.DictReader(table.open()))
     assert [row["form"] for row in rows] == ["published", "fused"]
+    assert tuple(rows[0]) == COLUMNS
     for row in rows:
         assert float(row["images_per_s"]) > 0
         assert float(row["mfu"]) > 0
         assert all(float(row[f"{part}_ms"]) >= 0 for part in PARTS)
         assert row["tflop_per_image"] == rows[0]["tflop_per_image"]
     assert "x the images/s of the published form" in capsys.readouterr().out
+
+
+def test_table_of_another_program_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "step.csv"
+    table.write_text("patient,age\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["--device", "cpu", "--csv", str(table)])
+    assert stop.value.code == 2
+    assert "is no table of this benchmark: expected the columns form,batch" in capsys.readouterr().err
+    assert table.read_text() == "patient,age\n"
 
 
 def test_needs_neither_deepspeed_nor_webdataset() -> None:

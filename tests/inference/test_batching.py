@@ -51,7 +51,7 @@ def test_scales_are_relative_to_the_longest_side_and_aligned() -> None:
     assert sizes(longest=20) == [(2, 3, 5, 10), (2, 3, 10, 20)]
     assert sizes(longest=100) == sizes()
     assert sizes(align=8) == [(2, 3, 9, 17), (2, 3, 17, 41)]
-    with pytest.raises(ValueError, match=r"scales=\[\]: expected at least one number, all above 0"):
+    with pytest.raises(ValueError, match=r"scales=\[\]: expected at least one number, all finite and above 0"):
         scaled_images(images, [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,3 +109,58 @@ def test_bench_plots_its_rows(monkeypatch, tmp_path):
     table.write_text("\n".join([",".join(bench.FIELDS), row]))
     bench.plot(table, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_of_others_are_refused_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton")
+    table = tmp_path / "results.csv"
+    table.write_text("patient,age\n1,70\n")
+    for name in ("bench", "crf_curve", "compile_all"):
+        module = script(name, monkeypatch)
+        monkeypatch.setattr(
+            sys, "argv", [name, "--csv", str(table), *(["--plot", "x.png"] if name == "crf_curve" else [])]
+        )
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert stop.value.code == 2
+        assert f"{table} is no table of this script: expected the columns" in capsys.readouterr().err
+    assert table.read_text() == "patient,age\n1,70\n"
+
+
+def test_rows_are_added_to_and_replaced_in_own_tables(monkeypatch, tmp_path):
+    files = script("result_files", monkeypatch)
+    table = tmp_path / "new" / "rows.csv"
+    for _ in range(2):
+        files.add_rows(table, ("a", "b"), [{"a": 1, "b": 2}])
+    assert table.read_text().split() == ["a,b", "1,2", "1,2"]
+    files.replace_rows(table, ("a", "b"), [{"a": 3, "b": 4}])
+    assert table.read_text().split() == ["a,b", "3,4"]
+    for write in (files.add_rows, files.replace_rows):
+        with pytest.raises(ValueError, match="expected the columns a,c, found 'a,b': give another --csv"):
+            write(table, ("a", "c"), [])
+    with pytest.raises(ValueError, match="is no file"):
+        files.check_table(tmp_path, ("a",))
+
+
+def test_plots_replace_plots_of_the_scripts_alone(monkeypatch, tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    files = script("result_files", monkeypatch)
+    for _ in range(2):
+        files.save_plot(figure, tmp_path / "own.png")
+    for name in ("cpu.png", "crf_curve.png"):
+        files.check_plot(KERNELS / "results" / name)
+    figure.savefig(tmp_path / "others.png")
+    with pytest.raises(ValueError, match=r"others\.png is there and is no plot of these scripts: move it away"):
+        files.save_plot(figure, tmp_path / "others.png")
+    with pytest.raises(ValueError, match=r"suffix '\.svg', expected \.png"):
+        files.check_plot(tmp_path / "new.svg")
+
+
+def test_gpu_check_refuses_a_folder_of_others(tmp_path):
+    (tmp_path / "machine.txt").write_text("mine")
+    command = ["bash", str(KERNELS.parent / "launch" / "gpu_check.sh"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "holds other files, which would be overwritten: give a new or an empty folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["machine.txt"]
+    assert (tmp_path / "machine.txt").read_text() == "mine"
