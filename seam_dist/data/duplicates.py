@@ -148,30 +148,27 @@ def duplicate_findings(
         )
     for (sort, first, second), pairs in groups.items():
         if first == second:
+            copies = "1 image that is a copy of another" if len(pairs) == 1 else f"{len(pairs)} copies of other images"
             findings.warning(
                 f"duplicates-in-{first}",
-                f"{_images(len(pairs), 'copy', 'copies')} of other images in split {first} ({_shown(pairs)}): each "
-                "counts twice; remove them",
+                f"split {first} has {copies} ({_shown(pairs)}): what is there twice counts twice; remove the copies",
             )
         elif sort == "file" and is_training(first) and is_training(second):
             continue  # such as trainaug, which holds train
         else:
-            leak = is_training(first) or is_training(second)
-            why = "scores there are too good" if leak else "they are not independent"
             how = {
-                "file": f"of split {second} are in the list of {first} as well",
-                "equal": f"of split {second} have the same bytes as images of {first}",
-                "near": f"of split {second} look like images of {first}",
+                "file": f"that the list of {first} names as well",
+                "equal": f"with the same bytes as images of {first}",
+                "near": f"that look like images of {first}",
             }[sort]
+            leak = is_training(first) or is_training(second)
+            why = "scores on images that were trained on are too good" if leak else "the two are not independent"
             findings.warning(
                 f"{sort}-duplicates-{first}-{second}",
-                f"{_images(len(pairs), 'image', 'images')} {how} ({_shown(pairs)}): {why}; keep each in one split",
+                f"split {second} has {len(pairs)} image{'s' * (len(pairs) > 1)} {how} ({_shown(pairs)}): {why}; keep "
+                "each image in one split",
             )
     return findings
-
-
-def _images(count: int, one: str, many: str) -> str:
-    return f"1 {one}" if count == 1 else f"{count} {many}"
 
 
 def _names(ids: tuple[int, ...] | None, classes: Sequence[str]) -> str:

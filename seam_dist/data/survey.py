@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from seam_dist.cluster.processes import follow_parent, main_hidden
 from seam_dist.config.findings import Findings
 from seam_dist.data.duplicates import Duplicate, duplicate_findings, find_duplicates, perceptual_hash
-from seam_dist.data.images import decode_image, single_thread
+from seam_dist.data.images import Pixels, decode_image, decode_mask, single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.shards import RawSample, parse_info
 from seam_dist.data.sources.base import Record, Source, SourceError
@@ -42,6 +42,37 @@ class Example:
     class_id: int
 
 
+@dataclass(frozen=True)
+class Inspector:
+    """Opens records of one data set with its settings."""
+
+    num_classes: int
+    max_pixels: int
+    pixel_range: tuple[float, float] | None = None
+
+    def inspect(self, record: Record) -> Inspection:
+        """Return what opening a record shows."""
+        return inspect_record(record, num_classes=self.num_classes, max_pixels=self.max_pixels)
+
+    def picture(self, record: Record) -> tuple[Pixels, Pixels | None] | None:
+        """Return image and mask of a record (of a pair the first image), None when the image cannot be used.
+
+        A mask that cannot be used, or has another size, is left out.
+        """
+        sample = self.inspect(record).sample or self.inspect(replace(record, mask=None)).sample
+        if sample is None:
+            return None
+        mask = sample.members.get("png")
+        image = self.first_image(sample)
+        return image, None if mask is None else decode_mask(mask, max_pixels=self.max_pixels)
+
+    def first_image(self, sample: RawSample, smallest: tuple[int, int] | None = None) -> Pixels:
+        """Return the first image of a sample, in display order; `smallest` as in `decode_image`."""
+        orientation = parse_info(sample.members["json"]).orientation
+        data = next(data for extension, data in sample.members.items() if extension not in ("json", "png"))
+        return decode_image(data, max_pixels=self.max_pixels, orientation=orientation, min_size=smallest)
+
+
 @dataclass(frozen=True, eq=False)
 class Survey:
     """All that was seen: numbers of each split, findings, and images worth a look."""
@@ -51,28 +82,16 @@ class Survey:
     train_split: str
     splits: tuple[SplitSurvey, ...]
     findings: Findings
+    inspector: Inspector
+    """Opens records as the survey did, to show their pictures."""
     duplicates: tuple[Duplicate, ...] = ()
     odd_images: tuple[OddImage, ...] = ()
     examples: tuple[Example, ...] = ()
-    inspect: Callable[[Record], Inspection] = field(default=inspect_record, repr=False)
-    """Opens a record as the survey did, to show its picture."""
 
     @property
     def num_samples(self) -> int:
         """Return the images of all splits."""
         return sum(split.num_samples for split in self.splits)
-
-
-@dataclass(frozen=True)
-class _Inspector:
-    """`inspect_record` with the settings of a data set."""
-
-    num_classes: int
-    max_pixels: int
-    pixel_range: tuple[float, float] | None
-
-    def __call__(self, record: Record) -> Inspection:
-        return inspect_record(record, num_classes=self.num_classes, max_pixels=self.max_pixels)
 
 
 def survey_dataset(
@@ -95,9 +114,9 @@ def survey_dataset(
     train_split = names[0] if train_split is None else train_split
     findings = Findings()
     records = {name: _list_records(source, name, findings) for name in names}
-    inspect = _Inspector(len(classes), max_pixels, pixel_range)
+    inspector = Inspector(len(classes), max_pixels, pixel_range)
     tallies: list[SplitTally] = []
-    opened = _open_all([record for name in names for record in records[name]], inspect, num_processes, progress)
+    opened = _open_all([record for name in names for record in records[name]], inspector, num_processes, progress)
     for name in names:
         tally = SplitTally(name, len(classes))
         for record in records[name]:
@@ -122,7 +141,7 @@ def survey_dataset(
         duplicates=tuple(duplicates),
         odd_images=tuple(image for tally in tallies for image in tally.odd),
         examples=tuple(_choose_examples(tallies, len(classes), train_split)),
-        inspect=inspect,
+        inspector=inspector,
     )
 
 
@@ -138,24 +157,24 @@ def _list_records(source: Source, split: str, findings: Findings) -> Sequence[Re
 
 def _open_all(
     records: Sequence[Record],
-    inspect: _Inspector,
+    inspector: Inspector,
     num_processes: int,
     progress: Callable[[int], None] | None,
 ) -> Iterator[OpenedRecord]:
     """Yield what each record shows, in order."""
     chunks = [records[i : i + _CHUNK] for i in range(0, len(records), _CHUNK)]
-    for chunk in _open_chunks(chunks, inspect, num_processes):
+    for chunk in _open_chunks(chunks, inspector, num_processes):
         if progress is not None:
             progress(len(chunk))
         yield from chunk
 
 
 def _open_chunks(
-    chunks: Sequence[Sequence[Record]], inspect: _Inspector, num_processes: int
+    chunks: Sequence[Sequence[Record]], inspector: Inspector, num_processes: int
 ) -> Iterator[Sequence[OpenedRecord]]:
     start, num_done = time.monotonic(), 0
     while num_done < len(chunks) and (num_processes <= 1 or time.monotonic() - start < POOL_AFTER_S):
-        yield _open_chunk(inspect, chunks[num_done])
+        yield _open_chunk(inspector, chunks[num_done])
         num_done += 1
     chunks = chunks[num_done:]
     if not chunks:
@@ -166,7 +185,7 @@ def _open_chunks(
     with ProcessPoolExecutor(min(num_processes, len(chunks)), context, initializer=_start_worker) as pool:
         try:
             with main_hidden():
-                results = pool.map(_open_chunk, [inspect] * len(chunks), chunks)
+                results = pool.map(_open_chunk, [inspector] * len(chunks), chunks)
             yield from results
         except BrokenProcessPool:
             raise ChildProcessError(
@@ -180,31 +199,24 @@ def _start_worker() -> None:
     follow_parent()
 
 
-def _open_chunk(inspect: _Inspector, records: Sequence[Record]) -> list[OpenedRecord]:
-    return [_open(inspect, record) for record in records]
+def _open_chunk(inspector: Inspector, records: Sequence[Record]) -> list[OpenedRecord]:
+    return [_open(inspector, record) for record in records]
 
 
-def _open(inspect: _Inspector, record: Record) -> OpenedRecord:
-    inspection = inspect(record)
+def _open(inspector: Inspector, record: Record) -> OpenedRecord:
+    inspection = inspector.inspect(record)
+    sample = inspection.sample
     return OpenedRecord(
         findings=tuple(inspection.findings),
-        is_usable=inspection.sample is not None,
+        is_usable=sample is not None,
         size=inspection.size,
         mask_pixels=inspection.mask_pixels,
         sha256=bytes.fromhex(inspection.image_sha256),
-        phash=None if inspection.sample is None else _hash_sample(inspection.sample, inspect.max_pixels),
+        phash=None if sample is None else perceptual_hash(inspector.first_image(sample, _HASHED_AT)),
         format=getattr(inspection, "format", None) or "",
         mode=getattr(inspection, "mode", None) or "",
         orientation=getattr(inspection, "orientation", None) or 1,
     )
-
-
-def _hash_sample(sample: RawSample, max_pixels: int) -> bytes | None:
-    """Return the perceptual hash of a sample's first image, in display order."""
-    info = parse_info(sample.members["json"])
-    data = next(data for extension, data in sample.members.items() if extension not in ("json", "png"))
-    image = decode_image(data, max_pixels=max_pixels, orientation=info.orientation, min_size=_HASHED_AT)
-    return perceptual_hash(image)
 
 
 def _choose_examples(tallies: Sequence[SplitTally], num_classes: int, train_split: str) -> Iterable[Example]:

@@ -10,7 +10,7 @@ from seam_dist.config.findings import Findings
 from seam_dist.data.survey_split import MIN_SIDE, SplitSurvey
 
 _MIN_IMAGES = 10  # labeled images of a split, and images of a class, below which a share says nothing
-_MOSTLY = 0.9
+_MOSTLY, _RARE = 0.9, 0.02
 _SCALE = 2.0
 _VOID = 0.5
 _SHOWN = 5
@@ -22,7 +22,7 @@ def balance_findings(classes: Sequence[str], splits: Sequence[SplitSurvey], trai
     train = next((split for split in splits if split.name == train_split and split.num_labeled), None)
     if train is None:
         return findings
-    absent = np.flatnonzero(train.class_counts == 0)
+    absent = np.flatnonzero(train.class_counts == 0).tolist()
     others = [split for split in splits if split is not train and split.class_counts[absent].any()]
     for split in others:
         wanted = [classes[i] for i in absent if split.class_counts[i]]
@@ -45,8 +45,17 @@ def balance_findings(classes: Sequence[str], splits: Sequence[SplitSurvey], trai
 def _cooccurrence_findings(classes: Sequence[str], train: SplitSurvey) -> Findings:
     findings = Findings()
     counts, together = train.class_counts, train.cooccurrence
+    few = (counts > 0) & (counts < _MIN_IMAGES) & (counts < _RARE * train.num_labeled)
+    if few.any():
+        rarest = [f"{classes[i]!r} ({counts[i]})" for i in np.argsort(counts, kind="stable").tolist() if few[i]]
+        findings.warning(
+            "rare-classes",
+            f"split {train.name} has fewer than {_MIN_IMAGES} images of {len(rarest)} of its {len(classes)} classes "
+            f"({', '.join(rarest[:_SHOWN])}{', ...' * (len(rarest) > _SHOWN)}): that is hardly enough to learn them; "
+            "add images",
+        )
     everywhere = counts > _MOSTLY * train.num_labeled
-    for i in np.flatnonzero(everywhere):
+    for i in np.flatnonzero(everywhere).tolist():
         findings.warning(
             "class-everywhere",
             f"class {classes[i]!r} is in {counts[i]} of the {train.num_labeled} images of split {train.name}: their "
@@ -56,13 +65,13 @@ def _cooccurrence_findings(classes: Sequence[str], train: SplitSurvey) -> Findin
     always = together == counts[:, None]  # [C, C]: class i never without class j
     np.fill_diagonal(always, False)
     always &= enough[:, None] & enough[None, :]
-    for i, j in np.argwhere(np.triu(always & always.T)):
+    for i, j in np.argwhere(np.triu(always & always.T)).tolist():
         findings.warning(
             "classes-always-together",
             f"classes {classes[i]!r} and {classes[j]!r} occur in the same {counts[i]} images of split {train.name}, "
             "never one without the other: CAMs cannot tell them apart; add images of one alone, or merge them",
         )
-    for i, j in np.argwhere(always & ~always.T):
+    for i, j in np.argwhere(always & ~always.T).tolist():
         findings.warning(
             "class-never-alone",
             f"class {classes[i]!r} is in {counts[i]} images of split {train.name} and in each of them with "
@@ -80,9 +89,9 @@ def size_findings(splits: Sequence[SplitSurvey], train_split: str) -> Findings:
             height, width = split.sizes[split.sizes.min(axis=1).argmin()]
             findings.warning(
                 f"small-images-{split.name}",
-                f"{small} of the {len(split.sizes)} images of split {split.name} have a side of less than "
-                f"{MIN_SIDE} pixels (the smallest {width} x {height}): little is left of them at a "
-                "feature stride of 8; use larger ones, or remove them",
+                f"split {split.name} has {small} of {len(split.sizes)} images with a side of less than {MIN_SIDE} "
+                f"pixels (the smallest {width} x {height}): little is left of that at a feature stride of 8; use "
+                "larger images",
             )
         if split.void_share is not None and split.void_share > _VOID:
             findings.warning(
