@@ -1,11 +1,13 @@
 """Images that occur twice in a data set: the same bytes, or the same picture encoded, scaled or trimmed anew.
 
-Equal files are found by the SHA-256 of their bytes. For the rest each image has a perceptual hash (pHash, Zauner 2010)
-of 256 bits: the signs of the 16 x 16 lowest frequencies of the picture at 64 x 64 gray pixels, less their median. JPEG
-at quality 20, half the size, brighter by 20 % and a border of 2 % cut off change at most 36 of them in 95 of 100
-photographs, while unrelated ones differ in 50 and more of them. Larger cuts and mirror images are not found.
+Equal files are found by the SHA-256 of their bytes. Pictures are compared by their 255 lowest frequencies (DCT of 64 x
+64 gray pixels, without the mean) as in the perceptual hash pHash, but with their sizes: the signed square root of each
+(Perronnin et al., ECCV 2010), then the cosine. Bits alone would be noise where a picture is smooth.
 
-OpenCV has all that it takes; the package imagehash would add three more for the same hash.
+At a cosine of 0.9 lie all copies of 787 photographs in JPEG of quality 20, at half the size, in gray, or with 1 % cut
+off at each side, and 93 % of those with 2 %; the nearest unrelated ones, cut-outs on one background, are at 0.87.
+Copies that are cut more, or mirrored, are not found. OpenCV has all that it takes; imagehash would add scipy and
+PyWavelets for less.
 """
 
 from __future__ import annotations
@@ -24,22 +26,22 @@ from seam_dist.config.findings import Findings
 from seam_dist.data.images import Pixels
 from seam_dist.data.sources.base import Record
 
-HASH_BYTES = 32
-MAX_DISTANCE = 36  # bits of 256
+LENGTH = 256  # numbers that describe a picture, one byte each
+MIN_LIKENESS = 0.9
 _GRID, _LOWEST = 64, 16
-_MIN_CONTRAST = 2.0  # standard deviation of gray values; the hash of a blank picture is that of its noise
-_BLOCK = 65_536  # hashes compared with at a time: OpenCV's matcher takes fewer than 2^18
+_MIN_CONTRAST = 2.0  # standard deviation of gray values: of a blank picture only noise would be compared
+_BLOCK = 4096  # pictures on each side that are compared at a time: 64 MiB
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image of a split with what identifies its content; `phash` is None for a blank or unusable one."""
+    """One image of a split with what identifies its content; `frequencies` is None for a blank one."""
 
     split: str
     record: Record
     sha256: bytes
-    phash: bytes | None
+    frequencies: bytes | None
 
     def is_same_file(self, other: ImageEntry) -> bool:
         """Return whether two lists name one file, rather than two files having the same bytes."""
@@ -65,14 +67,17 @@ class Duplicate:
         return one is not None and other is not None and one != other
 
 
-def perceptual_hash(image: Pixels) -> bytes | None:
-    """Return the hash (HASH_BYTES) of an RGB image (H, W, 3), None for one without contrast."""
+def picture_frequencies(image: Pixels) -> bytes | None:
+    """Return the description (LENGTH int8) of an RGB image (H, W, 3), None for one without contrast."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32)
     if small.std() < _MIN_CONTRAST:
         return None
-    lowest = cv2.dct(small)[:_LOWEST, :_LOWEST]
-    return np.packbits(lowest > np.median(lowest)).tobytes()
+    lowest = cv2.dct(small)[:_LOWEST, :_LOWEST].reshape(-1)
+    lowest[0] = 0
+    roots = np.sign(lowest) * np.sqrt(np.abs(lowest))
+    scale = 127 / max(float(np.abs(roots).max()), 1e-6)
+    return bytes(np.rint(roots * scale).astype(np.int8).tobytes())
 
 
 def find_duplicates(entries: Sequence[ImageEntry], *, is_training: Callable[[str], bool]) -> list[Duplicate]:
@@ -97,36 +102,46 @@ def _equal_files(entries: Sequence[ImageEntry]) -> Iterator[Duplicate]:
 
 
 def _near_pairs(entries: Sequence[ImageEntry], is_training: Callable[[str], bool]) -> Iterator[Duplicate]:
-    hashed: dict[str, list[ImageEntry]] = defaultdict(list)
+    described: dict[str, list[ImageEntry]] = defaultdict(list)
     for entry in entries:
-        if entry.phash is not None:
-            hashed[entry.split].append(entry)
-    for first, second in combinations(hashed, 2):
+        if entry.frequencies is not None:
+            described[entry.split].append(entry)
+    for first, second in combinations(described, 2):
         if is_training(first) and is_training(second):
             continue
-        known = {entry.sha256 for entry in hashed[first]}
-        rest = [entry for entry in hashed[second] if entry.sha256 not in known]
-        nearest, distance = nearest_hashes(_stack(rest), _stack(hashed[first]))
-        for i in np.flatnonzero(distance <= MAX_DISTANCE):
-            yield Duplicate("near", hashed[first][nearest[i]], rest[i])
+        known = {entry.sha256 for entry in described[first]}
+        rest = [entry for entry in described[second] if entry.sha256 not in known]
+        nearest, likeness = find_nearest(_stack(rest), _stack(described[first]))
+        for i in np.flatnonzero(likeness >= MIN_LIKENESS).tolist():
+            yield Duplicate("near", described[first][nearest[i]], rest[i])
 
 
-def nearest_hashes(queries: Pixels, hashes: Pixels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return for each query (Q, bytes) the index of the nearest of the hashes (N, bytes) and its distance in bits."""
-    nearest = np.zeros(len(queries), np.int64)
-    distance = np.full(len(queries), 8 * HASH_BYTES + 1, np.int64)
-    matcher = cv2.BFMatcher(cv2.NORM_HAMMING)
-    for start in range(0, len(hashes) if len(queries) else 0, _BLOCK):
-        matches = matcher.match(queries, hashes[start : start + _BLOCK])
-        index = np.array([match.trainIdx for match in matches], np.int64) + start
-        bits = np.array([match.distance for match in matches], np.int64)
-        nearest, distance = np.where(bits < distance, index, nearest), np.minimum(bits, distance)
-    return nearest, distance
+def find_nearest(queries: NDArray[np.int8], others: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return for each query (Q, LENGTH) the index of the most similar one of others (N, LENGTH), and the cosine.
+
+    The cosine is -1 where there are no others.
+    """
+    nearest, likeness = np.zeros(len(queries), np.int64), np.full(len(queries), -1, np.float32)
+    for row in range(0, len(queries), _BLOCK):
+        rows = slice(row, row + _BLOCK)
+        of_rows = _unit(queries[rows])
+        for column in range(0, len(others), _BLOCK):
+            cosine = of_rows @ _unit(others[column : column + _BLOCK]).T  # [Q, N]
+            best = cosine.argmax(axis=1)
+            value = np.take_along_axis(cosine, best[:, None], axis=1)[:, 0]
+            nearest[rows] = np.where(value > likeness[rows], best + column, nearest[rows])
+            likeness[rows] = np.maximum(value, likeness[rows])
+    return nearest, likeness
 
 
-def _stack(entries: Sequence[ImageEntry]) -> Pixels:
-    data = b"".join(entry.phash for entry in entries if entry.phash is not None)
-    return np.frombuffer(data, np.uint8).reshape(-1, HASH_BYTES)
+def _unit(described: NDArray[np.int8]) -> NDArray[np.float32]:
+    values = described.astype(np.float32)
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-6), np.float32)
+
+
+def _stack(entries: Sequence[ImageEntry]) -> NDArray[np.int8]:
+    data = b"".join(entry.frequencies for entry in entries if entry.frequencies is not None)
+    return np.frombuffer(data, np.int8).reshape(-1, LENGTH)
 
 
 def duplicate_findings(

@@ -17,7 +17,7 @@ import numpy as np
 
 from seam_dist.cluster.processes import follow_parent, main_hidden
 from seam_dist.config.findings import Findings
-from seam_dist.data.duplicates import Duplicate, duplicate_findings, find_duplicates, perceptual_hash
+from seam_dist.data.duplicates import Duplicate, duplicate_findings, find_duplicates, picture_frequencies
 from seam_dist.data.images import Pixels, decode_image, decode_mask, single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.shards import RawSample, parse_info
@@ -29,8 +29,8 @@ POOL_AFTER_S = 2.0
 """What takes less is done in this process: others take about as long to start, since each imports torch."""
 
 _CHUNK = 16  # records a process opens at a time
-_HASHED_AT = (128, 128)  # smallest size (height, width) at which a JPEG is decoded for its hash
-_MAX_EXAMPLES = 240  # of all classes together
+_COMPARED_AT = (128, 128)  # smallest size (height, width) at which a JPEG is decoded to be compared
+_MAX_EXAMPLES = 250  # of all classes together
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _list_records(source: Source, split: str, findings: Findings) -> Sequence[Re
     try:
         listing = source.listing(split)
     except SourceError as error:
-        findings.error(f"listing-{split}", str(error))
+        findings.error("source", str(error))
         return ()
     findings.merge(listing.findings)
     return listing.records
@@ -212,7 +212,7 @@ def _open(inspector: Inspector, record: Record) -> OpenedRecord:
         size=inspection.size,
         mask_pixels=inspection.mask_pixels,
         sha256=bytes.fromhex(inspection.image_sha256),
-        phash=None if sample is None else perceptual_hash(inspector.first_image(sample, _HASHED_AT)),
+        frequencies=None if sample is None else picture_frequencies(inspector.first_image(sample, _COMPARED_AT)),
         format=getattr(inspection, "format", None) or "",
         mode=getattr(inspection, "mode", None) or "",
         orientation=getattr(inspection, "orientation", None) or 1,

@@ -81,7 +81,7 @@ class OpenedRecord:
     size: tuple[int, int] | None
     mask_pixels: Mapping[int, int] | None
     sha256: bytes
-    phash: bytes | None
+    frequencies: bytes | None
     format: str
     mode: str
     orientation: int
@@ -116,7 +116,7 @@ class SplitTally:
         ids = np.array(record.classes or (), int) - 1
         self._cooccurrence[np.ix_(ids, ids)] += 1
         if opened.is_usable and opened.size is not None:
-            self.entries.append(ImageEntry(self.name, record, opened.sha256, opened.phash))
+            self.entries.append(ImageEntry(self.name, record, opened.sha256, opened.frequencies))
             self._sizes.append(opened.size)
             self._formats[opened.format] += 1
             self._modes[opened.mode] += 1
@@ -132,7 +132,7 @@ class SplitTally:
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:
                 self.odd.append(OddImage(self.name, record, reason, opened.is_usable))
-        if opened.is_usable and opened.phash is None:
+        if opened.is_usable and opened.frequencies is None:
             self.findings.warning(
                 "blank-image",
                 f"image {record.source_id} of split {self.name} has one color all over, expected a picture: look at it,"
@@ -178,5 +178,5 @@ def _oddities(opened: OpenedRecord) -> Iterator[tuple[str, str]]:
         yield "small", f"only {width} x {height} pixels"
     if long >= _LONG_SHAPE * short:
         yield "shape", f"{width} x {height} pixels: one side is {long / short:.1f} times the other"
-    if opened.phash is None:
+    if opened.frequencies is None:
         yield "blank", "one color all over"

@@ -190,7 +190,8 @@ def _examples(survey: Survey) -> Markup:
         number = num_things(int(counts[split][index - 1]), "image") + f" in {split}" if index else ""
         groups.append(Group(title, number, [picture for _, picture in members]))
     caption = "A few images of each class, with their masks where there are any; ignored pixels are light."
-    return render_template("dataset_pictures.html", caption=caption, groups=groups, rest="")
+    compact = len(groups) > _FEW_CLASSES
+    return render_template("dataset_pictures.html", caption=caption, groups=groups, rest="", compact=compact)
 
 
 def _odd_images(survey: Survey) -> Markup:
@@ -204,7 +205,7 @@ def _odd_images(survey: Survey) -> Markup:
         if (chosen := [picture for picture, image in zip(pictures, odd, strict=True) if image.is_usable == is_usable])
     ]
     caption = "The first images of each sort, with the reason."
-    return render_template("dataset_pictures.html", caption=caption, groups=groups, rest="")
+    return render_template("dataset_pictures.html", caption=caption, groups=groups, rest="", compact=False)
 
 
 def _duplicates(survey: Survey) -> Markup:
@@ -225,7 +226,7 @@ def _duplicates(survey: Survey) -> Markup:
     ]
     if len(pairs) > len(shown):
         rest.append(f"{len(pairs) - len(shown)} more pairs are not shown.")
-    return render_template("dataset_pictures.html", caption="", groups=groups, rest=" ".join(rest))
+    return render_template("dataset_pictures.html", caption="", groups=groups, rest=" ".join(rest), compact=True)
 
 
 def _title(pair: Duplicate) -> str:

@@ -55,7 +55,12 @@ def _splits_table(splits: Sequence[SplitSurvey]) -> str:
 def _classes_table(survey: Survey) -> str:
     """Return images of each class by split, the most frequent of the training split first."""
     order = class_order(survey)
-    shown = order if len(order) <= _MAX_CLASSES else [*order[:_ENDS], *order[-_ENDS:]]
+    shown, absent = order, 0
+    if len(order) > _MAX_CLASSES:
+        present = [i for i in order if any(split.class_counts[i] for split in survey.splits)]
+        absent = len(order) - len(present)
+        order = present
+        shown = order if len(order) <= _MAX_CLASSES else [*order[:_ENDS], *order[-_ENDS:]]
     with_masks = [split for split in survey.splits if split.class_shares is not None]
     head = ["class", *(cell for split in survey.splits for cell in (split.name, "%"))]
     head += [f"{split.name} mask %" for split in with_masks]
@@ -73,7 +78,9 @@ def _classes_table(survey: Survey) -> str:
         for split in with_masks
         if split.class_shares is not None
     ]
-    return "\n".join([table, *([f"rest of the masks of {'; '.join(rest)}"] if rest else [])])
+    notes = [f"{absent} more classes are in no image"] if absent else []
+    notes += [f"rest of the masks of {'; '.join(rest)}"] if rest else []
+    return "\n".join([table, *notes])
 
 
 def class_order(survey: Survey) -> list[int]:
