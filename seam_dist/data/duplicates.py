@@ -174,7 +174,7 @@ def duplicate_findings(
             how = {
                 "file": f"that the list of {first} names as well",
                 "equal": f"with the same bytes as images of {first}",
-                "near": f"that look like images of {first}",
+                "near": f"that {'looks' if len(pairs) == 1 else 'look'} like images of {first}",
             }[sort]
             leak = is_training(first) or is_training(second)
             why = "scores on images that were trained on are too good" if leak else "the two are not independent"

@@ -108,10 +108,10 @@ class SplitTally:
         self.findings.merge(opened.findings)
         self._num.update(
             all=1,
-            unusable=not opened.is_usable,
-            labeled=record.classes is not None,
-            masks=record.mask is not None,
-            without_object=record.classes == (),
+            unusable=int(not opened.is_usable),
+            labeled=int(record.classes is not None),
+            masks=int(record.mask is not None),
+            without_object=int(record.classes == ()),
         )
         ids = np.array(record.classes or (), int) - 1
         self._cooccurrence[np.ix_(ids, ids)] += 1

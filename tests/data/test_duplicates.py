@@ -156,7 +156,7 @@ def test_a_leak_is_named_with_its_first_pairs() -> None:
     assert "(val/v0 = train/t0; val/v1 = train/t1; val/v2 = train/t2; ...)" in equal
     assert "trained on" in equal
     (near,) = _texts(*train, _entry("val", "v", "other", 4))
-    assert "split val has 1 image that look like images of train (val/v = train/t4)" in near
+    assert "split val has 1 image that looks like images of train (val/v = train/t4)" in near
 
 
 def test_the_same_image_with_other_labels_is_named_with_both() -> None:

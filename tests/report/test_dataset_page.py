@@ -149,7 +149,7 @@ def test_the_text_has_a_row_for_each_split_and_class() -> None:
     assert re.search(r"^train +5 +all +4 +0 +1 ", text, re.MULTILINE)
     assert re.search(r"^val +2 +all +all +0 +0 +all 40 x 30", text, re.MULTILINE)
     assert re.search(r"^test +1 +none +none +0 +0 ", text, re.MULTILINE)
-    assert re.search(r"^cat +3 +60\.0 +0 +0\.0 +0 +", text, re.MULTILINE)
+    assert re.search(r"^cat +3 +60\.0 +1 +50\.0 +0 +", text, re.MULTILINE)
     assert "train: 1 image of 5 cannot be used\n  image b: " in text
     assert len(text.splitlines()) < 40
 
