@@ -171,6 +171,7 @@ def test_a_training_list_within_another_is_no_leak() -> None:
     both = [_entry(split, "a", "x", 1, file="a.jpg") for split in ("trainaug", "train")]
     assert [sort for sort, *_ in _pairs(*both)] == ["file"]
     assert not _texts(*both)
+    assert not _pairs(_entry("trainaug", "a", "x", 1), _entry("train", "b", "y", 1))
     (text,) = _texts(_entry("train", "a", "x", 1, file="a.jpg"), _entry("val", "a", "x", 1, file="a.jpg"))
     assert "split val has 1 image that the list of train names as well (val/a = train/a)" in text
 

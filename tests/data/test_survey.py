@@ -76,6 +76,13 @@ def test_sizes_are_those_of_display() -> None:
     assert split.sizes.tolist() == [[30, 40], [40, 30]]
 
 
+def test_an_image_whose_mask_cannot_be_used_is_in_no_number_of_usable_ones() -> None:
+    survey = _survey(train=[_record("a"), _record("b", mask=_mask([1, 1]))], val=[_record("b")])
+    assert [(split.num_unusable, len(split.sizes)) for split in survey.splits] == [(1, 1), (0, 1)]
+    assert not survey.duplicates
+    assert "b" not in [example.record.source_id for example in survey.examples if example.split == "train"]
+
+
 def test_an_image_that_cannot_be_read_is_counted_and_named_and_does_not_stop_the_survey() -> None:
     broken = [_record(f"broken-{k}", image=b"\xff\xd8 no more") for k in range(9)]
     survey = _survey(train=[*broken, *records(3)], val=[_record("v", image=b"")])
@@ -237,6 +244,12 @@ def test_examples_show_each_class_from_all_over_the_split() -> None:
         (2, "val"): ["v-000"],
         (0, "train"): ["t-009"],
     }
+
+
+def test_examples_come_from_the_training_split_where_it_has_any() -> None:
+    source = MemorySource(val=_many([(1,), (2,)], "v"), train=_many([(1,)]))
+    survey = survey_dataset(source, ["val", "train"], max_pixels=10**6, train_split="train")
+    assert [(example.class_id, example.split) for example in survey.examples] == [(1, "train"), (2, "val")]
 
 
 def test_pictures_come_with_the_mask_that_fits() -> None:
