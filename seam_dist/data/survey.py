@@ -118,7 +118,7 @@ def survey_dataset(
     tallies: list[SplitTally] = []
     opened = _open_all([record for name in names for record in records[name]], inspector, num_processes, progress)
     for name in names:
-        tally = SplitTally(name, len(classes))
+        tally = SplitTally(name, classes)
         for record in records[name]:
             tally.add(record, next(opened))
         findings.merge(tally.findings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -90,14 +90,14 @@ class OpenedRecord:
 class SplitTally:
     """Adds up one split, image by image; keeps of each image what finds it again."""
 
-    def __init__(self, name: str, num_classes: int) -> None:
-        self.name, self.findings = name, Findings()
+    def __init__(self, name: str, classes: Sequence[str]) -> None:
+        self.name, self.classes, self.findings = name, classes, Findings()
         self.entries: list[ImageEntry] = []
         self.odd: list[OddImage] = []
         self.usable_of_class: dict[int, list[Record]] = defaultdict(list)
         self._num_of_reason: Counter[str] = Counter()
         self._num = Counter[str]()
-        self._cooccurrence = np.zeros((num_classes, num_classes), np.int64)
+        self._cooccurrence = np.zeros((len(classes), len(classes)), np.int64)
         self._sizes: list[tuple[int, int]] = []
         self._formats, self._modes = Counter[str](), Counter[str]()
         self._orientations = Counter[int]()
@@ -123,12 +123,12 @@ class SplitTally:
             self._orientations[opened.orientation] += 1
             for index in record.classes or (() if record.classes is None else (0,)):
                 self.usable_of_class[index].append(record)
-        if opened.mask_pixels is not None:
+        if opened.is_usable and opened.mask_pixels is not None:
             total = sum(opened.mask_pixels.values())
             for value, count in opened.mask_pixels.items():
                 self._shares[value] += count / total
             self._num["pixel_masks"] += 1
-        for sort, reason in _oddities(opened):
+        for sort, reason in (*_oddities(opened), *self._contradictions(record, opened)):
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:
                 self.odd.append(OddImage(self.name, record, reason, opened.is_usable))
@@ -138,6 +138,23 @@ class SplitTally:
                 f"image {record.source_id} of split {self.name} has one color all over, expected a picture: look at it,"
                 " and remove it or convert it again",
             )
+
+    def _contradictions(self, record: Record, opened: OpenedRecord) -> Iterator[tuple[str, str]]:
+        """Yield how a mask contradicts the labels: it holds something else, or something or nothing where they do not.
+
+        A labeled object without pixels and pixels without a label are honest where some class is in both.
+        """
+        if not opened.is_usable or opened.mask_pixels is None or record.classes is None:
+            return
+        held = {value for value in opened.mask_pixels if 0 < value < IGNORE_INDEX}
+        if not held and not opened.mask_pixels.get(0):  # nothing but ignored pixels
+            return
+        labels = set(record.classes)
+        if labels != held and not (labels & held and (labels <= held or held <= labels)):
+            named, drawn = (
+                ", ".join(self.classes[i - 1] for i in sorted(ids)) or "no object" for ids in (labels, held)
+            )
+            yield "mask", f"labels: {named}; mask: {drawn}"
 
     def result(self) -> SplitSurvey:
         """Return the numbers."""

@@ -23,12 +23,15 @@ from seam_dist.report.dataset_text import (
     class_share,
     describe_counts,
     describe_sizes,
+    format_survey,
     num_things,
     of_all,
 )
 from seam_dist.report.overlay import draw_overlay
 from seam_dist.report.page import Section, render_page, render_template
 from seam_dist.report.pictures import Image, class_colors, data_uri, shrink
+
+__all__ = ["dataset_page", "format_survey", "write_dataset_page"]
 
 _FEW_CLASSES = 24
 _LONG_SIDE = (256, 160)  # pixels of a picture with few classes and with many

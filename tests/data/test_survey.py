@@ -202,6 +202,27 @@ def test_small_and_long_images_are_shown_and_the_small_ones_warned_of() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("classes", "values", "reason"),
+    [
+        ((1,), (0, 2), "labels: cat; mask: dog"),
+        ((1, 3), (0, 2, 3), "labels: cat, horse; mask: dog, horse"),
+        ((1,), (0, 255), "labels: cat; mask: no object"),
+        ((), (0, 3), "labels: no object; mask: horse"),
+        ((1, 2), (0, 2), None),
+        ((1,), (0, 1, 2), None),
+        ((1,), (255, 255), None),
+        ((), (0, 255), None),
+        (None, (0, 1), None),
+    ],
+)
+def test_a_mask_that_contradicts_the_labels_is_shown(classes, values, reason) -> None:
+    mask = _mask(*[[*values] * (48 // len(values))] * 40)
+    record = _record("a", classes, encode(pixels(1, 40, 48)), mask)
+    odd = [image.reason for image in _survey(train=[record]).odd_images]
+    assert odd == ([] if reason is None else [reason])
+
+
 def test_splits_of_other_sizes_are_warned_of() -> None:
     train = [_sized(f"t{k}", 40, 60) for k in range(3)]
     assert not _texts(_survey(train=train, val=[_sized("v", 60, 90)]), "scale")
