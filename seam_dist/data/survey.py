@@ -25,8 +25,8 @@ from seam_dist.data.sources.base import Record, Source, SourceError
 from seam_dist.data.survey_findings import balance_findings, size_findings
 from seam_dist.data.survey_split import OddImage, OpenedRecord, SplitSurvey, SplitTally
 
-POOL_AFTER_S = 2.0
-"""What takes less is done in this process: others take about as long to start, since each imports torch."""
+POOL_START_S = 5.0
+"""Time that other processes take to start, for each imports torch: what is done sooner is done in this one."""
 
 _CHUNK = 16  # records a process opens at a time
 _COMPARED_AT = (128, 128)  # smallest size (height, width) at which a JPEG is decoded to be compared
@@ -173,7 +173,10 @@ def _open_chunks(
     chunks: Sequence[Sequence[Record]], inspector: Inspector, num_processes: int
 ) -> Iterator[Sequence[OpenedRecord]]:
     start, num_done = time.monotonic(), 0
-    while num_done < len(chunks) and (num_processes <= 1 or time.monotonic() - start < POOL_AFTER_S):
+    while num_done < len(chunks):
+        left_s = (time.monotonic() - start) * (len(chunks) - num_done) / max(num_done, 1)
+        if num_processes > 1 and left_s >= POOL_START_S:
+            break
         yield _open_chunk(inspector, chunks[num_done])
         num_done += 1
     chunks = chunks[num_done:]

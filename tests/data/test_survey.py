@@ -129,7 +129,7 @@ def _numbers(survey: Survey) -> list[object]:
 
 
 def test_processes_see_what_one_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey_module, "POOL_AFTER_S", 0.0)
+    monkeypatch.setattr(survey_module, "POOL_START_S", 0.0)
     train, val = records(40), [replace(records(1, first=3)[0], key="copy"), _record("bad", image=b"no image")]
     opened: list[int] = []
     source = MemorySource(train=train, val=val)
@@ -141,7 +141,7 @@ def test_processes_see_what_one_process_sees(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_death_of_a_process_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey_module, "POOL_AFTER_S", 0.0)
+    monkeypatch.setattr(survey_module, "POOL_START_S", 0.0)
     with pytest.raises(ChildProcessError, match="memory"):
         _survey(train=[Record("a", "a", (1,), partial(os._exit, 9))], num_processes=2)
 
