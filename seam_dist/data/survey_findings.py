@@ -28,14 +28,14 @@ def balance_findings(classes: Sequence[str], splits: Sequence[SplitSurvey], trai
         wanted = [classes[i] for i in absent if split.class_counts[i]]
         findings.warning(
             f"classes-of-{split.name}-alone",
-            f"{_named(wanted)} in split {split.name}, but in no image of {train_split}: nothing teaches them, so "
-            f"they score 0; add such images to {train_split}",
+            f"{_named(wanted)} in split {split.name}, but in no image of {train_split}: nothing teaches "
+            f"{_them(wanted)}, so the score is 0; add such images to {train_split}",
         )
     if nowhere := [classes[i] for i in absent if not any(split.class_counts[i] for split in others)]:
         findings.warning(
             "classes-without-image",
-            f"{_named(nowhere)} in the list of classes, but in no image of {train_split}: nothing teaches them; add "
-            "images, or take them off the list (then the ids in masks change)",
+            f"{_named(nowhere)} in the list of classes, but in no image of {train_split}: nothing teaches "
+            f"{_them(nowhere)}; add images, or take {_them(nowhere)} off the list (then the ids in masks change)",
         )
     if train.num_labeled >= _MIN_IMAGES:
         findings.merge(_cooccurrence_findings(classes, train))
@@ -117,6 +117,10 @@ def size_findings(splits: Sequence[SplitSurvey], train_split: str) -> Findings:
 def median_side(split: SplitSurvey) -> float:
     """Return the median of the square root of an image's area, in pixels."""
     return float(np.median(np.sqrt(split.sizes.prod(axis=1))))
+
+
+def _them(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 def _named(names: Sequence[str]) -> str:
