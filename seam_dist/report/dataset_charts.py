@@ -15,6 +15,7 @@ from seam_dist.report.page import percent, render_template
 _LEFT, _RIGHT, _TOP, _FLOOR = 60, 14, 12, HEIGHT - 44
 _NUM_COLORS = 5
 _MAX_NAME = 18
+_LEAST = 0.005  # share of a row that is drawn
 _CELLS = ((8, 46, 12.5), (24, 30, 11.5), (10**9, 11, 9.0))  # up to so many classes: cell and text size in pixels
 
 
@@ -27,7 +28,9 @@ def cooccurrence_chart(split: SplitSurvey, classes: Sequence[str], order: Sequen
         for column, j in enumerate(order):
             if (both := int(split.cooccurrence[i, j])) and i != j:
                 share = both / int(split.class_counts[i])
-                tip = f"{both} of the {split.class_counts[i]} images with {classes[i]} hold {classes[j]}, too"
+                if share < _LEAST:
+                    continue
+                tip = f"{both} of {split.class_counts[i]} with {classes[i]} hold {classes[j]}"
                 cells.append((column, row, round(share, 2), tip, round(100 * share)))
     return render_template(
         "dataset_cooccurrence.html",

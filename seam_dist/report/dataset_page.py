@@ -35,6 +35,9 @@ __all__ = ["dataset_page", "format_survey", "write_dataset_page"]
 
 _FEW_CLASSES = 24
 _LONG_SIDE = (256, 160)  # pixels of a picture with few classes and with many
+_MAX_URI = (26_000, 9_000)  # characters of a picture, likewise; a larger one is shrunk
+_SHORTEST = 64
+_MAX_IN_CHART = 80  # classes
 _MAX_ODD, _MAX_PAIRS = 40, 16
 _THREADS = 4  # decoders let other threads run
 _NUM_COLORS = 5
@@ -148,11 +151,14 @@ def _cooccurrence(survey: Survey) -> Markup:
     order = [i for i in class_order(survey) if split.class_counts[i]]
     if not (split.cooccurrence.sum() - split.class_counts.sum()):
         return _line(f"No image of split {split.name} holds more than one class.")
+    shown, order = len(order), order[:_MAX_IN_CHART]
     caption = Markup(
         '<p class="caption">Percentage of the images of split {} with the class of the row that hold that of the column'
         " as well. A class that is never without another is learned together with it: its CAM covers both.</p>"
-    )
-    return caption.format(split.name) + cooccurrence_chart(split, survey.classes, order)
+    ).format(split.name)
+    if shown > len(order):
+        caption += Markup('<p class="caption">The {} most frequent of {} classes.</p>').format(len(order), shown)
+    return caption + cooccurrence_chart(split, survey.classes, order)
 
 
 def _line(text: str) -> Markup:
@@ -254,22 +260,29 @@ def _count_by_splits(pairs: Sequence[Duplicate]) -> Iterator[tuple[str, str, int
 
 def _pictures(survey: Survey, wanted: Sequence[tuple[str, Record, str]]) -> list[Picture]:
     """Return pictures of (split, record, text), with the mask drawn over the image where there is one."""
-    longest = _LONG_SIDE[len(survey.classes) > _FEW_CLASSES]
+    many = len(survey.classes) > _FEW_CLASSES
 
     def load(item: tuple[str, Record, str]) -> Picture:
         split, record, text = item
         name = f"{split}/{record.source_id}"
         picture = survey.inspector.picture(record)
-        return Picture(name, None if picture is None else _thumbnail(*picture, survey.classes, longest), text)
+        return Picture(name, None if picture is None else _thumbnail(*picture, survey.classes, many), text)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(load, wanted))
 
 
-def _thumbnail(image: Image, mask: Image | None, classes: Sequence[str], longest: int) -> str:
-    small = shrink(image, longest)
-    if mask is not None:
-        size = small.shape[1], small.shape[0]
-        labels = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
-        small = draw_overlay(small, labels, classes)
-    return data_uri(small)
+def _thumbnail(image: Image, mask: Image | None, classes: Sequence[str], many: bool) -> str:
+    longest = _LONG_SIDE[many]
+    while True:
+        small = shrink(image, longest)
+        if mask is not None:
+            size = small.shape[1], small.shape[0]
+            labels = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+            small = draw_overlay(small, labels, classes)
+        uri = data_uri(small)
+        if len(uri) <= _MAX_URI[many]:
+            return uri
+        if longest <= _SHORTEST:  # a legend of many classes
+            return data_uri(shrink(small, longest))
+        longest = longest * 3 // 4
