@@ -85,7 +85,7 @@ def test_an_image_whose_mask_cannot_be_used_is_in_no_number_of_usable_ones() -> 
 
 def test_an_image_that_cannot_be_read_is_counted_and_named_and_does_not_stop_the_survey() -> None:
     broken = [_record(f"broken-{k}", image=b"\xff\xd8 no more") for k in range(9)]
-    survey = _survey(train=[*broken, *records(3)], val=[_record("v", image=b"")])
+    survey = _survey(train=[*broken, *records(3)], val=[_record("v", image=b"\xff\xd8 no more")])
     train, val = survey.splits
     assert (train.num_samples, train.num_unusable, len(train.sizes)) == (12, 9, 3)
     assert val.num_unusable == 1
