@@ -11,14 +11,10 @@ program that started them nor the training stack, run one thread each, and end w
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from multiprocessing.connection import wait
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -27,6 +23,7 @@ import torch
 from seam_kernels import dense_crf
 
 from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
+from seam_dist.cluster.processes import follow_parent, main_hidden
 from seam_dist.config.packages import require_package
 from seam_dist.config.schema import IGNORE_INDEX, Config, CrfConfig
 from seam_dist.inference.pseudo_labels import Pixels, Scores, background_score, block_means, choose_classes
@@ -137,7 +134,7 @@ class CrfPool(AbstractContextManager["CrfPool"]):
             return done
         self._places.acquire()
         try:
-            with _main_hidden():
+            with main_hidden():
                 future = self._executor.submit(function, self._cfg, self._device, *args, **kwargs)
         except BaseException:
             self._places.release()
@@ -146,36 +143,10 @@ class CrfPool(AbstractContextManager["CrfPool"]):
         return future
 
 
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Keep new processes from importing the running program: it is the command with everything behind it.
-
-    multiprocessing imports it so that functions of the program itself can be called; here there are none.
-    """
-    main = sys.modules["__main__"]
-    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__spec__ = spec
-        if file is not None:
-            main.__file__ = file
-
-
 def _start_worker() -> None:
     """One thread, deaf to Ctrl-C, which the rank handles, and gone when the rank is."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        # The queue that this process waits at stays open without the rank: it would wait forever.
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
 
 
 def refine(

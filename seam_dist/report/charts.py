@@ -78,12 +78,12 @@ def line_chart(
     xs, ys = zip(*points, strict=True)
     log = may_be_log and min(ys) > 0 and max(ys) / min(ys) > 8
     x_low, x_high = _widen(min(xs), max(xs))
-    x_ticks = [tick for tick in _nice_ticks(x_low, x_high) if x_low <= tick <= x_high]
+    x_ticks = [tick for tick in nice_ticks(x_low, x_high) if x_low <= tick <= x_high]
     if log:
         y_ticks = _log_ticks(min(ys), max(ys))
         y_low, y_high = min(min(ys), y_ticks[0]), max(max(ys), y_ticks[-1])
     else:
-        y_ticks = _nice_ticks(*_widen(min(0.0, *ys) if min(ys) < 0.3 * max(ys) else min(ys), max(ys)))
+        y_ticks = nice_ticks(*_widen(min(0.0, *ys) if min(ys) < 0.3 * max(ys) else min(ys), max(ys)))
         y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place_x(value: float) -> float:
@@ -135,7 +135,7 @@ def _widen(low: float, high: float) -> tuple[float, float]:
     return low - spread, high + spread
 
 
-def _nice_ticks(low: float, high: float) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Return 4 to 8 round numbers from at most `low` to at least `high`."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
