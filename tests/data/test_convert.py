@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seam_dist.data.convert import convert, convert_record, count_shards
+from seam_dist.data.conversion_plan import count_shards
+from seam_dist.data.convert import convert, convert_record
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import RawSample, parse_info, read_raw, read_shard
 from seam_dist.data.sources.base import Record, SourceError
@@ -30,7 +31,7 @@ def run(source: Any, folder: Path, *splits: str, **changes: Any) -> Manifest:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 @pytest.mark.parametrize(
