@@ -148,8 +148,8 @@ def plan_conversion(
             # Shards of a run with more streams serve as well.
             if before.num_samples == split.num_samples and len(before.shards) >= min(streams, split.num_samples):
                 count = len(before.shards)
-        shards = {folder / f"{split.name}-{i:05d}.tar": records[i::count] for i in range(count)}
-        part, redated = _plan_split(split, shards, usable, max_bytes, is_again=is_same and bool(usable))
+        paths = [folder / f"{split.name}-{i:05d}.tar" for i in range(count)]
+        part, redated = _plan_split(split, records, paths, usable, max_bytes, is_again=is_same and bool(usable))
         parts.append(part)
         refreshed |= redated
     listed = set() if manifest is None else {s.file for split in manifest.splits.values() for s in split.shards}
@@ -196,7 +196,8 @@ def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
 
 def _plan_split(
     split: Split,
-    shards: Mapping[Path, Sequence[Record]],
+    all_records: Sequence[Record],
+    paths: Sequence[Path],
     notes: Mapping[Path, ShardNote],
     max_bytes: int | None,
     *,
@@ -206,6 +207,7 @@ def _plan_split(
 
     `is_again` says that all shards of these settings had been finished, so that what has no note was added since.
     """
+    shards = {path: all_records[i :: len(paths)] for i, path in enumerate(paths)}
     own = {path: note for path, note in notes.items() if path.stem.rpartition("-")[0] == split.name}
     elsewhere = {record.key: record for note in own.values() for record in note.records}
     # A record that moved to another shard is compared as well, to say what changed.
@@ -236,7 +238,7 @@ def _plan_split(
             redated_notes = _redated(note.records, by_key)
             if redated_notes != note.records:
                 refreshed[path] = replace(note, records=redated_notes)
-    changes = _changes([record for records in shards.values() for record in records], elsewhere, by_key)
+    changes = _changes(all_records, elsewhere, by_key)
     if not is_again and not any(note.shard is None and note.records for note in own.values()):
         changes.pop("image added", None)  # the first conversion did not come to them
     if is_again and not changes and not all(task.is_current for task in tasks):

@@ -113,7 +113,10 @@ def test_half_of_the_images_is_a_warning_and_more_is_an_error() -> None:
     wrong = rows([(1,)] * 5, lambda classes: mask(2))
     right = good([(1,), (2,), (1,), (1,), (1,)], 5)
     text = only(check(wrong, right), "warning")
-    assert "in 5 of 10 images the mask contradicts the labels: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg (labeled 'cat' (1)" in text
+    assert (
+        "in 5 of 10 images the mask contradicts the labels: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg (labeled 'cat' (1)"
+        in text
+    )
     assert check(wrong, right[1:]).errors
 
 
@@ -130,7 +133,9 @@ def test_warn_turns_errors_into_warnings() -> None:
 def test_stray_pixels_of_an_unlabeled_class_are_no_contradiction() -> None:
     def held(strays: int) -> Findings:
         # Without pixels of the labeled class: 1 in 100 object pixels is where a stray becomes an object.
-        return check([MaskRow(f"{i}", (1, 2), {0: 50, 1: 1000 - strays, 3: strays}) for i in range(4)], good(SINGLE[:3]))
+        return check(
+            [MaskRow(f"{i}", (1, 2), {0: 50, 1: 1000 - strays, 3: strays}) for i in range(4)], good(SINGLE[:3])
+        )
 
     assert not held(9).errors
     assert held(10).errors
