@@ -24,11 +24,12 @@ from seam_dist.artifacts.stage import RECORD
 from seam_dist.config.findings import Finding, Findings
 from seam_dist.data.conversion_plan import Plan, ShardTask, plan_conversion
 from seam_dist.data.images import single_thread
-from seam_dist.data.inspection import inspect_record
+from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, load_manifest
 from seam_dist.data.mask_check import MaskLabels, MaskRow
 from seam_dist.data.shard_notes import FOLDER as NOTES
 from seam_dist.data.shard_notes import (
+    FileState,
     RecordNote,
     ShardNote,
     file_state,
@@ -195,13 +196,13 @@ def _write_shard(job: _Job) -> _Failure | None:
 
     def samples() -> Iterator[RawSample]:
         for record in job.task.records:
-            note, sample, findings = _open_record(record, job)
-            warnings.merge(findings.warnings)
-            failure.errors += findings.errors
-            if note is not None and sample is not None:
-                failure.mask_rows.append(note.mask_row())
+            note, inspection = _open_record(record, job)
+            warnings.merge(inspection.findings.warnings)
+            failure.errors += inspection.findings.errors
+            failure.mask_rows.append(MaskRow(record.source_id, record.classes, inspection.mask_pixels))
+            if note is not None and inspection.sample is not None:
                 notes.append(note)
-                yield sample
+                yield inspection.sample
         if failure.errors:
             raise SourceError  # the temporary file goes away
 
@@ -222,23 +223,22 @@ def _write_shard(job: _Job) -> _Failure | None:
     return None
 
 
-def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, RawSample | None, Findings]:
-    """Return the note and the sample of a record, None where it cannot be used, and what was found."""
+def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspection]:
+    """Return the note of a record, None where it cannot be used, and what was found."""
     # Before the files are read: what changes in between is seen the next time.
+    files: tuple[FileState, ...] = ()
     unreadable = None
     try:
         files = tuple(file_state(path) for path in record.files)
     except OSError as error:
-        files, unreadable = (), error
+        unreadable = error
     inspection = inspect_record(record, num_classes=job.num_classes, max_pixels=job.max_pixels)
-    findings, sample = inspection.findings, inspection.sample
-    if unreadable is not None and not findings.errors:
-        findings.error("bad-image", f"image {record.source_id} cannot be read: {unreadable}")
-    if sample is None or findings.errors:
-        return None, None, findings
+    if unreadable is not None and not inspection.findings.errors:
+        inspection.findings.error("bad-image", f"image {record.source_id} cannot be read: {unreadable}")
+    if inspection.findings.errors:
+        return None, inspection
     pixels = None if record.mask is None else tuple((inspection.mask_pixels or {}).items())
-    note = RecordNote(record.key, record.source_id, record.classes, record.content, files, pixels)
-    return note, sample, findings
+    return RecordNote(record.key, record.source_id, record.classes, record.content, files, pixels), inspection
 
 
 def _finish(plan: Plan, failures: Sequence[_Failure], *, refuse: bool) -> Findings:

@@ -205,7 +205,7 @@ def test_shards_without_notes_are_taken_with_a_warning(
 def test_two_ranks_convert_what_changed(cfg: Config, tmp_path: Path, root: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(dump_yaml(cfg))
-    stage_kit.run_on_two_ranks("shard", file)
+    run(cfg)
     before = state(cfg.shards_dir)
     swap_images(root)
     stage_kit.run_on_two_ranks("shard", file)
