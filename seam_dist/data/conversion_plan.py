@@ -15,7 +15,7 @@ from typing import Any
 
 from seam_dist.artifacts.provenance import fingerprint
 from seam_dist.data.manifest import MANIFEST, Manifest, ShardError, Split, load_manifest
-from seam_dist.data.mask_check import MaskLabels
+from seam_dist.data.mask_labels import MaskLabels
 from seam_dist.data.shard_notes import (
     Comparison,
     RecordNote,

@@ -26,7 +26,8 @@ from seam_dist.data.conversion_plan import Plan, ShardTask, plan_conversion
 from seam_dist.data.images import single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, load_manifest
-from seam_dist.data.mask_check import MaskLabels, MaskRow
+from seam_dist.data.mask_check import mask_findings
+from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.shard_notes import FOLDER as NOTES
 from seam_dist.data.shard_notes import (
     FileState,
@@ -257,7 +258,7 @@ def _finish(plan: Plan, failures: Sequence[_Failure], *, refuse: bool) -> Findin
                 shards.append(note.shard)
             for row in rows:
                 labels.add(row)
-        findings.merge(labels.findings(part.split.name, plan.classes, refuse=refuse))
+        findings.merge(mask_findings(labels, part.split.name, plan.classes, refuse=refuse))
         splits[part.split.name] = replace(part.split, shards=tuple(filter(None, shards)))
     lines = [*_image_errors(failures), *map(str, findings.errors)]
     if lines:

@@ -5,145 +5,29 @@ image is labeled as empty, or when it lacks a labeled class and holds another on
 they happen in VOC and COCO: a labeled object that is too small or hidden to have pixels, and pixels of an object that
 nobody labeled. They give warnings, and so do contradictions in a few images. Contradictions in most images are a fault
 of the whole data set (another order of classes, masks of 0 and 255, no masks at all) and give an error.
-
-A mask of nothing but ignored pixels says nothing and is not compared.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from seam_dist.config.findings import Findings
-from seam_dist.config.schema import IGNORE_INDEX
+from seam_dist.data.mask_labels import MAX_NAMED, MINOR, MaskLabels, MaskRow
 
-# All thresholds of the check.
+__all__ = ["MINOR", "MIN_CLASS_IMAGES", "MIN_IMAGES", "MOST", "MaskLabels", "MaskRow", "check_masks", "mask_findings"]
+
+# The thresholds of the check; MINOR, the share of stray pixels, stands where they are counted.
 MOST = 0.5
 """Share of the compared images above which contradictions are an error."""
 MIN_IMAGES = 2
 """Contradicting images below which there is no error: a single image proves nothing."""
 MIN_CLASS_IMAGES = 5
 """The same for a class without any mask, or a value without any label: honest omissions of one class come in pairs."""
-MINOR = 0.01
-"""Share of the object pixels of a mask below which an unlabeled value is a stray, and no contradiction."""
 CONSISTENT = 0.8
 """Share of a value's images with the same label from which on the value is said to mean that class."""
 
-_MAX_NAMED = 5
 _REMEDY = "or set source.check_masks=warn to go on"
-
-
-class MaskRow(NamedTuple):
-    """One image: its name, its labels (None: unlabeled split) and the pixels of each value of its mask (None: none)."""
-
-    source_id: str
-    classes: Sequence[int] | None
-    mask_pixels: Mapping[int, int] | None
-
-
-@dataclass
-class _Cases:
-    """Images of one sort: how many, and the first of them."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        self.merge(_Cases(1, [name]))
-
-    def merge(self, other: _Cases) -> None:
-        self.count += other.count
-        self.first = [*self.first, *other.first][:_MAX_NAMED]
-
-    def __str__(self) -> str:
-        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
-
-
-@dataclass
-class MaskLabels:
-    """What the masks and labels of the images of one split have in common; small, picklable, and merged across shards.
-
-    Cases are kept by what they are about: a class, a value, or the labeled and the held classes of an image.
-    """
-
-    num_compared: int = 0
-    num_labeled: int = 0  # of these, images with at least one class
-    num_unlabeled_masks: int = 0
-    num_void: int = 0  # masks that hold 0 and 255 and nothing else, of labeled images and unlabeled splits
-    labeled: Counter[int] = field(default_factory=Counter)  # class -> images
-    held: Counter[int] = field(default_factory=Counter)  # value -> masks
-    held_largely: Counter[int] = field(default_factory=Counter)  # value -> labeled images
-    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)  # value held largely, class -> images
-    without_object: _Cases = field(default_factory=_Cases)
-    without_label: _Cases = field(default_factory=_Cases)
-    replaced: dict[tuple[tuple[int, ...], tuple[int, ...]], _Cases] = field(default_factory=dict)
-    missing: dict[int, _Cases] = field(default_factory=dict)
-    extra: dict[int, _Cases] = field(default_factory=dict)
-
-    def add(self, row: MaskRow) -> None:
-        """Count one image."""
-        pixels = row.mask_pixels
-        if pixels is None:
-            return
-        objects = {value: count for value, count in pixels.items() if count and value not in (0, IGNORE_INDEX)}
-        is_void = not objects and bool(pixels.get(0)) and bool(pixels.get(IGNORE_INDEX))
-        if row.classes is None:
-            self.num_unlabeled_masks += 1
-            self.num_void += is_void
-            return
-        if not objects and not pixels.get(0):
-            return
-        labels, values = set(row.classes), set(objects)
-        least = MINOR * sum(objects.values())
-        largely = {value for value, count in objects.items() if count >= least}
-        self.num_compared += 1
-        self.labeled.update(labels)
-        self.held.update(values)
-        if labels:
-            self.num_labeled += 1
-            self.num_void += is_void
-            self.held_largely.update(largely)
-            self.pairs.update((value, label) for value in largely for label in labels)
-        missing, extra = labels - values, values - labels
-        if labels and not values:
-            self.without_object.add(row.source_id)
-        elif values and not labels:
-            self.without_label.add(row.source_id)
-        elif missing and extra & largely:
-            key = (tuple(sorted(missing)), tuple(sorted(extra & largely)))
-            self.replaced.setdefault(key, _Cases()).add(row.source_id)
-        else:
-            for label in missing:
-                self.missing.setdefault(label, _Cases()).add(row.source_id)
-            for value in extra:
-                self.extra.setdefault(value, _Cases()).add(row.source_id)
-
-    def merge(self, other: MaskLabels) -> None:
-        """Add the images of another part of the split."""
-        self.num_compared += other.num_compared
-        self.num_labeled += other.num_labeled
-        self.num_unlabeled_masks += other.num_unlabeled_masks
-        self.num_void += other.num_void
-        for own, more in (
-            (self.labeled, other.labeled),
-            (self.held, other.held),
-            (self.held_largely, other.held_largely),
-        ):
-            own.update(more)
-        self.pairs.update(other.pairs)
-        self.without_object.merge(other.without_object)
-        self.without_label.merge(other.without_label)
-        for key, cases in other.replaced.items():
-            self.replaced.setdefault(key, _Cases()).merge(cases)
-        for own_cases, more_cases in ((self.missing, other.missing), (self.extra, other.extra)):
-            for value, cases in more_cases.items():
-                own_cases.setdefault(value, _Cases()).merge(cases)
-
-    def findings(self, split: str, class_names: Sequence[str], *, refuse: bool = True) -> Findings:
-        """Return what is wrong or odd in the split; with `refuse`, what is wrong in most images is an error."""
-        return _Report(self, split, class_names, refuse).findings()
 
 
 def check_masks(
@@ -158,8 +42,13 @@ def check_masks(
         counts = MaskLabels()
         for row in rows:
             counts.add(row)
-        findings.merge(counts.findings(split, class_names, refuse=refuse))
+        findings.merge(mask_findings(counts, split, class_names, refuse=refuse))
     return findings
+
+
+def mask_findings(counts: MaskLabels, split: str, class_names: Sequence[str], *, refuse: bool = True) -> Findings:
+    """Return what is wrong or odd in a split; with `refuse`, what is wrong in most images is an error."""
+    return _Report(counts, split, class_names, refuse).findings()
 
 
 @dataclass(frozen=True)
@@ -184,8 +73,17 @@ class _Report:
         if text := self._contradiction():
             self._add(findings, "masks-contradict-labels", text, is_error=True)
             return findings
-        lone_classes = [label for label in sorted(counts.labeled) if not counts.held[label]]
-        lone_values = [value for value in sorted(counts.held) if not counts.labeled[value]]
+        # What images without any object, or without any label, explain is said in their line.
+        lone_classes = sorted(
+            label
+            for label, number in counts.labeled.items()
+            if not counts.held[label] and number > counts.explained_labels[label]
+        )
+        lone_values = sorted(
+            value
+            for value, number in counts.held.items()
+            if not counts.labeled[value] and number > counts.explained_values[value]
+        )
         self._add_lone(findings, lone_classes, lone_values)
         self._add_cases(findings, lone_classes, lone_values)
         return findings
@@ -258,7 +156,7 @@ class _Report:
         moved = [value for value, label in consistent.items() if value != label]
         if not moved:
             return None
-        lines = [self._meaning_text(value) for value in moved[:_MAX_NAMED]]
+        lines = [self._meaning_text(value) for value in moved[:MAX_NAMED]]
         text = "; ".join(lines) + ("; ..." if len(moved) > len(lines) else "")
         shifts = {label - value for value, label in consistent.items()}
         if len(shifts) == 1 and len(consistent) > 1:
@@ -282,7 +180,7 @@ class _Report:
         return f"{name} ({index})"
 
     def _names(self, indices: Sequence[int]) -> str:
-        return ", ".join(map(self._name, indices[:_MAX_NAMED])) + (", ..." if len(indices) > _MAX_NAMED else "")
+        return ", ".join(map(self._name, indices[:MAX_NAMED])) + (", ..." if len(indices) > MAX_NAMED else "")
 
     def _first_contradictions(self, skip: Iterable[tuple[tuple[int, ...], tuple[int, ...]]] = ()) -> str:
         """Return the first images whose mask holds other classes than their labels, each with both."""
@@ -293,7 +191,7 @@ class _Report:
             if (missing, extra) not in known
         ]
         more = [f"{self.counts.without_object} (no object in the mask)"] if not texts else []
-        return ", ".join((texts + more)[:_MAX_NAMED])
+        return ", ".join((texts + more)[:MAX_NAMED])
 
     def _add_lone(self, findings: Findings, classes: Sequence[int], values: Sequence[int]) -> None:
         """Add the classes that no mask holds and the values that no label holds."""
@@ -301,7 +199,7 @@ class _Report:
 
         def listed(indices: Sequence[int], numbers: Mapping[int, int], unit: str) -> str:
             named = [
-                f"{self._name(i)} in {numbers[i]} {unit}{'' if numbers[i] == 1 else 's'}" for i in indices[:_MAX_NAMED]
+                f"{self._name(i)} in {numbers[i]} {unit}{'' if numbers[i] == 1 else 's'}" for i in indices[:MAX_NAMED]
             ]
             return ", ".join(named) + (", ..." if len(indices) > len(named) else "")
 
@@ -319,7 +217,7 @@ class _Report:
         if values:
             meant = [v for v in values if counts.pairs and self._meaning(v)[1] >= CONSISTENT * counts.held_largely[v]]
             meant = [v for v in meant if self._meaning(v)[1] >= MIN_IMAGES and self._meaning(v)[0] in classes]
-            hint = "".join(f"; {self._meaning_text(value)}" for value in meant[:_MAX_NAMED])
+            hint = "".join(f"; {self._meaning_text(value)}" for value in meant[:MAX_NAMED])
             text = (
                 f"split {self.split!r}: no label names what masks hold, {listed(values, counts.held, 'mask')}{hint}: "
                 "correct the labels, the masks or the order of the classes"
@@ -331,8 +229,11 @@ class _Report:
         """Add the single images that disagree, as far as classes and values of their own line do not explain them."""
         counts = self.counts
         of = f"of {counts.num_compared} images"
+        no_object = "are labeled, but their mask holds no object"
+        if counts.num_void:
+            no_object += f" ({counts.num_void} hold 255, which means ignored)"
         for topic, cases, text in (
-            ("masks-without-objects", counts.without_object, "are labeled, but their mask holds no object"),
+            ("masks-without-objects", counts.without_object, no_object),
             ("objects-without-labels", counts.without_label, "have no label, but their mask holds objects"),
         ):
             if cases.count:
@@ -351,11 +252,11 @@ class _Report:
             shown = {index: cases for index, cases in sorted(by_index.items()) if index not in known}
             if shown:
                 named = [f"{self._name(index)} in {cases.count} ({cases})" for index, cases in shown.items()]
-                more = ", ..." if len(named) > _MAX_NAMED else ""
+                more = ", ..." if len(named) > MAX_NAMED else ""
                 self._add(
                     findings,
                     topic,
-                    f"split {self.split!r}: some classes {text}, {', '.join(named[:_MAX_NAMED])}{more} {of}: tiny or "
+                    f"split {self.split!r}: some classes {text}, {', '.join(named[:MAX_NAMED])}{more} {of}: tiny or "
                     "hidden objects do no harm, correct the others",
                 )
 

@@ -24,7 +24,7 @@ from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.findings import Finding, Findings
 from seam_dist.data.manifest import Shard
-from seam_dist.data.mask_check import MaskRow
+from seam_dist.data.mask_labels import MaskRow
 from seam_dist.data.sources.base import Record
 
 FOLDER = "sources"

@@ -24,6 +24,7 @@ from seam_dist.config.schema import Config, SourceConfig
 from seam_dist.data.conversion_plan import Plan, SplitPlan, plan_conversion
 from seam_dist.data.convert import foreign_files, remove_shards, write_shards
 from seam_dist.data.manifest import MANIFEST, Manifest, ShardError, load_manifest, verify_shards
+from seam_dist.data.mask_check import mask_findings
 from seam_dist.data.shard_notes import refresh_notes
 from seam_dist.data.sources import Record, SourceError, open_source
 
@@ -117,9 +118,8 @@ def compare_source(cfg: Config, *, max_bytes: int | None = None) -> Comparison:
         raise SourceError(f"{number}, first {unreadable[0]}: make the whole data set readable{_untouched(folder)}")
     if plan.is_done:
         for part in plan.splits:
-            findings.merge(
-                part.mask_labels.findings(part.split.name, classes, refuse=cfg.source.check_masks == "refuse")
-            )
+            refuse = cfg.source.check_masks == "refuse"
+            findings.merge(mask_findings(part.mask_labels, part.split.name, classes, refuse=refuse))
         findings.raise_errors(SourceError)
     return Comparison(manifest, plan, num_dropped, findings)
 
@@ -265,10 +265,8 @@ def _report(cfg: Config, manifest: Manifest, comparison: Comparison, warnings: F
 def _outcome(part: SplitPlan, was_finished: bool) -> str:
     """Return what was done with a split."""
     number = part.num_to_write
-    if number == 0:
-        return "there already" if was_finished else "written"
     if not part.changes:
-        return "written"
+        return "there already" if number == 0 and was_finished else "written"
     return f"{number} of {len(part.tasks)} shards written again ({part.describe_changes()})"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from seam_dist.config.findings import Findings
-from seam_dist.data.mask_check import MIN_CLASS_IMAGES, MaskLabels, MaskRow, check_masks
+from seam_dist.data.mask_check import MIN_CLASS_IMAGES, MaskLabels, MaskRow, check_masks, mask_findings
 
 CLASSES = ("cat", "dog", "horse")
 Labels = Sequence[int]
@@ -224,4 +224,4 @@ def test_parts_that_are_counted_apart_give_the_same_findings() -> None:
             counts.add(row)
         merged.merge(pickle.loads(pickle.dumps(counts)))
     assert merged == whole
-    assert len(whole.findings("train", CLASSES)) == 5
+    assert len(mask_findings(whole, "train", CLASSES)) == 5
