@@ -156,7 +156,8 @@ class _Report:
         moved = [value for value, label in consistent.items() if value != label]
         if not moved:
             return None
-        lines = [self._meaning_text(value) for value in moved[:MAX_NAMED]]
+        strongest = sorted(moved, key=lambda value: -meanings[value][1])[:MAX_NAMED]
+        lines = [self._meaning_text(value) for value in sorted(strongest)]
         text = "; ".join(lines) + ("; ..." if len(moved) > len(lines) else "")
         shifts = {label - value for value, label in consistent.items()}
         if len(shifts) == 1 and len(consistent) > 1:

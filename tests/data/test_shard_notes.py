@@ -17,7 +17,7 @@ from PIL import Image
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.config.findings import Findings
 from seam_dist.data.conversion_plan import plan_conversion
-from seam_dist.data.convert import foreign_files, remove_shards, write_shards
+from seam_dist.data.convert import foreign_files, mark_unfinished, remove_shards, write_shards
 from seam_dist.data.manifest import ShardError, load_manifest, verify_shards
 from seam_dist.data.mask_check import MaskRow
 from seam_dist.data.shard_notes import FileState, read_note
@@ -48,6 +48,8 @@ def test_shards_of_a_manifest_without_notes_may_be_replaced_and_nothing_else(tmp
     run(kit.records(12), tmp_path)
     shutil.rmtree(tmp_path / "sources")
     (tmp_path / "notes.txt").write_text("mine")
+    assert foreign_files(tmp_path) == ["notes.txt"]
+    mark_unfinished(tmp_path)  # a kill at this point must not make the user's what is not
     assert foreign_files(tmp_path) == ["notes.txt"]
     run(kit.records(9), tmp_path)
     assert load_manifest(tmp_path).split("train").num_samples == 9

@@ -116,6 +116,11 @@ def flipped_mask(folder: Path, made: list[Record]) -> None:
     assert path.stat().st_size == size
 
 
+def resized_in_its_old_time(folder: Path, made: list[Record]) -> None:
+    (folder / "2.png").write_bytes(IMAGE + b"\0")
+    os.utime(folder / "2.png", (10**9, 10**9))
+
+
 def touched(folder: Path, made: list[Record]) -> None:
     for path in folder.glob("*.png"):
         os.utime(path)
@@ -255,6 +260,12 @@ CASES = [
         fault="image replaced",
         run=reconverted(written("1.png", kit.encode(kit.pixels(5, 4, 4), "BMP"))),
         works=("1 image changed: 1.png", 1),
+    ),
+    Case(
+        reader="reconversion",
+        fault="image of another size with its old time",
+        run=reconverted(resized_in_its_old_time),
+        works=("1 image changed: 2.png", 1),
     ),
     Case(
         reader="reconversion",
