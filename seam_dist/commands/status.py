@@ -27,6 +27,7 @@ from seam_dist.config.paths import user_path
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import folders_by_name, title_of
 from seam_dist.evaluation.text_table import aligned
+from seam_dist.stages.shard import changes_of_source
 
 # Inputs that a record names after what they are, not after the stage that makes them.
 _INPUT_STAGES = {"shards": "shard", "weights": "train_seam"}
@@ -72,7 +73,7 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
     if not records:
         # A data set may have been converted elsewhere; then only its manifest came along.
         if stage == "shard" and (folder / MANIFEST).is_file():
-            return StageStatus(stage, "done", f"in {folder}")
+            return _finished_shards(cfg, f"in {folder}")
         return StageStatus(stage, "not started")
     changes = dict.fromkeys(change for record in records for change in _changes(cfg, stage, record, outdated_inputs))
     if changes:
@@ -87,7 +88,17 @@ def stage_status(cfg: Config, stage: str, *, outdated_inputs: Sequence[str] = ()
         return StageStatus(stage, "damaged", detail)
     took = manifest.get("time_s")
     finished = _minute((folder / MANIFEST).stat().st_mtime)
+    if stage == "shard":
+        return _finished_shards(cfg, finished)
     return StageStatus(stage, "done", f"{took:.0f} s, {finished}" if isinstance(took, int | float) else "")
+
+
+def _finished_shards(cfg: Config, detail: str) -> StageStatus:
+    """Return the status of shards that a conversion finished: outdated if the data set has changed since."""
+    changes, note = changes_of_source(cfg)
+    if changes:
+        return StageStatus("shard", "outdated", changes)
+    return StageStatus("shard", "done", "; ".join(filter(None, (detail, note))))
 
 
 def run_status(cfg: Config, stages: Sequence[str] = STAGES) -> list[StageStatus]:

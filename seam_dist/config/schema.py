@@ -81,7 +81,11 @@ class SourceConfig:
     kind: Literal["voc", "folder", "synthetic"] = "folder"
     """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
     root: UserPath | None = None
-    """Folder of the data set; not used by synthetic."""
+    """Folder of the data set; not used by synthetic. Unset, or absent: shards that are there are taken as they are."""
+    check_masks: Literal["refuse", "warn"] = "refuse"
+    """What happens when masks and image-level labels contradict each other in most images."""
+    empty_images: Literal["keep", "drop"] = "keep"
+    """Images without any object in data.train_split: kept, they teach the absence of all classes; drop as published."""
     num_images: tuple[NonNegativeInt, ...] = (240, 60)
     """synthetic: images in each of data.splits."""
     num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)

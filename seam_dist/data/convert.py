@@ -1,61 +1,68 @@
 """Conversion of a data set to shards: deterministic, shard by shard, resumable, spread over ranks and processes.
 
-Sample i of a split goes to shard i mod num_shards: sizes differ by at most one, and a data set sorted by class still
-gives shards of mixed classes. Every image is decoded once on the way, so that a damaged one is reported here, by name.
-A shard appears by rename with a small `.<shard>.json` beside it that identifies its records; an interrupted conversion
-resumes with the missing shards. The manifest is written last and replaces those notes.
+Every image is decoded once on the way, so that a damaged one is reported here, by name. A shard appears by rename, with
+a note of its records and their source files (shard_notes.py). Only shards that the plan (conversion_plan.py) finds
+missing or changed are written: an interrupted conversion resumes, and a corrected label costs one shard. The result is
+always that of a conversion from scratch, so an added image moves those after it to other shards. The manifest is
+removed first and written last.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import seam_dist
-from seam_dist.artifacts.atomic import atomic_file, read_json, write_json
+from seam_dist.artifacts.atomic import atomic_file, fsync, write_json
 from seam_dist.artifacts.provenance import sha256_file
+from seam_dist.artifacts.stage import RECORD
+from seam_dist.config.findings import Finding, Findings
+from seam_dist.data.conversion_plan import Plan, ShardTask, plan_conversion
 from seam_dist.data.images import single_thread
-from seam_dist.data.inspection import inspect_record
-from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, Split, load_manifest
+from seam_dist.data.inspection import Inspection, inspect_record
+from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, load_manifest
+from seam_dist.data.mask_check import mask_findings
+from seam_dist.data.mask_labels import MaskLabels, MaskRow
+from seam_dist.data.shard_notes import FOLDER as NOTES
+from seam_dist.data.shard_notes import (
+    FileState,
+    RecordNote,
+    ShardNote,
+    file_state,
+    note_path,
+    noted_shards,
+    read_note,
+    write_note,
+)
 from seam_dist.data.shards import RawSample, write_shard
 from seam_dist.data.sources.base import Record, SourceError
 
-_MAX_REPORTED = 5
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_MAX_REPORTED = 5  # images of each sort of error
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One shard to write: its file and its records."""
+class _Job:
+    """One shard to write, and what all shards have in common."""
 
-    path: Path
-    records: Sequence[Record]
+    task: ShardTask
+    identity: str
     num_classes: int
     max_pixels: int
-    fingerprint: str
-
-    def written(self) -> Shard | None:
-        """Return the shard when it is there, whole, and of the same records."""
-        note = _note(self.path)
-        if not note.is_file() or not self.path.is_file():
-            return None
-        value = read_json(note)
-        shard = Shard(**value["shard"])
-        is_done = value["fingerprint"] == self.fingerprint and shard.num_bytes == self.path.stat().st_size
-        return shard if is_done else None
 
 
-def count_shards(num_samples: int, *, samples_per_shard: int, streams: int) -> int:
-    """Return the shards of a split: enough for samples_per_shard, a multiple of streams where that is possible."""
-    least = -(-num_samples // samples_per_shard)
-    return min(num_samples, -(-least // streams) * streams)
+@dataclass
+class _Failure:
+    """A shard that was not written: the errors of its images, one each, and the masks of those that are good."""
+
+    shard: Path
+    errors: list[Finding] = field(default_factory=list)
+    mask_rows: list[MaskRow] = field(default_factory=list)
 
 
 def convert(
@@ -67,44 +74,69 @@ def convert(
     samples_per_shard: int,
     streams: int,
     max_pixels: int,
+    num_processes: int = 1,
+) -> Manifest:
+    """Convert the records of each split to shards in `folder`, in this process alone, and return their manifest.
+
+    Arguments as in `plan_conversion`; raises as it and `write_shards` do. Masks that contradict the labels are not
+    refused: `write_shards` reports them.
+    """
+    plan = plan_conversion(
+        classes,
+        splits,
+        folder,
+        settings=settings,
+        samples_per_shard=samples_per_shard,
+        streams=streams,
+        max_pixels=max_pixels,
+    )
+    return write_shards(plan, check_masks="warn", num_processes=num_processes)[0]
+
+
+def write_shards(
+    plan: Plan,
+    *,
+    check_masks: Literal["refuse", "warn"],
     rank: int = 0,
     world_size: int = 1,
     num_processes: int = 1,
-    barrier: Callable[[], None] = lambda: None,
-) -> Manifest:
-    """Convert the records of each split to shards in `folder` and return their manifest, the same on every rank.
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+) -> tuple[Manifest, Findings]:
+    """Write the shards of a plan that are missing or changed; return the manifest and warnings, the same on each rank.
 
-    `classes` are the foreground classes; `settings` identify the source and are kept in the manifest. Rank r of R
-    writes shards r, r + R, ...; rank 0 writes the manifest after `barrier`. Raises SourceError with the names of images
-    that cannot be used, and ShardError when a shard cannot be written; whole shards stay and are not written again.
+    Rank r of R writes every R-th of these shards; rank 0 writes the manifest when all have come to `gather`, which
+    returns a value of each rank. Raises SourceError with the names of images that cannot be used and with masks that
+    contradict the labels in most images (`check_masks="warn"`: a warning), and ShardError when a shard cannot be
+    written; whole shards stay and are not written again.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        (folder / MANIFEST).unlink(missing_ok=True)  # shards that are about to change must not look finished
-    plans: list[tuple[Split, list[_Task]]] = []
-    for name, records in splits.items():
-        if not _SPLIT_NAME.fullmatch(name):
-            raise SourceError(f"split name {name!r} has other characters than letters, digits, _ and -: rename it")
-        has_masks, has_labels = (_all_or_none(records, field, name) for field in ("mask", "classes"))
-        count = count_shards(len(records), samples_per_shard=samples_per_shard, streams=streams)
-        tasks = [
-            _plan_shard(folder / f"{name}-{i:05d}.tar", records[i::count], len(classes), max_pixels, settings)
-            for i in range(count)
-        ]
-        plans.append((Split(name, len(records), has_masks, has_labels, shards=()), tasks))
-    own = [task for _, tasks in plans for task in tasks][rank::world_size]
-    _run_all([task for task in own if task.written() is None], num_processes)
-    barrier()
-    if rank == 0:
-        finished = {
-            split.name: replace(split, shards=tuple(_written_shard(task) for task in tasks)) for split, tasks in plans
-        }
-        created_by = f"seam-dist {seam_dist.__version__}"
-        write_json(folder / MANIFEST, Manifest(tuple(classes), finished, settings, created_by).to_json())
-        _clean_up(folder, finished)
-    barrier()
-    return load_manifest(folder)
+
+    def on_main(function: Callable[[], T]) -> T:
+        result, error = None, None
+        if rank == 0:
+            try:
+                result = function()
+            except (OSError, ValueError) as failure:
+                error = failure
+        result, error = gather((result, error))[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    on_main(lambda: mark_unfinished(plan.folder))
+    jobs = [
+        _Job(task, plan.identity, len(plan.classes), plan.max_pixels) for task in plan.tasks if task.must_be_written
+    ]
+    failures, error = [], None
+    try:
+        failures = _run_all(jobs[rank::world_size], num_processes)
+    except ShardError as failure:
+        error = failure
+    reports = gather((failures, error))
+    if errors := [error for _, error in reports if error is not None]:
+        raise errors[0]
+    all_failures = [failure for failures, _ in reports for failure in failures]
+    warnings = on_main(lambda: _finish(plan, all_failures, refuse=check_masks == "refuse"))
+    return load_manifest(plan.folder), warnings
 
 
 def convert_record(record: Record, *, num_classes: int, max_pixels: int) -> RawSample:
@@ -115,90 +147,170 @@ def convert_record(record: Record, *, num_classes: int, max_pixels: int) -> RawS
     return inspection.sample
 
 
-def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
-    """Return whether all records have the field; raise SourceError when only some have it."""
-    without = [record for record in records if getattr(record, field) is None]
-    if without and len(without) < len(records):
-        raise SourceError(
-            f"split {split!r}: image {without[0].source_id} has no {field} ({len(without)} of {len(records)} images), "
-            "others have: give all of them or none"
-        )
-    return not without
+def mark_unfinished(folder: Path) -> None:
+    """Remove the manifest, so that shards which are about to change do not look finished, and keep whose they are."""
+    if not (folder / MANIFEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    with _writing(folder / MANIFEST):
+        for split in load_manifest(folder).splits.values():
+            for shard in split.shards:
+                if not note_path(folder / shard.file).is_file():
+                    write_note(folder / shard.file, ShardNote("", None, ()))
+        (folder / MANIFEST).unlink()
+        fsync(folder)
 
 
-def _plan_shard(
-    path: Path, records: Sequence[Record], num_classes: int, max_pixels: int, settings: Mapping[str, Any]
-) -> _Task:
-    content = [[record.key, record.source_id, record.classes, record.mask is not None] for record in records]
-    identity = json.dumps([dict(settings), num_classes, content], sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
-    return _Task(path, records, num_classes, max_pixels, fingerprint)
+def remove_shards(folder: Path) -> None:
+    """Remove what conversions wrote into a folder, and nothing else."""
+    mark_unfinished(folder)
+    for shard in noted_shards(folder):
+        shard.unlink(missing_ok=True)
+        note_path(shard).unlink()
 
 
-def _note(shard: Path) -> Path:
-    return shard.with_name(f".{shard.name}.json")
+def foreign_files(folder: Path) -> list[str]:
+    """Return the names in a folder of shards that no conversion wrote."""
+    own = {RECORD, "config.yaml", MANIFEST, NOTES, *(shard.name for shard in noted_shards(folder))}
+    if (folder / MANIFEST).is_file():
+        own |= {shard.file for split in load_manifest(folder).splits.values() for shard in split.shards}
+    names = (path.name for path in folder.iterdir() if not path.match(".*.tmp"))
+    return sorted(name for name in names if name not in own)
 
 
-def _run_all(tasks: Sequence[_Task], num_processes: int) -> None:
-    """Write the shards, in several processes where that helps; raise SourceError with the first of all bad images."""
-    if min(num_processes, len(tasks)) <= 1:
-        problems = [problem for task in tasks for problem in _write_task(task)]
+def _run_all(jobs: Sequence[_Job], num_processes: int) -> list[_Failure]:
+    """Write the shards, in several processes where that helps; return those that have bad images."""
+    if min(num_processes, len(jobs)) <= 1:
+        failures = [_write_shard(job) for job in jobs]
     else:
         # fork: readers may hold open state, and the loaders of training fork as well.
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(num_processes, len(tasks)), context, initializer=single_thread) as pool:
-            problems = [problem for reported in pool.map(_write_task, tasks) for problem in reported]
-    if problems:
-        raise SourceError(
-            f"{len(problems)} images cannot be converted, the first are below; correct or remove them and rerun (whole "
-            "shards stay):\n" + "\n".join(problems[:_MAX_REPORTED])
-        )
+        with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=single_thread) as pool:
+            failures = list(pool.map(_write_shard, jobs))
+    return [failure for failure in failures if failure is not None]
 
 
-def _write_task(task: _Task) -> list[str]:
+def _write_shard(job: _Job) -> _Failure | None:
     """Write one shard and its note; return the errors of its images instead, if there are any."""
-    path, problems = task.path, []
-    for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
-        left_over.unlink()
+    path = job.task.path
+    failure, notes, warnings = _Failure(path), [], Findings()
 
     def samples() -> Iterator[RawSample]:
-        for record in task.records:
-            try:
-                yield convert_record(record, num_classes=task.num_classes, max_pixels=task.max_pixels)
-            except SourceError as error:
-                problems.append(str(error))
-        if problems:
+        for record in job.task.records:
+            note, inspection = _open_record(record, job)
+            warnings.merge(inspection.findings.warnings)
+            failure.errors += inspection.findings.errors
+            failure.mask_rows.append(MaskRow(record.source_id, record.classes, inspection.mask_pixels))
+            if note is not None and inspection.sample is not None:
+                notes.append(note)
+                yield inspection.sample
+        if failure.errors:
             raise SourceError  # the temporary file goes away
 
     try:
+        for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
+            left_over.unlink()
+        before = read_note(path) or ShardNote(job.identity, None, ())
+        write_note(path, replace(before, shard=None))
         with atomic_file(path) as temporary:
             with open(temporary, "wb") as file:
                 write_shard(file, samples())
-            shard = Shard(path.name, len(task.records), temporary.stat().st_size, sha256_file(temporary))
-        write_json(_note(path), {"fingerprint": task.fingerprint, "shard": asdict(shard)})
+            shard = Shard(path.name, len(notes), temporary.stat().st_size, sha256_file(temporary))
+        write_note(path, ShardNote(job.identity, shard, tuple(notes), tuple(warnings)))
     except SourceError:
-        return problems
+        return failure
     except OSError as error:
-        raise ShardError(
-            f"shard {path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or "
-            "choose another data.shards, then rerun; whole shards are kept"
-        ) from None
-    return []
+        raise _not_written(path, error) from None
+    return None
 
 
-def _written_shard(task: _Task) -> Shard:
-    shard = task.written()
-    if shard is None:
+def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspection]:
+    """Return the note of a record, None where it cannot be used, and what was found."""
+    # Before the files are read: what changes in between is seen the next time.
+    files: tuple[FileState, ...] = ()
+    unreadable = None
+    try:
+        files = tuple(file_state(path) for path in record.files)
+    except OSError as error:
+        unreadable = error
+    inspection = inspect_record(record, num_classes=job.num_classes, max_pixels=job.max_pixels)
+    if unreadable is not None and not inspection.findings.errors:
+        inspection.findings.error("bad-image", f"image {record.source_id} cannot be read: {unreadable}")
+    if inspection.findings.errors:
+        return None, inspection
+    pixels = None if record.mask is None else tuple((inspection.mask_pixels or {}).items())
+    return RecordNote(record.key, record.source_id, record.classes, record.content, files, pixels), inspection
+
+
+def _finish(plan: Plan, failures: Sequence[_Failure], *, refuse: bool) -> Findings:
+    """Check the masks against the labels and write the manifest; return the warnings, raise SourceError on errors."""
+    failed = {failure.shard: failure for failure in failures}
+    findings, splits = Findings(), {}
+    for part in plan.splits:
+        shards, labels = [], MaskLabels()
+        for task in part.tasks:
+            if task.path in failed:
+                rows = failed[task.path].mask_rows
+            else:
+                note = _written_note(task, plan.identity)
+                rows = [record.mask_row() for record in note.records]
+                findings.merge(note.warnings)
+                shards.append(note.shard)
+            for row in rows:
+                labels.add(row)
+        findings.merge(mask_findings(labels, part.split.name, plan.classes, refuse=refuse))
+        splits[part.split.name] = replace(part.split, shards=tuple(filter(None, shards)))
+    lines = [*_image_errors(failures), *map(str, findings.errors)]
+    if lines:
+        raise SourceError("\n".join(lines))
+    created_by = f"seam-dist {seam_dist.__version__}"
+    with _writing(plan.folder / MANIFEST):
+        # Before the manifest: what is not in it must not stay behind.
+        for shard in list(noted_shards(plan.folder)):
+            if shard not in {task.path for task in plan.tasks}:
+                shard.unlink(missing_ok=True)
+                note_path(shard).unlink()
+        write_json(plan.folder / MANIFEST, Manifest(plan.classes, splits, plan.settings, created_by).to_json())
+    return findings
+
+
+def _written_note(task: ShardTask, identity: str) -> ShardNote:
+    note = read_note(task.path)
+    keys = [record.key for record in task.records]
+    if note is None or note.shard is None or note.settings != identity or [r.key for r in note.records] != keys:
         raise ShardError(f"{task.path} was not written by its rank: all ranks must see the same folder; rerun")
-    return shard
+    return note
 
 
-def _clean_up(folder: Path, splits: Mapping[str, Split]) -> None:
-    """Remove the notes of the shards, and shards of an earlier plan."""
-    for split in splits.values():
-        for shard in split.shards:
-            _note(folder / shard.file).unlink()
-        planned = {shard.file for shard in split.shards}
-        for path in folder.glob(f"{split.name}-[0-9][0-9][0-9][0-9][0-9].tar"):
-            if path.name not in planned:
-                path.unlink()
+def _image_errors(failures: Sequence[_Failure]) -> list[str]:
+    """Return the errors of images and masks: for each sort a line with their number, and the first of them."""
+    by_topic: dict[str, list[str]] = {}
+    for failure in failures:
+        for error in failure.errors:
+            by_topic.setdefault(error.topic, []).append(error.text)
+    lines = []
+    for topic, texts in by_topic.items():
+        thing = ("mask" if "mask" in topic else "image") + ("" if len(texts) == 1 else "s")
+        more = f", the first {_MAX_REPORTED} are" if len(texts) > _MAX_REPORTED else ""
+        lines.append(
+            f"{len(texts)} {thing} cannot be converted ({topic}{more}): correct or remove them and rerun, whole shards "
+            "stay"
+        )
+        lines += [f"  {text}" for text in texts[:_MAX_REPORTED]]
+    return lines
+
+
+def _not_written(path: Path, error: OSError) -> ShardError:
+    return ShardError(
+        f"{path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or choose "
+        "another data.shards, then rerun; whole shards are kept"
+    )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file in errors of the system."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(path, error) from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seam_dist.data.convert import convert, convert_record, count_shards
+from seam_dist.data.conversion_plan import Plan, count_shards, plan_conversion
+from seam_dist.data.convert import convert, convert_record, write_shards
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
-from seam_dist.data.shards import RawSample, parse_info, read_raw, read_shard
+from seam_dist.data.shards import RawSample, parse_info, read_raw, read_shard, write_shard
 from seam_dist.data.sources.base import Record, SourceError
 
 MAX = 10**6
@@ -29,8 +31,13 @@ def run(source: Any, folder: Path, *splits: str, **changes: Any) -> Manifest:
     return convert(source.classes, records, folder, **options)
 
 
+def planned(records: Sequence[Record], folder: Path, **changes: Any) -> Plan:
+    options: dict[str, Any] = {"settings": {}, "samples_per_shard": 3, "streams": 4, "max_pixels": MAX} | changes
+    return plan_conversion(kit.CLASSES, {"train": records}, folder, **options)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -64,27 +71,70 @@ def test_same_input_gives_the_same_bytes_in_any_number_of_processes(tmp_path: Pa
     }
 
 
-def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path) -> None:
-    barrier = threading.Barrier(2, timeout=60)
-    sources = [kit.MemorySource(train=kit.records(13)) for _ in range(2)]
-    manifests: dict[int, Manifest] = {}
+class Gather:
+    """Collect a value of each of several threads, as ranks do."""
+
+    def __init__(self, size: int) -> None:
+        self.values: list[Any] = [None] * size
+        self.barrier = threading.Barrier(size, timeout=60)
+
+    def __call__(self, rank: int, value: Any) -> list[Any]:
+        self.values[rank] = value
+        self.barrier.wait()
+        gathered = list(self.values)
+        self.barrier.wait()
+        return gathered
+
+
+def run_ranks(records: Sequence[Record], folder: Path, size: int = 2) -> list[Manifest | Exception]:
+    """Convert on several ranks, each a thread; return what each of them gives or raises."""
+    plan, gather = planned(records, folder), Gather(size)
+    results: dict[int, Manifest | Exception] = {}
 
     def rank(index: int) -> None:
-        manifests[index] = run(
-            sources[index], tmp_path / "ranks", rank=index, world_size=2, barrier=lambda: barrier.wait() and None
-        )
+        try:
+            options: dict[str, Any] = {"rank": index, "world_size": size, "gather": partial(gather, index)}
+            results[index] = write_shards(plan, check_masks="warn", **options)[0]
+        except Exception as error:
+            results[index] = error
 
-    threads = [threading.Thread(target=rank, args=(index,)) for index in range(2)]
+    threads = [threading.Thread(target=rank, args=(index,)) for index in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return [results[index] for index in range(size)]
+
+
+def test_ranks_share_the_work_and_agree_on_the_manifest(tmp_path: Path) -> None:
+    records = kit.records(13)
+    manifests = run_ranks(records, tmp_path / "ranks")
+    assert isinstance(manifests[0], Manifest)
     assert manifests[0] == manifests[1]
-    calls = [[record.image.calls for record in source.splits["train"]] for source in sources]
-    assert [a + b for a, b in zip(*calls, strict=True)] == [1] * 13
-    assert all(sum(part) >= 6 for part in calls)
+    assert [record.image.calls for record in records] == [1] * 13
     run(kit.MemorySource(train=kit.records(13)), tmp_path / "one")
     assert contents(tmp_path / "one") == contents(tmp_path / "ranks")
+
+
+def test_every_rank_names_the_bad_images_of_all_of_them(tmp_path: Path) -> None:
+    records = kit.records(12)
+    for i in (0, 1):  # one of each rank
+        records[i] = replace(records[i], image=kit.Bytes(b"hello"))
+    texts = [str(error) for error in run_ranks(records, tmp_path)]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("2 images cannot be converted")
+    assert [f"image image {i}: " in texts[0] for i in range(3)] == [True, True, False]
+
+
+def test_every_rank_stops_when_one_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, samples: Any) -> None:
+        if Path(file.name).name.startswith(".train-00001"):
+            raise OSError(28, "No space left on device")
+        write_shard(file, samples)
+
+    monkeypatch.setattr("seam_dist.data.convert.write_shard", full)
+    errors = run_ranks(kit.records(12), tmp_path)
+    assert all("train-00001.tar cannot be written" in str(error) for error in errors)
 
 
 def test_interrupted_conversion_resumes_with_the_missing_shards(tmp_path: Path) -> None:
@@ -119,10 +169,16 @@ def test_shard_of_other_records_is_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_shards_of_an_earlier_plan_are_removed(tmp_path: Path) -> None:
-    run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=1)
+    run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=1, settings={"samples_per_shard": 1})
     assert len(list(tmp_path.glob("*.tar"))) == 12
-    manifest = run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=3)
-    assert len(list(tmp_path.glob("*.tar"))) == 4
+    (tmp_path / "train-00099.tar").write_bytes(b"the user's")
+    settings = {"samples_per_shard": 3}
+    manifest = run(kit.MemorySource(train=kit.records(12)), tmp_path, samples_per_shard=3, settings=settings)
+    assert sorted(tmp_path.glob("*.tar")) == [
+        *(tmp_path / f"train-0000{i}.tar" for i in range(4)),
+        tmp_path / "train-00099.tar",
+    ]
+    assert len(list((tmp_path / "sources").iterdir())) == 4
     verify_shards(tmp_path, manifest, "train", "checksum")
 
 
@@ -142,7 +198,8 @@ def test_full_disk_is_reported_with_the_folder_and_leaves_nothing_half_written(t
     folder = tmp_path / "shards"
     with largest_file(4096), pytest.raises(ShardError, match=rf"train-00000\.tar cannot be written to {folder}.*room"):
         run(source, folder)
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["sources"]
+    assert not list(folder.rglob("*.tmp"))
     verify_shards(folder, run(source, folder), "train", "checksum")
 
 
@@ -217,12 +274,27 @@ def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path) -> N
     with pytest.raises(SourceError) as caught:
         run(kit.MemorySource(train=records), tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("3 images cannot be converted")
+    assert lines[0] == "3 images cannot be converted (bad-image): correct or remove them and rerun, whole shards stay"
     assert "image image 0: the JPEG is damaged (Premature end" in lines[1]
     assert "image image 4: the 5 bytes are not an image" in lines[2]
     assert "image image 5: the image has 1000 x 1001 pixels, more than data.max_pixels=1000000" in lines[3]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["train-00002.tar", "train-00003.tar"]
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_errors_of_images_and_masks_come_together_with_the_first_of_each(tmp_path: Path) -> None:
+    records = kit.records(12)
+    for i in range(8):
+        records[i] = replace(records[i], image=kit.Bytes(b"hello"))
+    records[9] = replace(records[9], mask=kit.Bytes(kit.index_mask(0, 3, 3)))
+    with pytest.raises(SourceError) as caught:
+        run(kit.MemorySource(train=records), tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("8 images cannot be converted (bad-image, the first 5 are):")
+    assert all(line.startswith("  image image ") for line in lines[1:6])
+    assert lines[6].startswith("1 mask cannot be converted (bad-mask):")
+    assert lines[7].startswith("  mask of image image 9: ")
+    assert len(lines) == 8
 
 
 def test_image_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class FolderSource:
                 classes=labels[path.name],
                 image=path.read_bytes,
                 mask=_mask(masks / f"{path.stem}.png", path).read_bytes if masks.is_dir() else None,
+                files=(path, masks / f"{path.stem}.png") if masks.is_dir() else (path,),
             )
             for path in images
         ]

@@ -69,6 +69,7 @@ class VOCSource:
                 classes=None if unlabeled else self._labels(name),
                 image=self._image(name, path).read_bytes,
                 mask=(self._folder / mask).read_bytes if has_masks else None,
+                files=(self._folder / "JPEGImages" / f"{name}.jpg", *([self._folder / mask] if has_masks else [])),
             )
             for (name, _), mask in zip(entries, masks, strict=True)
         ]
