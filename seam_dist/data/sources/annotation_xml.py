@@ -59,16 +59,16 @@ def decode_xml(data: bytes, name: str) -> str:
 def _python_codec(declared: str, name: str) -> str:
     try:
         codec = codecs.lookup(_MYSQL.get(declared.lower(), declared))
+        if codec.name.startswith(("utf-16", "utf-32")):
+            return "utf-8"  # the declaration was read byte by byte, so it is wrong: programs write it from habit
         if codec.name.replace("_", "-") in _NO_ENCODING:
             raise LookupError
-        b"".decode(codec.name)  # refuses codecs of Python that are none of text
+        b"<".decode(codec.name)  # refuses codecs of Python that are none of text
     except (LookupError, ValueError):
         raise TextError(
             f"{name}, line 1: the declared encoding {declared!r} is not known: save the file as UTF-8 and declare "
             'encoding="UTF-8"'
         ) from None
-    if codec.name.startswith(("utf-16", "utf-32")):
-        return "utf-8"  # the declaration was read byte by byte, so it is wrong: programs write it from habit
     return _SUPERSET.get(codec.name, codec.name)
 
 
