@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from case import Case, Outcome
-from small_sets import write
+from small_sets import HALF, write
 
 from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.layout import read_run_config
@@ -67,7 +67,6 @@ def named(config: str | None, preset: str | None = None) -> Callable[[Path], Out
 
 
 NAMES = ("cat", "dog")
-HALF = "model:\n  width: 0.5\n"
 
 CASES = [
     classes(fault="a byte order mark and lines of Windows", run=listed(b"\xef\xbb\xbfcat\r\ndog\r\n"), works=NAMES),

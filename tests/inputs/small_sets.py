@@ -16,6 +16,7 @@ HEADING = "image,split,classes\n"
 TABLE = f"{HEADING}a.jpg,train,cat\nb.jpg,train,dog;sofa\n"
 LABELS = {"a.jpg": (1,), "b.jpg": (2, 3)}
 """What TABLE says."""
+HALF = "model:\n  width: 0.5\n"
 
 
 def write(path: Path, content: str | bytes = b"") -> None:
