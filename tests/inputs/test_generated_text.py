@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,36 +19,111 @@ from seam_dist.data.sources.base import Source
 from seam_dist.data.sources.folder import FolderSource
 from seam_dist.data.sources.voc import VOCSource
 
-# What tells readers something; the rest of the characters is drawn.
-_PARTS = (
-    *(b",", b";", b"\t", b"|", b'"', b"\n", b"\r", b"\r\n", b"\0", b"sep=,", b"..", b"/", b"\\", b"#"),
-    *(b"a.jpg", b"2007_1", b"cat", b"dog", b"train", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\xff\xfe\0\0"),
-    *(b"\xe9", "cafe\u0301".encode(), b"\xed\xa0\x80", b"gbk", b"utf-16", b"punycode", b"zip"),
-    *(b"<?xml version='1.0' encoding='", b"'?>", b"<annotation>", b"</annotation>", b"<object>", b"</object>"),
-    *(b"<name>", b"</name>", b"&lt;", b"&x;", b"<!DOCTYPE a [", b"<!ENTITY x 'y'>", b"]>", b"<![CDATA["),
-    *(b"{", b"}", b"[", b"]", b": ", b"- ", b"&a ", b"*a", b"!!int ", b"!!timestamp ", b"2026-13-45", b"0x_"),
-    *(b"<<: ", b"? ", b"1e999", b"NaN", b"-1", b"9" * 50, b"\\ud800", b"preset: ", b"model:", b"%YAML 9.9\n", b"---\n"),
+# What tells a reader something, and what it may stumble over.
+ANY = (
+    *(
+        "\n",
+        "\r",
+        "\r\n",
+        "\0",
+        "\ufeff",
+        "\u200b",
+        "\u2028",
+        "\x0b",
+        " ",
+        "#",
+        "-1",
+        "9" * 50,
+        "cafe\u0301",
+        "\U0001f431",
+    ),
+    *("..", "/", "\\", "'", '"', ",", ";", "\t", "|", ":", "=", "a" * 300),
 )
-_PIECES = st.one_of(
-    st.sampled_from(_PARTS),
-    st.text(max_size=8).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    st.binary(max_size=4),
+LISTS = (
+    "a.jpg",
+    "A",
+    "train/",
+    "2007_1",
+    "2007_2.jpg 1",
+    "cat",
+    "CAT ",
+    "dog;sofa",
+    "sep=;\n",
+    '"a',
+    "background",
+    "x.png",
 )
+XML = (
+    *(
+        "<?xml version='1.0' encoding='",
+        "'?>",
+        "gbk",
+        "utf-16",
+        "punycode",
+        "zip",
+        "idna",
+        "undefined",
+        "rot13",
+        "cp037",
+    ),
+    *("<annotation>", "</annotation>", "<object>", "</object>", "<name>", "</name>", "&lt;", "&x;", "&#0;", "&#xd800;"),
+    *("<!DOCTYPE a [", "<!ENTITY x 'y'>", "]>", "<![CDATA[", "<!--", " xmlns='a'", "<a>" * 50),
+)
+JSON = ("{", "}", "[", "]", "1e999", "NaN", "-", "\\ud800", "\\u", "null", "[" * 3000, "1" * 5000)
+YAML = (
+    *(
+        "{",
+        "}",
+        "[",
+        "]",
+        ": ",
+        "- ",
+        "&a ",
+        "*a",
+        "<<: ",
+        "? ",
+        "!!int ",
+        "!!timestamp ",
+        "!!bool x",
+        "!!binary x",
+        "!x ",
+    ),
+    *(
+        "2026-13-45",
+        "0x_",
+        "0b_",
+        "1:99",
+        '"\\ud800"',
+        '"\\U00110000"',
+        "preset: ",
+        "%YAML 9.9\n",
+        "---\n",
+        "~",
+        "[" * 3000,
+    ),
+    *("&a {b: *a}", "1" * 5000),
+)
+ENCODINGS = (*("utf-8",) * 6, "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "latin-1")
 
 
-def content(good: str) -> st.SearchStrategy[bytes]:
-    """Bytes: pieces in a row, or a good file with some of its bytes replaced by pieces, saved in some encoding."""
+def content(seed: int, good: str, parts: Sequence[str]) -> bytes:
+    """Bytes: parts in a row, or a good text with some of its tokens replaced, saved in some encoding and damaged."""
+    rng = random.Random(seed)
 
-    def damage(encoding: str, cuts: list[tuple[int, int, bytes]]) -> bytes:
-        data = good.encode(encoding)
-        for start, length, piece in cuts:
-            start %= len(data) + 1
-            data = data[:start] + piece + data[start + length :]
-        return data
+    def part() -> str:
+        return rng.choice(rng.choice((ANY, parts)))
 
-    cuts = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 12), _PIECES), max_size=4)
-    damaged = st.builds(damage, st.sampled_from(("utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030")), cuts)
-    return st.lists(_PIECES, max_size=12).map(b"".join) | damaged
+    tokens = [""] * rng.randrange(12) if rng.random() < 0.2 else re.findall(r"\w+|\s|.", good)
+    places = (
+        range(len(tokens)) if "" in tokens else [rng.randrange(len(tokens)) for _ in range(rng.randrange(4)) if tokens]
+    )
+    for place in places:
+        tokens[place] = part() + (tokens[place] if rng.random() < 0.5 else "")
+    data = bytearray("".join(tokens).encode(rng.choice(ENCODINGS), "replace"))
+    for _ in range(rng.choice((0, 0, 1, 3))):
+        place = rng.randrange(len(data) + 1)
+        data[place : place + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+    return bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.1 else data)
 
 
 @pytest.fixture(scope="module")
@@ -85,46 +162,43 @@ def _list(make: Callable[[Path], Source], root: Path, name: str, data: bytes) ->
     write(root / name, before)
 
 
-def generated(good: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def generated(good: str, parts: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run a test on 1,000 contents, the same in every run."""
-
-    def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        options = settings(
-            max_examples=1000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-        )
-        return options(given(data=content(good))(test))
-
-    return decorate
+    options = settings(
+        max_examples=1000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    contents = st.integers(0, 2**48).map(lambda seed: content(seed, good, parts))
+    return lambda test: options(given(data=contents)(test))
 
 
-@generated(TABLE)
+@generated(TABLE, LISTS)
 def test_label_tables(folder: Path, data: bytes) -> None:
     _list(FolderSource, folder, "labels.csv", data)
 
 
-@generated(CLASSES)
+@generated(CLASSES, LISTS)
 def test_class_lists(folder: Path, data: bytes) -> None:
     _list(FolderSource, folder, "classes.txt", data)
 
 
-@generated("2007_1\n2007_2\nJPEGImages/2007_1.jpg SegmentationClass/2007_1.png\n")
+@generated("2007_1\n2007_2\nJPEGImages/2007_1.jpg SegmentationClass/2007_1.png\n", LISTS)
 def test_lists_of_images(voc: Path, data: bytes) -> None:
     _list(VOCSource, voc, "ImageSets/Segmentation/train.txt", data)
 
 
-@generated(f"<?xml version='1.0' encoding='utf-8'?>\n{annotation('cat', 'dog')}")
+@generated(f"<?xml version='1.0' encoding='utf-8'?>\n{annotation('cat', 'dog')}", XML)
 def test_annotations(voc: Path, data: bytes) -> None:
     _list(VOCSource, voc, "Annotations/2007_1.xml", data)
 
 
-@generated('{"a": [1, 2.5, "b"], "c": {"d": null, "e": true}}')
+@generated('{"a": [1, 2.5, "b"], "c": {"d": null, "e": true}}', JSON)
 def test_json(folder: Path, data: bytes) -> None:
     write(folder / "a.json", data)
     with refusing("a.json"):
         read_json(folder / "a.json")
 
 
-@generated(f"preset: small\nrun: {{name: a, seed: 3}}\n{HALF}")
+@generated(f"preset: small\nrun: {{name: a, seed: 3}}\n{HALF}", YAML)
 def test_settings(folder: Path, data: bytes) -> None:
     write(folder / "a.yaml", data)
     with refusing("a.yaml"):

@@ -8,6 +8,7 @@ SegmentationClass, for trainaug in SegmentationClassAug. A split of which no ima
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,7 +124,7 @@ class VOCSource:
     ) -> Sequence[Path | None]:
         """Return a mask for each image or for none: lists of Segmentation have all or none, those of Main have some."""
         paths = [self._folder / (e.mask or f"{default}/{image_stem(e.image)}.png") for e in entries]
-        missing = [path for path in paths if not path.is_file()]
+        missing = [path for path in paths if not os.path.isfile(path)]  # no error for a long name
         if not missing:
             return paths
         twin = likely_mask(missing[0].stem, list_folder(missing[0].parent))
