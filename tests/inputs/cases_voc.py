@@ -142,6 +142,11 @@ CASES = [
         refused=r"the declared encoding 'zip' is not known",
     ),
     xml(
+        fault="a codec of names of hosts",
+        run=voc_set(xml=declared("idna", annotation("é"), codec="utf-8")),
+        refused=r"2007_1\.xml, line 1: the declared encoding 'idna' is not known",
+    ),
+    xml(
         fault="gbk without a declaration",
         run=voc_set(xml=f"\n{CAT}\n<!-- 照片 -->".encode("gbk")),
         refused=r"2007_1\.xml, line 3: byte 0xd5 is no UTF-8 \(it may be gb18030\)",

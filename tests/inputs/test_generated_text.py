@@ -6,10 +6,11 @@ import contextlib
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sets import CLASSES, HALF, TABLE, annotation, folder_set, voc_set, write
 
@@ -126,20 +127,6 @@ def content(seed: int, good: str, parts: Sequence[str]) -> bytes:
     return bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.1 else data)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("folder")
-    folder_set(files=["masks/train/a.png", "masks/train/b.png"])(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("voc")
-    voc_set()(root)
-    return root
-
-
 @contextlib.contextmanager
 def refusing(name: str) -> Iterator[None]:
     """Let a ValueError pass whose text names the file."""
@@ -150,59 +137,58 @@ def refusing(name: str) -> Iterator[None]:
             raise
 
 
-def _list(make: Callable[[Path], Source], root: Path, name: str, data: bytes) -> None:
-    """List a set whose file `name` holds `data`."""
-    before = (root / name).read_bytes()
-    write(root / name, data)
-    with refusing(name.rpartition("/")[2]):
+def list_set(make: Callable[[Path], Source], root: Path, name: str) -> None:
+    with refusing(Path(name).name):
         listing = make(root).listing("train")
         assert listing.records or listing.findings.errors
         assert len({record.key for record in listing.records}) == len(listing.records)
         assert all(str(finding) for finding in listing.findings)
-    write(root / name, before)
 
 
-def generated(good: str, parts: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test on 1,000 contents, the same in every run."""
-    options = settings(
-        max_examples=1000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
-    contents = st.integers(0, 2**48).map(lambda seed: content(seed, good, parts))
-    return lambda test: options(given(data=contents)(test))
+def read_stored(root: Path, name: str) -> None:
+    with refusing(name):
+        read_json(root / name)
 
 
-@generated(TABLE, LISTS)
-def test_label_tables(folder: Path, data: bytes) -> None:
-    _list(FolderSource, folder, "labels.csv", data)
-
-
-@generated(CLASSES, LISTS)
-def test_class_lists(folder: Path, data: bytes) -> None:
-    _list(FolderSource, folder, "classes.txt", data)
-
-
-@generated("2007_1\n2007_2\nJPEGImages/2007_1.jpg SegmentationClass/2007_1.png\n", LISTS)
-def test_lists_of_images(voc: Path, data: bytes) -> None:
-    _list(VOCSource, voc, "ImageSets/Segmentation/train.txt", data)
-
-
-@generated(f"<?xml version='1.0' encoding='utf-8'?>\n{annotation('cat', 'dog')}", XML)
-def test_annotations(voc: Path, data: bytes) -> None:
-    _list(VOCSource, voc, "Annotations/2007_1.xml", data)
-
-
-@generated('{"a": [1, 2.5, "b"], "c": {"d": null, "e": true}}', JSON)
-def test_json(folder: Path, data: bytes) -> None:
-    write(folder / "a.json", data)
-    with refusing("a.json"):
-        read_json(folder / "a.json")
-
-
-@generated(f"preset: small\nrun: {{name: a, seed: 3}}\n{HALF}", YAML)
-def test_settings(folder: Path, data: bytes) -> None:
-    write(folder / "a.yaml", data)
-    with refusing("a.yaml"):
-        values, _ = read_yaml(folder / "a.yaml")
+def read_settings(root: Path, name: str) -> None:
+    with refusing(name):
+        values, _ = read_yaml(root / name)
         assert isinstance(values, dict)
         with contextlib.suppress(ConfigError):  # of settings that are wrong together, whose files are not named
-            load_config(folder / "a.yaml")
+            load_config(root / name)
+
+
+FOLDER = folder_set(files=["masks/train/a.png", "masks/train/b.png"])
+READERS = {
+    "labels.csv": (FOLDER, partial(list_set, FolderSource), TABLE, LISTS),
+    "classes.txt": (FOLDER, partial(list_set, FolderSource), CLASSES, LISTS),
+    "ImageSets/Segmentation/train.txt": (
+        voc_set(),
+        partial(list_set, VOCSource),
+        "2007_1\n2007_2\nJPEGImages/2007_1.jpg SegmentationClass/2007_1.png\n",
+        LISTS,
+    ),
+    "Annotations/2007_1.xml": (
+        voc_set(),
+        partial(list_set, VOCSource),
+        f"<?xml version='1.0' encoding='gbk'?>\n{annotation('cat', 'dog')}",
+        XML,
+    ),
+    "a.json": (FOLDER, read_stored, '{"a": [1, 2.5, "b"], "c": {"d": null, "e": true}}', JSON),
+    "a.yaml": (FOLDER, read_settings, f"preset: small\nrun: {{name: a, seed: 3}}\n{HALF}", YAML),
+}
+
+
+@pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", READERS)
+def test_any_content_is_read_or_refused_by_name(tmp_path: Path, name: str, count: int) -> None:
+    make, read, good, parts = READERS[name]
+    make(tmp_path)
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None)
+    @given(st.integers(0, 2**48))
+    def check(seed: int) -> None:
+        write(tmp_path / name, content(seed, good, parts))
+        read(tmp_path, name)
+
+    check()
