@@ -88,7 +88,8 @@ def _find(option: str, source: str | Path, places: Sequence[Path], folder: Path 
         if os.path.isfile(path):  # False for a name that is too long, where Path.is_file raises
             return path
     names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
-    listed = f"one of {', '.join(names)}, or" if names else f"(none is in {places[-1]})"
+    none = f"nothing is in {' nor in '.join(map(str, places))}, so give"
+    listed = f"expected one of {', '.join(names)}, or" if names else none
     if _is_path(source):
         path = paths[0]
         if os.path.isdir(path):
@@ -96,15 +97,13 @@ def _find(option: str, source: str | Path, places: Sequence[Path], folder: Path 
             hint = f", which holds {', '.join(inside)}" if inside else ""
             raise ConfigError(f"{option}={name} is a folder{hint}: give the path of a YAML file in it")
         near = _nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.y*ml")])
-        raise ConfigError(f"{option}={name} does not exist{near}: expected {listed} the path of a YAML file")
+        raise ConfigError(f"{option}={name} does not exist{near}: {listed} the path of a YAML file")
     other, kind = (places[-1] / "presets", "preset") if places[-1].name != "presets" else (places[-1].parent, "config")
     if os.path.isfile(other / f"{name}.yaml"):
         raise ConfigError(f"{option}={name} is a {kind}, not what is expected here: use --{kind} {name}")
     near = _nearest(name, names) or _nearest(name.lower(), names)
     example = f"./{name}.yaml" if folder is None else str(folder / f"{name}.yaml")
-    raise ConfigError(
-        f"{option}={name} is not known{near}: expected {listed} the path of a file, for example {example}"
-    )
+    raise ConfigError(f"{option}={name} is not known{near}: {listed} the path of a file, for example {example}")
 
 
 def installed_configs() -> Path:
