@@ -11,7 +11,6 @@ from case import Case, Outcome
 from small_sets import HALF, write
 
 from seam_dist.artifacts.atomic import read_json
-from seam_dist.artifacts.layout import read_run_config
 from seam_dist.config.findings import Findings
 from seam_dist.config.load import load_config
 from seam_dist.data.sources.class_list import read_class_list
@@ -50,14 +49,6 @@ def loaded(content: str | bytes) -> Callable[[Path], Outcome]:
     def run(root: Path) -> Outcome:
         write(root / "a.json", content)
         return Outcome(read_json(root / "a.json"))
-
-    return run
-
-
-def run_config(content: str | bytes) -> Callable[[Path], Outcome]:
-    def run(root: Path) -> Outcome:
-        write(root / "pets/train_seam/config.yaml", content)
-        return Outcome(read_run_config(root / "pets").run.name)
 
     return run
 
@@ -256,8 +247,6 @@ CASES = [
         run=width("preset: [small]\n"),
         refused=r"a\.yaml:1: preset=\['small'\] is not known",
     ),
-    settings(fault="a stored config that is empty", run=run_config(b""), works="pets"),
-    settings(fault="a stored config that is no section", run=run_config("- 1\n"), refused=r"config\.yaml holds a list"),
     stored(fault="a byte order mark", run=loaded(b'\xef\xbb\xbf{"a": 1}'), works={"a": 1}),
     stored(fault="UTF-16", run=loaded(json.dumps({"a": "é"}, ensure_ascii=False).encode("utf-16")), works={"a": "é"}),
     stored(
