@@ -36,7 +36,7 @@ from seam_dist.data.convert import convert
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.shards import read_raw
-from seam_dist.data.sources.base import Listing, Record
+from seam_dist.data.sources.base import Listing, Record, Source
 from seam_dist.models.backbones.base import Backbone, Features
 
 Section = TypeVar("Section", TrainSeamConfig, TrainAffinityConfig, TrainSegConfig)
@@ -116,6 +116,16 @@ class Bytes:
     def __call__(self) -> bytes:
         self.calls += 1
         return self.data
+
+
+def listing_errors(source: Source, split: str) -> list[str]:
+    """The errors in the listing of a split, a text for each sort."""
+    return [str(finding) for finding in source.listing(split).findings.errors]
+
+
+def listing_warnings(source: Source, split: str) -> list[str]:
+    """The warnings in the listing of a split, a text for each sort."""
+    return [str(finding) for finding in source.listing(split).findings.warnings]
 
 
 def records(count: int, *, masks: bool = True, first: int = 0) -> list[Record]:
@@ -212,7 +222,8 @@ def label_map_config(shards: Path, *, crop: int = CROP, **values: Any) -> Config
     seg = {name: values.pop(name) for name in ("scale", "hsv_jitter") if name in values}
     return replace(
         stream_config(shards, **values),
-        train_affinity=changed(TrainAffinityConfig(), crop_size=crop, **{"jitter": False, **affinity}),
+        # Below 40 pixels a crop has no pair of cells, which the settings refuse.
+        train_affinity=changed(TrainAffinityConfig(), crop_size=max(crop, 40), **{"jitter": False, **affinity}),
         train_seg=changed(TrainSegConfig(), crop_size=crop, **{"hsv_jitter": 0, **seg}),
     )
 

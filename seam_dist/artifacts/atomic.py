@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from seam_dist.config.text_file import TextError, read_text
+
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
 """What `atomic_file` calls a temporary file of `name`, in full."""
 
@@ -84,6 +86,8 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; raise ValueError with the path when it is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return json.loads(read_text(path))
+    except TextError as error:
+        raise ValueError(f"{error}, or remove it and rerun what writes it") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise ValueError(f"{path} is not valid JSON ({error}): remove it and rerun what writes it") from None

@@ -51,8 +51,8 @@ def stage_files(folder: Path, manifest: str) -> Iterator[Path]:
             yield folder / name
     for split in listed.get("splits", {}).values():
         yield from (folder / Path(shard["file"]).name for shard in split["shards"])
-    for note in folder.glob(f".*-{_FIVE_DIGITS}.tar.json"):  # beside each shard until the manifest is written
-        yield from (note, note.with_name(note.name[1:].removesuffix(".json")))
+    for note in folder.glob(f"sources/*-{_FIVE_DIGITS}.json"):  # written before its shard
+        yield from (folder / f"{note.stem}.tar", note)
     for journal in [*folder.glob(JOURNAL), *folder.glob(f"*/{JOURNAL}")]:
         yield from (journal.parent / name for name in OutputFolder(journal.parent).own_names())
         yield journal

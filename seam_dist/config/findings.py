@@ -48,9 +48,10 @@ class Findings:
         self._by_topic[key] = finding if known is None else replace(known, count=known.count + finding.count)
 
     def merge(self, others: Iterable[Finding]) -> None:
-        """Add findings of another check."""
+        """Add findings of another check; one that is there word for word is the same fault seen twice."""
         for finding in others:
-            self.add(finding)
+            if self._by_topic.get((finding.severity, finding.topic)) != finding:
+                self.add(finding)
 
     def __iter__(self) -> Iterator[Finding]:
         """Yield the errors, then the warnings."""

@@ -19,8 +19,12 @@ from seam_dist.config.messages import explain, origin_of, refuse_booleans
 from seam_dist.config.messages import nearest as _nearest
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
+from seam_dist.config.text_file import TextError, read_text
 
 FREE_FORM = "deepspeed"  # DeepSpeed owns the keys below this section
+_MOST_SETTINGS = 10_000  # in one file; a few lines with references to references can mean billions
+# What PyYAML raises, besides its own errors, for dates, numbers and tags that it cannot turn into a value.
+_BAD_VALUE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 class ConfigError(ValueError):
@@ -48,19 +52,20 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset
     whose path is relative to that file. Raises ConfigError.
     """
     layers: list[tuple[Mapping[str, Any], Mapping[str, str]]] = []
-    folder: Path | None = None
+    folder, option = None, "preset"
     if source is not None:
         path = _find("--config", source, [installed_configs()])
         folder = path.parent
-        file_values, file_origins = _read_yaml(path)
+        file_values, file_origins = read_yaml(path)
         named = file_values.pop("preset", None)
-        file_origins.pop("preset", None)
+        origin = file_origins.pop("preset", None)
         if preset is None and named is not None:
+            option = f"{origin}: preset"
             preset = folder / user_path(str(named)) if _is_path(named) else str(named)
         layers.append((file_values, file_origins))
     if preset is not None:
         places = [place / "presets" for place in (folder, installed_configs()) if place is not None]
-        layers.insert(0, _read_yaml(_find("preset", preset, places)))
+        layers.insert(0, read_yaml(_find(option, preset, places, folder if option != "preset" else None)))
     for override in overrides:
         value = _parse_override(override)
         layers.append((value, {key: "command line" for key, _ in leaves(value)}))
@@ -72,26 +77,33 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = (), preset
     return Resolved(config=_validate(values, origins), origins=origins)
 
 
-def _find(option: str, source: str | Path, places: Sequence[Path]) -> Path:
+def _find(option: str, source: str | Path, places: Sequence[Path], folder: Path | None = None) -> Path:
     """Return the YAML file at a path, or of that name in the first of `places` that has it; raise ConfigError.
 
-    What contains a separator or ends in .yaml is a path.
+    What contains a separator or ends in .yaml is a path. `folder` is that of the file that names the source, if any.
     """
     name = str(source)
     paths = [user_path(source)] if _is_path(source) else [place / f"{name}.yaml" for place in places]
     for path in paths:
-        if path.is_file():
+        if os.path.isfile(path):  # False for a name that is too long, where Path.is_file raises
             return path
     names = sorted({path.stem for place in places for path in place.glob("*.yaml")})
+    none = f"nothing is in {' nor in '.join(map(str, places))}, so give"
+    listed = f"expected one of {', '.join(names)}, or" if names else none
     if _is_path(source):
-        near = _nearest(paths[0].name, [neighbor.name for neighbor in paths[0].parent.glob("*.yaml")])
-        raise ConfigError(
-            f"{option}={name} does not exist{near}: give the path of a YAML file, or one of {', '.join(names)}"
-        )
-    raise ConfigError(
-        f"{option}={name} is not known{_nearest(name, names)}: expected one of {', '.join(names)}, or the path of "
-        f"a file, for example ./{name}.yaml"
-    )
+        path = paths[0]
+        if os.path.isdir(path):
+            inside = sorted(inner.name for inner in path.glob("*.y*ml"))
+            hint = f", which holds {', '.join(inside)}" if inside else ""
+            raise ConfigError(f"{option}={name} is a folder{hint}: give the path of a YAML file in it")
+        near = _nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.y*ml")])
+        raise ConfigError(f"{option}={name} does not exist{near}: {listed} the path of a YAML file")
+    other, kind = (places[-1] / "presets", "preset") if places[-1].name != "presets" else (places[-1].parent, "config")
+    if os.path.isfile(other / f"{name}.yaml"):
+        raise ConfigError(f"{option}={name} is a {kind}, not what is expected here: use --{kind} {name}")
+    near = _nearest(name, names) or _nearest(name.lower(), names)
+    example = f"./{name}.yaml" if folder is None else str(folder / f"{name}.yaml")
+    raise ConfigError(f"{option}={name} is not known{near}: {listed} the path of a file, for example {example}")
 
 
 def installed_configs() -> Path:
@@ -141,25 +153,39 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    text = path.read_text()
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of a YAML file of settings and `file:line` of each dotted key; raise ConfigError."""
+    origins: dict[str, str] = {}
     try:
+        text = read_text(path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return {}, {}
+        _walk_nodes(root, "", path, origins)
         values = yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except (TextError, OSError) as error:
+        raise ConfigError(str(error)) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if root is None:
-        return {}, {}
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f":{mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
+        raise ConfigError(f"{path}{line} is not valid YAML: {problem}: correct the line") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply, or refers to itself: write the values out") from None
+    except _BAD_VALUE as error:
+        raise ConfigError(f"{path} holds a value that YAML cannot read ({error}): put quotes around it") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, expected sections such as `train:` with keys below")
-    origins: dict[str, str] = {}
-    _walk_nodes(root, "", path, origins)
     return values, origins
 
 
 def _walk_nodes(node: yaml.Node, prefix: str, path: Path, origins: dict[str, str]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
+    if len(origins) > _MOST_SETTINGS:
+        raise ConfigError(f"{path} has more than {_MOST_SETTINGS} settings: remove what no section needs")
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

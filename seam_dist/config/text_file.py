@@ -7,6 +7,7 @@ that does not fit is an error that names the file, the line and the encoding tha
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
@@ -17,8 +18,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Tried in this order for the hint alone; Latin-1 takes any bytes.
-_LIKELY = ("gb18030", "shift_jis", "cp1252", "latin-1")
+# Tried in this order for the hint alone.
+_LIKELY = ("gb18030", "shift_jis", "cp1252")
+_LINE_END = re.compile("\r\n|\r|\n")
 
 
 class TextError(ValueError):
@@ -42,21 +44,32 @@ def decode_text(data: bytes, name: str, *, encoding: str = "utf-8") -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = count_lines(data[: error.start].decode(encoding, "replace"))
         hint = "" if encoding != "utf-8" else f" (it may be {_likely_encoding(data)})"
         raise TextError(
             f"{name}, line {line}: byte {data[error.start]:#04x} is no {encoding.upper()}{hint}: save the file as UTF-8"
         ) from None
     if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
         raise TextError(
-            f"{name}, line {line}: it holds a NUL character, so it is UTF-16 without a byte order mark or no text at "
-            "all: save the file as UTF-8"
+            f"{name}, line {count_lines(text[: text.index(chr(0))])}: it holds a NUL character, so it is UTF-16 "
+            "without a byte order mark or no text at all: save the file as UTF-8"
         )
     return text
 
 
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text whose lines end with LF, CR or both; no other character ends a line."""
+    return _LINE_END.split(text)
+
+
+def count_lines(text: str) -> int:
+    """Return the number of the line at the end of the text, from 1."""
+    return len(split_lines(text))
+
+
 def _likely_encoding(data: bytes) -> str:
+    if b"\0" in data:
+        return "UTF-16 without a byte order mark, or no text"
     for encoding in _LIKELY:
         try:
             text = data.decode(encoding)

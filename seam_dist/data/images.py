@@ -24,7 +24,12 @@ from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+    *(".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+)
+"""Endings, in lower case, of the image files that conversion, `predict` and the Python API read."""
 LOSSLESS_TO_PNG = ("GIF", "TIFF", "BMP", "PPM", "JPEG2000")
 MAX_SIDE = 65_535  # of a JPEG; no format here needs more
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

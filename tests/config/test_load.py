@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seam_dist.config import load
 from seam_dist.config.describe import format_config, settings
 from seam_dist.config.load import ConfigError, dump_yaml, flatten, from_tree, installed_configs, load_config
 from seam_dist.config.schema import STAGES, Config
@@ -156,6 +157,20 @@ def test_unknown_names_list_what_is_installed(tmp_path: Path, monkeypatch: pytes
     write(tmp_path / folder / "presets" / "own.yaml", "{}\n")
     with pytest.raises(ConfigError, match=r"expected one of default, own, paper, small"):
         load_config(write(tmp_path / folder / "a.yaml", "preset: papper\n"))
+
+
+def test_name_without_any_installed_config_asks_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "installed_configs", lambda: tmp_path / "none")
+    with pytest.raises(
+        ConfigError, match=r"--config=demo is not known: nothing is in .*/none, so give the path of a file"
+    ):
+        load_config("demo")
+    path = write(tmp_path / "elsewhere" / "a.yaml", "preset: small\n")
+    message = (
+        r"elsewhere/a\.yaml:1: preset=small is not known: nothing is in .*/elsewhere/presets nor in .*/none/presets, so"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from seam_dist.config.findings import Findings
+from seam_dist.config.text_file import TextError, read_text, split_lines
 
 MAX_KEY = 80  # a member name, key and extension, must fit the 100 bytes of a tar header
 
@@ -87,17 +88,16 @@ def make_key(name: str) -> str:
     return f"{key.strip('_')[: MAX_KEY - 11] or 'sample'}-{digest}"
 
 
-def class_ids(names: Iterable[str], classes: Sequence[str], *, where: str) -> tuple[int, ...]:
-    """Return the ascending ids of class names, each once; raise SourceError with the nearest name if one is unknown."""
-    ids = {name: index for index, name in enumerate(classes, start=1)}
-    chosen = set()
-    for name in names:
-        if name not in ids:
-            near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]!r}?" if near else "the data set has no classes"
-            raise SourceError(f"{where}: class {name!r} is not one of the {len(classes)} classes: {hint}")
-        chosen.add(ids[name])
-    return tuple(sorted(chosen))
+def read_lines(path: Path, *, remedy: str) -> list[str]:
+    """Return the lines of a text file; raise SourceError when it is missing, with what may be it, or not readable."""
+    try:
+        return split_lines(read_text(path))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], n=1)
+        hint = f" (there is {near[0]!r} beside it)" if near else ""
+        raise SourceError(f"{path} is missing{hint}: {remedy}") from None
+    except (TextError, OSError) as error:
+        raise SourceError(str(error)) from None
 
 
 def require_folder(path: Path, *, what: str, remedy: str) -> Path:
@@ -109,16 +109,17 @@ def require_folder(path: Path, *, what: str, remedy: str) -> Path:
     raise SourceError(f"{what} {path} is not a folder{hint}: {remedy}")
 
 
-def require_split(split: str, records: Sequence[Record], *, where: str) -> Sequence[Record]:
-    """Return the records of a split when there are any and no key occurs twice; raise SourceError otherwise."""
+def unique_records(split: str, records: Sequence[Record], findings: Findings, *, where: str) -> list[Record]:
+    """Return the first record of each key; add an error for each other one, and when there is no record at all."""
     if not records:
-        raise SourceError(f"split {split!r} is empty: add images to {where} or leave it out of data.splits")
-    seen: dict[str, str] = {}
+        findings.error("split-empty", f"split {split!r} is empty: add images to {where} or leave it out of data.splits")
+    by_key: dict[str, Record] = {}
     for record in records:
-        if record.key in seen:
-            raise SourceError(
-                f"split {split!r}: {seen[record.key]} and {record.source_id} have the same key {record.key!r} "
-                "(a file extension does not make keys differ): rename or remove one of them"
+        first = by_key.setdefault(record.key, record)
+        if first is not record:
+            findings.error(
+                "key-twice",
+                f"split {split!r}: {first.source_id} and {record.source_id} have the same key {record.key!r} "
+                "(a file extension does not make keys differ): rename or remove one of them",
             )
-        seen[record.key] = record.source_id
-    return records
+    return list(by_key.values())

@@ -1,24 +1,26 @@
 """A plain folder of images.
 
     classes.txt               one foreground class a line, in index order
-    labels.csv                header `image,split,classes`; class names separated by `;`
+    labels.csv                header `image,split,classes`; class names separated by `;`, none for an empty image
     images/<split>/NAME.*     any format that Pillow reads
     masks/<split>/NAME.png    class indices (gray or palette), 0 background, 255 ignored; optional, all or none a split
 
-Masks are in the orientation in which the image is displayed, that is after its EXIF rotation.
+Masks are in the orientation in which the image is displayed, that is after its EXIF rotation. A split without any row
+in labels.csv has no image-level labels.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from seam_dist.config.schema import MAX_CLASSES
-from seam_dist.data.sources.base import Listing, Record, SourceError, class_ids, make_key, require_folder, require_split
-
-_COLUMNS = ("image", "split", "classes")
+from seam_dist.config.findings import Findings
+from seam_dist.data.sources.base import Listing, Record, SourceError, make_key, require_folder, unique_records
+from seam_dist.data.sources.class_list import read_class_list
+from seam_dist.data.sources.folder_files import list_images, list_masks
+from seam_dist.data.sources.folder_labels import LabelTable, match_labels
+from seam_dist.data.sources.names import ClassNames, list_folder
 
 
 @dataclass(frozen=True)
@@ -27,89 +29,45 @@ class FolderSource:
 
     root: Path
 
-    @cached_property
+    @property
     def classes(self) -> tuple[str, ...]:
-        """Return the foreground class names of classes.txt."""
-        require_folder(self.root, what="data set", remedy="set source.root to the folder that holds classes.txt")
-        path = self.root / "classes.txt"
-        names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
-        if not 1 <= len(names) <= MAX_CLASSES:
-            raise SourceError(
-                f"{path} names {len(names)} classes, expected 1 to {MAX_CLASSES}: one foreground class a line"
-            )
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if doubled:
-            raise SourceError(f"{path} names {doubled[0]!r} more than once: remove one of the lines")
-        return names
+        """Return the foreground class names of classes.txt; raise SourceError when they cannot be used."""
+        classes, findings = self._class_list
+        findings.raise_errors(SourceError)
+        return classes
 
     @cached_property
-    def _labels(self) -> dict[tuple[str, str], tuple[int, ...]]:
-        """(split, image name) -> class ids."""
-        classes = self.classes  # first: its error names the folder when that is missing
-        path = self.root / "labels.csv"
-        reader = csv.DictReader(_text(path).splitlines())
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise SourceError(
-                f"{path} has no column {missing[0]!r} (found: {', '.join(reader.fieldnames or ()) or 'nothing'}): "
-                f"its first line must be {','.join(_COLUMNS)}"
-            )
-        labels: dict[tuple[str, str], tuple[int, ...]] = {}
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            image, split, names = (row[name] for name in _COLUMNS)
-            if image is None or split is None or names is None:
-                raise SourceError(f"{where} has fewer than {len(_COLUMNS)} fields: write image,split,classes")
-            if (split, image) in labels:
-                raise SourceError(f"{where}: image {image!r} of split {split!r} is listed twice: merge the two lines")
-            present = [name.strip() for name in names.split(";") if name.strip()]
-            labels[split, image] = class_ids(present, classes, where=where)
-        return labels
+    def _class_list(self) -> tuple[tuple[str, ...], Findings]:
+        require_folder(self.root, what="data set", remedy="set source.root to the folder that holds classes.txt")
+        findings = Findings()
+        return read_class_list(self.root / "classes.txt", findings), findings
+
+    @cached_property
+    def _table(self) -> LabelTable:
+        return LabelTable(self.root / "labels.csv", list_folder(self.root / "images"))
 
     def listing(self, split: str) -> Listing:
-        """Return the images of images/<split> by name; raise SourceError for one without labels or without its mask."""
-        labels = {image: ids for (name, image), ids in self._labels.items() if name == split}
+        """Return the images of images/<split> by name; the findings say what does not fit labels.csv and masks/."""
+        classes, class_findings = self._class_list  # first: its error names the folder when that is missing
+        table, findings = self._table, Findings()
+        findings.merge([*class_findings, *table.findings])
         remedy = f"put the images of split {split!r} there or change data.splits"
         folder = require_folder(self.root / "images" / split, what="image folder", remedy=remedy)
-        images = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        table = self.root / "labels.csv"
-        for path in images:
-            if not labels.get(path.name):
-                line = f"{path.name},{split},CLASS;CLASS"
-                raise SourceError(f"{path} has no labels: add the line {line} to {table} or remove the image")
-        lost = sorted(labels.keys() - {path.name for path in images})
-        if images and lost:
-            raise SourceError(
-                f"{table} lists {lost[0]!r} in split {split!r} ({len(lost)} such lines), but {folder} has no such "
-                "file: add the image or remove the line"
-            )
-        masks = self.root / "masks" / split
+        images = list_images(folder, table.images(split), findings)
+        labels = match_labels(table, split, images, ClassNames(classes), findings) if images else {}
+        masks = list_masks(self.root / "masks", split, images, findings)
         records = [
             Record(
                 key=make_key(path.stem),
                 source_id=path.name,
-                classes=labels[path.name],
+                classes=None if labels is None else labels.get(path.name, ()),
                 image=path.read_bytes,
-                mask=_mask(masks / f"{path.stem}.png", path).read_bytes if masks.is_dir() else None,
-                files=(path, masks / f"{path.stem}.png") if masks.is_dir() else (path,),
+                mask=masks[path.name].read_bytes if path.name in masks else None,
+                files=(path, *((masks[path.name],) if path.name in masks else ())),
             )
             for path in images
+            if labels is None or path.name in labels
         ]
-        return Listing(require_split(split, records, where=str(folder)))
-
-
-def _mask(mask: Path, image: Path) -> Path:
-    """Return `mask` when it exists: a split has all its masks or no folder of masks."""
-    if not mask.is_file():
-        raise SourceError(f"{image} has no mask {mask}: add it, or remove {mask.parent} if masks are not used")
-    return mask
-
-
-def _text(path: Path) -> str:
-    """Read a UTF-8 text file, with or without a byte order mark; raise SourceError when that fails."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing: a plain folder needs classes.txt, labels.csv and images/") from None
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
+        if not images or records:
+            records = unique_records(split, records, findings, where=str(folder))
+        return Listing(records, findings)

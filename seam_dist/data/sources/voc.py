@@ -3,18 +3,22 @@
 Split S is the list ImageSets/Segmentation/S.txt or, where there is none, ImageSets/Main/S.txt. A line is an image id,
 or the paths of an image and of its mask below `root`, as in the lists of the augmented set (trainaug). Image-level
 labels are the objects of Annotations/ID.xml, difficult ones included (PARITY.md section 2). Masks are in
-SegmentationClass, for trainaug in SegmentationClassAug. A split called test... may lack annotations altogether.
+SegmentationClass, for trainaug in SegmentationClassAug. A split of which no image has an annotation has no labels.
 """
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from seam_dist.data.sources.base import Listing, Record, SourceError, class_ids, make_key, require_folder, require_split
+from seam_dist.config.findings import Findings
+from seam_dist.data.sources.annotation_xml import object_names
+from seam_dist.data.sources.base import Listing, Record, SourceError, make_key, require_folder, unique_records
+from seam_dist.data.sources.image_list import Entry, read_image_list
+from seam_dist.data.sources.names import ClassNames, ImageNames, Names, image_stem, likely_mask, list_folder
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -40,77 +44,92 @@ class VOCSource:
         require_folder(self.root / "JPEGImages", what="image folder", remedy=f"set source.root to {hint}")
         return self.root
 
+    @cached_property
+    def _images(self) -> ImageNames:
+        return ImageNames(list_folder(self._folder / "JPEGImages"))
+
+    @cached_property
+    def _annotations(self) -> Names:
+        return Names(list_folder(self._folder / "Annotations"))
+
     def list_file(self, split: str) -> Path:
         """Return the list of a split; raise SourceError with the lists there are."""
         sets = self._folder / "ImageSets"
-        for folder in ("Segmentation", "Main"):
-            if (sets / folder / f"{split}.txt").is_file():
-                return sets / folder / f"{split}.txt"
-        lists = sorted(path.stem for path in (sets / "Segmentation").glob("*.txt"))
+        folders = [sets / "Segmentation", sets / "Main"]
+        for folder in folders:
+            if (folder / f"{split}.txt").is_file():
+                return folder / f"{split}.txt"
+        lists = sorted({path.stem for folder in folders for path in folder.glob("*.txt") if "_" not in path.stem})
         hint = " (the list of the 10,582 images of the augmented set comes with SegmentationClassAug)"
         raise SourceError(
-            f"{sets / 'Segmentation' / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}: "
+            f"{folders[0] / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}: "
             f"add the list{hint if split == 'trainaug' else ''} or change data.splits"
         )
 
     def listing(self, split: str) -> Listing:
-        """Return the images of a list, in its order."""
-        path = self.list_file(split)
-        lines = [(number, line.split()) for number, line in enumerate(path.read_text().splitlines(), start=1)]
-        entries = [_parse(fields, f"{path}, line {number}") for number, fields in lines if fields]
+        """Return the images of a list, in its order; the findings say what is missing or wrong."""
+        path, findings = self.list_file(split), Findings()
+        entries = read_image_list(path, self._images, findings)
         default = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
-        masks = [mask or f"{default}/{name}.png" for name, mask in entries]
-        has_masks = self._has_masks(masks, all_or_none=path.parent.name == "Segmentation")
-        unlabeled = split.startswith("test") and not any(self._annotation(name).is_file() for name, _ in entries)
+        masks = self._masks(entries, default, all_or_none=path.parent.name == "Segmentation", findings=findings)
+        labels = self._labels(split, entries, path, findings)
         records = [
             Record(
-                key=make_key(name),
-                source_id=name,
-                classes=None if unlabeled else self._labels(name),
-                image=self._image(name, path).read_bytes,
-                mask=(self._folder / mask).read_bytes if has_masks else None,
-                files=(self._folder / "JPEGImages" / f"{name}.jpg", *([self._folder / mask] if has_masks else [])),
+                key=make_key(image_stem(entry.image)),
+                source_id=image_stem(entry.image),
+                classes=None if labels is None else labels[entry.image],
+                image=(image := self._folder / "JPEGImages" / entry.image).read_bytes,
+                mask=mask.read_bytes if mask is not None else None,
+                files=(image,) if mask is None else (image, mask),
             )
-            for (name, _), mask in zip(entries, masks, strict=True)
+            for entry, mask in zip(entries, masks, strict=True)
+            if labels is None or entry.image in labels
         ]
-        return Listing(require_split(split, records, where=str(path)))
+        if records or not findings.errors:
+            records = unique_records(split, records, findings, where=str(path))
+        return Listing(records, findings)
 
-    def _image(self, name: str, list_file: Path) -> Path:
-        path = self._folder / "JPEGImages" / f"{name}.jpg"
-        if not path.is_file():
-            raise SourceError(f"{path} is missing but listed in {list_file}: unpack the images again or edit the list")
-        return path
+    def _labels(
+        self, split: str, entries: Sequence[Entry], list_file: Path, findings: Findings
+    ) -> dict[str, tuple[int, ...]] | None:
+        """Return the class ids of each image with a readable annotation; None when no image has an annotation."""
+        folder, classes = self._folder / "Annotations", ClassNames(CLASSES)
+        matched = {entry.image: self._annotations.matches(f"{image_stem(entry.image)}.xml") for entry in entries}
+        if entries and not any(matched.values()):
+            if not split.startswith("test"):
+                findings.warning(
+                    "unlabelled-split",
+                    f"no image of {list_file} has an annotation in {folder}: its {len(entries)} images count as "
+                    "unlabelled, which serves inference alone",
+                )
+            return None
+        labels = {}
+        for image, names in matched.items():
+            if len(names) == 1:
+                try:
+                    objects = object_names(folder / names[0])
+                except SourceError as error:
+                    findings.error("bad-annotation", str(error))
+                    continue
+                labels[image] = classes.ids(objects, where=str(folder / names[0]))
+            else:
+                missing = f"may have {' or '.join(names)}: remove one" if names else "is missing: unpack Annotations"
+                text = f"image {image} has no labels: {folder / f'{image_stem(image)}.xml'} {missing} or edit the list"
+                findings.error("annotation-missing", text)
+        classes.report_unknown(findings)
+        return labels
 
-    def _annotation(self, name: str) -> Path:
-        return self._folder / "Annotations" / f"{name}.xml"
-
-    def _labels(self, name: str) -> tuple[int, ...]:
-        path = self._annotation(name)
-        if not path.is_file():
-            raise SourceError(f"image {name} has no labels: {path} is missing, unpack Annotations or edit the list")
-        try:
-            objects = ElementTree.parse(path).getroot().findall("object")
-        except ElementTree.ParseError as error:
-            raise SourceError(f"{path} is not readable as XML ({error}): unpack it again") from None
-        if not objects:
-            raise SourceError(f"image {name} has no labels: {path} lists no object, add one or take it off the list")
-        return class_ids((entry.findtext("name", "").strip() for entry in objects), CLASSES, where=str(path))
-
-    def _has_masks(self, masks: Sequence[str], *, all_or_none: bool) -> bool:
-        """Return whether the split has masks; lists of Segmentation have all or none, those of Main have some."""
-        missing = [mask for mask in masks if not (self._folder / mask).is_file()]
-        if missing and len(missing) < len(masks) and all_or_none:
-            raise SourceError(
-                f"mask {self._folder / missing[0]} is missing ({len(missing)} of {len(masks)}), others are there: "
-                "unpack the masks again"
-            )
-        return not missing
-
-
-def _parse(fields: Sequence[str], where: str) -> tuple[str, str | None]:
-    """Return image id and mask path of one line of a list."""
-    image = Path(fields[0])
-    mask = fields[1].lstrip("/") if len(fields) == 2 else None
-    if len(fields) > 2 or (mask is not None and not mask.endswith(".png")) or (mask and ".." in Path(mask).parts):
-        raise SourceError(f"{where}: {' '.join(fields)!r} is not an image id, nor the paths of an image and its mask")
-    return image.stem if image.suffix == ".jpg" else image.name, mask
+    def _masks(
+        self, entries: Sequence[Entry], default: str, *, all_or_none: bool, findings: Findings
+    ) -> Sequence[Path | None]:
+        """Return a mask for each image or for none: lists of Segmentation have all or none, those of Main have some."""
+        paths = [self._folder / (e.mask or f"{default}/{image_stem(e.image)}.png") for e in entries]
+        missing = [path for path in paths if not os.path.isfile(path)]  # no error for a long name
+        if not missing:
+            return paths
+        twin = likely_mask(missing[0].stem, list_folder(missing[0].parent))
+        if all_or_none and (twin or len(missing) < len(paths)):
+            hint = f"but there is {twin!r}: rename it" if twin else "others are there: unpack the masks again"
+            text = f"mask {missing[0]} is missing ({len(missing)} of {len(paths)}), {hint}"
+            findings.error("mask-missing", text, count=len(missing))
+        return [None] * len(paths)
