@@ -24,7 +24,8 @@ from torch import Tensor
 
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, Stage
-from seam_dist.data.images import BadImageError, read_image_file
+from seam_dist.data.image_files import read_image_file
+from seam_dist.data.images import BadImageError
 from seam_dist.inference.batching import network_input
 from seam_dist.inference.cam import infer_cams
 from seam_dist.inference.segmentation import infer_labels

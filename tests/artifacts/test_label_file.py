@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from seam_dist.artifacts.label_file import encode_labels, read_label_shard, voc_palette, write_labels
-from seam_dist.data.images import decode_labels
+from seam_dist.data.masks import decode_labels
 
 
 def labels_of(height: int, width: int, seed: int = 0) -> np.ndarray:
