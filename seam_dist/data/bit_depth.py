@@ -18,13 +18,15 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
 
-from seam_dist.data.images import BadImageError, check_size, damaged
+from seam_dist.data.images import BadImageError, check_size, damaged, open_image
+from seam_dist.data.signatures import format_of
 
 _SMALL_SHARE = 4
 """An image whose largest value is below white divided by this uses a small part of its range."""
 _USUAL_BITS = (8, 10, 12, 14)
+_MAX_CHANNELS = 6  # that Pillow reads, extra ones included
 _PNG_DEPTH_AT = 24  # after signature (8), chunk length and name (8), width and height (8)
 _PNG_COLOR_TYPE_AT = 25
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -97,15 +99,17 @@ def read_depth(data: bytes, format: str, *, max_pixels: int) -> Depth:
     return Depth()
 
 
-def scale_pixels(data: bytes, depth: Depth, pixel_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+def scale_pixels(
+    data: bytes, depth: Depth, pixel_range: tuple[float, float] | None, *, max_pixels: int
+) -> NDArray[np.uint8]:
     """Return a deep image as (H, W, 3) uint8 RGB, its range scaled to 0..255 and values outside of it clipped.
 
     A TIFF comes in display order, any other as it is stored. Raises BadImageError without a range, for NaN, and for
     samples that cannot be read.
     """
     if pixel_range is None:
-        raise BadImageError(f"its pixels are {depth} {_describe_range(data, depth)}: {_remedy(depth)}")
-    raw = _read_samples(data, depth)
+        raise BadImageError(f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}: {_remedy(depth)}")
+    raw = _read_samples(data, depth, max_pixels)
     if depth.samples == "float" and np.isnan(raw).any():
         raise BadImageError(f"its pixels are {depth} with {int(np.isnan(raw).sum())} NaN: give these a value")
     low, high = pixel_range
@@ -120,12 +124,12 @@ def scale_pixels(data: bytes, depth: Depth, pixel_range: tuple[float, float] | N
     return np.ascontiguousarray(pixels)
 
 
-def small_range(data: bytes, depth: Depth) -> str | None:
+def small_range(data: bytes, depth: Depth, *, max_pixels: int) -> str | None:
     """Return what is odd about a 16-bit image that uses a small part of its range; None for all others."""
     if depth.bits != 16 or depth.samples != "unsigned" or depth.white != 65_535 or not depth.has_range:
         return None
     try:
-        largest = int(_read_samples(data, depth).max())
+        largest = int(_read_samples(data, depth, max_pixels).max())
     except BadImageError:
         return None  # of a layout without raw samples, such as gray with alpha
     if largest == 0 or largest >= (depth.white + 1) // _SMALL_SHARE:
@@ -146,10 +150,10 @@ def _remedy(depth: Depth) -> str:
     )
 
 
-def _describe_range(data: bytes, depth: Depth) -> str:
+def _describe_range(data: bytes, depth: Depth, max_pixels: int) -> str:
     if depth.samples == "complex":
         return "numbers"
-    values = _read_samples(data, depth, with_range=False)
+    values = _read_samples(data, depth, max_pixels, with_range=False)
     if depth.samples != "float":
         return f"integers from {int(values.min())} to {int(values.max())}"
     finite = values[np.isfinite(values)]
@@ -158,16 +162,20 @@ def _describe_range(data: bytes, depth: Depth) -> str:
     return extent + (f" and {others} NaN or infinite" if others else "")
 
 
-def _read_samples(data: bytes, depth: Depth, *, with_range: bool = True) -> NDArray[Any]:
+def _read_samples(data: bytes, depth: Depth, max_pixels: int, *, with_range: bool = True) -> NDArray[Any]:
     """Return the raw samples (H, W) or (H, W, 3) RGB."""
     if with_range and (not depth.has_range or depth.samples == "complex" or depth.bits <= 8):
         raise BadImageError(f"its pixels are {depth}, to which no range can be applied: convert it to 8-bit PNG")
     if depth.num_channels not in (1, 3, 4):
         raise BadImageError(f"its pixels are {depth}, expected 1, 3 or 4 channels: convert it to 8-bit RGB or gray")
-    try:
-        if depth.bits == 12:
-            with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+    is_packed = depth.bits == 12 and format_of(data) == "TIFF"
+    if is_packed or format_of(data) == "PNG":
+        # Pillow unpacks 12 bits; OpenCV prints what is wrong with a damaged PNG.
+        with open_image(data, max_pixels=max_pixels, formats=("TIFF", "PNG")) as image:
+            image.load()
+            if is_packed or image.mode == "I;16":
                 return np.array(image)
+    try:
         with _silent_opencv():
             raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except Exception as error:  # of many types, for damaged files
@@ -198,13 +206,13 @@ def _tiff_depth(data: bytes, max_pixels: int) -> Depth:
             file = io.BytesIO(data)
             file.seek(tags.next)
             tags.load(file)
-        _check_unique(data, tags.next)
-        bits, samples = _all_equal(tags.get(_BITS, (1,))), _all_equal(tags.get(_SAMPLE_FORMAT, (1,)))
-        channels, photometric = int(tags.get(_CHANNELS, 1)), tags.get(_PHOTOMETRIC, 1)
-        width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
-        tile = int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_HEIGHT, 0))
-        orientation = tags.get(_ORIENTATION, 1)
-        is_preview = _DNG_VERSION in tags or tags.get(_PAGE_TYPE, 0) & 1
+            _check_unique(data, tags.next)
+            bits, samples = _all_equal(tags.get(_BITS, (1,))), _all_equal(tags.get(_SAMPLE_FORMAT, (1,)))
+            channels, photometric = int(tags.get(_CHANNELS, 1)), tags.get(_PHOTOMETRIC, 1)
+            width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
+            tile = int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_HEIGHT, 0))
+            orientation = tags.get(_ORIENTATION, 1)
+            is_preview = _DNG_VERSION in tags or tags.get(_PAGE_TYPE, 0) & 1
     except Exception as error:  # of many types, for damaged files
         raise BadImageError(damaged("TIFF", error)) from None
     check_size(width, height, max_pixels)
@@ -214,6 +222,10 @@ def _tiff_depth(data: bytes, max_pixels: int) -> Depth:
             "its first picture is a preview, as in camera raw files (DNG, NEF, ARW): export the picture as JPEG or PNG"
         )
     kind = _SAMPLES.get(samples, "unsigned")
+    if channels > _MAX_CHANNELS:
+        raise BadImageError(
+            f"it has {channels} channels, expected gray, RGB or CMYK: choose three and save them as RGB"
+        )
     white = 2**bits - 1 if kind == "unsigned" and bits <= 16 else None
     has_range = photometric in (_WHITE_IS_ZERO, 1, 2)
     return Depth(
@@ -243,6 +255,8 @@ def _check_unique(data: bytes, start: int) -> None:
     num_bytes, stride = (8, 20) if is_big else (2, 12)
     first = start + num_bytes
     count = int.from_bytes(data[start:first], order)
-    tags = [int.from_bytes(data[at : at + 2], order) for at in range(first, min(len(data), first + count * stride), stride)]
+    tags = [
+        int.from_bytes(data[at : at + 2], order) for at in range(first, min(len(data), first + count * stride), stride)
+    ]
     if tags.count(_WIDTH) > 1 or tags.count(_HEIGHT) > 1:
         raise ValueError("it has two widths or heights")

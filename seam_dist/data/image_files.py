@@ -71,7 +71,7 @@ def read_pixels(
     """
     depth = header.depth
     if depth.is_deep and (pixel_range is not None or depth.white is None):
-        pixels = scale_pixels(data, depth, pixel_range)
+        pixels = scale_pixels(data, depth, pixel_range, max_pixels=max_pixels)
         pixels = pixels if header.format in _TURNED_BY_DECODERS else orient(pixels, header.orientation)
     elif header.format in KEPT_FORMATS:
         pixels = decode_image(data, max_pixels=max_pixels, orientation=header.orientation)

@@ -132,7 +132,8 @@ def open_image(data: bytes, *, max_pixels: int, formats: Sequence[str]) -> Itera
                 check_size(image.width, image.height, max_pixels)
                 yield image
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"the image is larger than data.max_pixels={max_pixels} ({error})") from None
+        limits = f"data.max_pixels={max_pixels}, or than Pillow decodes"
+        raise BadImageError(f"the image is larger than {limits} ({error}): make it smaller") from None
     except UnidentifiedImageError:
         layout = "its header does not fit, or is of a rare variant"
         raise BadImageError(damaged(format, layout)) from None

@@ -119,7 +119,7 @@ def _warn_of_image(
         findings.warning(
             "exif", f"{where}: its EXIF data is damaged, so it is not turned: save it again if it lies on its side"
         )
-    if pixel_range is None and (text := small_range(data, header.depth)) is not None:
+    if pixel_range is None and (text := small_range(data, header.depth, max_pixels=max_pixels)) is not None:
         findings.warning("small-range", f"{where}: {text}")
     if header.has_alpha:
         share = transparent_share(data, max_pixels=max_pixels)
