@@ -172,7 +172,7 @@ def resized(format: str, at: int, layout: str) -> bytes:
 
 def repeated_width() -> bytes:
     """A float TIFF with two widths, of which decoders take different ones."""
-    data = encode(np.zeros((1, 8), np.float32), "TIFF")
+    data = encode(np.zeros((8_000, 8), np.float32), "TIFF")
     start = int.from_bytes(data[4:8], "little")
     entries = start + 2
     first = data[entries : entries + 12]
