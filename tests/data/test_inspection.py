@@ -173,11 +173,14 @@ def resized(format: str, at: int, layout: str) -> bytes:
 def repeated_width() -> bytes:
     """A float TIFF with two widths, of which decoders take different ones."""
     data = encode(np.zeros((8_000, 8), np.float32), "TIFF")
-    start = int.from_bytes(data[4:8], "little")
-    entries = start + 2
-    first = data[entries : entries + 12]
-    large = first[:8] + struct.pack("<I", 60_000)
-    return data[:entries] + large + first + data[entries + 24 :]
+    start = int.from_bytes(data[4:8], "little") + 2
+    count = int.from_bytes(data[start - 2 : start], "little")
+    entries = [data[at : at + 12] for at in range(start, start + 12 * count, 12)]
+    large = entries[0][:8] + struct.pack("<I", 60_000)
+    others = [
+        entry for entry in entries if int.from_bytes(entry[:2], "little") != 284
+    ]  # a default that may be left out
+    return data[:start] + large + b"".join(others) + data[start + 12 * count :]
 
 
 ROWS_OF_ZEROS = zlib.compress(bytes(12_001 * 12_000))
