@@ -206,7 +206,6 @@ def _tiff_depth(data: bytes, max_pixels: int) -> Depth:
             file = io.BytesIO(data)
             file.seek(tags.next)
             tags.load(file)
-            _check_unique(data, tags.next)
             bits, samples = _all_equal(tags.get(_BITS, (1,))), _all_equal(tags.get(_SAMPLE_FORMAT, (1,)))
             channels, photometric = int(tags.get(_CHANNELS, 1)), tags.get(_PHOTOMETRIC, 1)
             width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
@@ -246,17 +245,3 @@ def _all_equal(values: Any) -> int:
     if len(different) != 1:
         raise ValueError(f"its channels have different depths {sorted(different)}")
     return int(different.pop())
-
-
-def _check_unique(data: bytes, start: int) -> None:
-    """Raise ValueError for a repeated width or height: of these, decoders take different ones."""
-    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    is_big = 43 in data[2:4]
-    num_bytes, stride = (8, 20) if is_big else (2, 12)
-    first = start + num_bytes
-    count = int.from_bytes(data[start:first], order)
-    tags = [
-        int.from_bytes(data[at : at + 2], order) for at in range(first, min(len(data), first + count * stride), stride)
-    ]
-    if tags.count(_WIDTH) > 1 or tags.count(_HEIGHT) > 1:
-        raise ValueError("it has two widths or heights")

@@ -14,7 +14,7 @@ import kit
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pictures import chunk, encode, exif, png
+from pictures import chunk, encode, exif, png, with_tag
 from PIL import Image, ImageOps
 
 from seam_dist.data.inspection import Inspection, inspect_record
@@ -170,19 +170,6 @@ def resized(format: str, at: int, layout: str) -> bytes:
     return data[:at] + struct.pack(layout, 12_000, 12_000) + data[at + struct.calcsize(layout) :]
 
 
-def repeated_width() -> bytes:
-    """A float TIFF with two widths, of which decoders take different ones."""
-    data = encode(np.zeros((8_000, 8), np.float32), "TIFF")
-    start = int.from_bytes(data[4:8], "little") + 2
-    count = int.from_bytes(data[start - 2 : start], "little")
-    entries = [data[at : at + 12] for at in range(start, start + 12 * count, 12)]
-    large = entries[0][:8] + struct.pack("<I", 60_000)
-    others = [
-        entry for entry in entries if int.from_bytes(entry[:2], "little") != 284
-    ]  # a default that may be left out
-    return data[:start] + large + b"".join(others) + data[start + 12 * count :]
-
-
 ROWS_OF_ZEROS = zlib.compress(bytes(12_001 * 12_000))
 
 
@@ -196,7 +183,7 @@ ROWS_OF_ZEROS = zlib.compress(bytes(12_001 * 12_000))
         ("GIF canvas", resized("GIF", 6, "<HH")),
         ("BMP", resized("BMP", 18, "<ii")),
         ("PGM", b"P5 12000 12000 255\n" + bytes(99)),
-        ("TIFF", repeated_width()),
+        ("TIFF", with_tag(with_tag(encode(np.zeros((2, 2), np.float32), "TIFF"), 256, 12_000), 257, 12_000)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from case import Case, Outcome
 from kit import Bytes
-from pictures import chunk, encode, exif, png, ramp, tiff
+from pictures import chunk, encode, exif, png, ramp, tiff, with_tag
 from PIL import Image
 
 from seam_dist.api import read_image
@@ -73,15 +72,6 @@ def without_end(data: bytes) -> bytes:
 
 def preview() -> bytes:
     return encode(RGB, "TIFF", tiffinfo={254: 1})
-
-
-def tagged(data: bytes, tag: int, value: int) -> bytes:
-    """A little-endian TIFF of our own making with another value of a short or long tag."""
-    start = struct.unpack("<I", data[4:8])[0]
-    for at in range(start + 2, start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0], 12):
-        if struct.unpack("<H", data[at : at + 2])[0] == tag:
-            return data[: at + 8] + struct.pack("<I", value) + data[at + 12 :]
-    raise AssertionError(f"no tag {tag}")
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
@@ -235,6 +225,6 @@ CASES = [
     ),
     case("bomb", png([[0]], size=(60_000, 60_000)), refused=r"larger than data\.max_pixels=10000.*3600000000 pixels"),
     case(
-        "TIFF of 20 channels", tagged(encode(RGB, "TIFF"), 277, 20), refused="20 channels, expected gray, RGB or CMYK"
+        "TIFF of 20 channels", with_tag(encode(RGB, "TIFF"), 277, 20), refused="20 channels, expected gray, RGB or CMYK"
     ),
 ]

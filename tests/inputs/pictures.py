@@ -33,6 +33,15 @@ def tiff(values: NDArray[Any]) -> bytes:
     return bytes(cv2.imencode(".tiff", values[..., ::-1] if values.ndim == 3 else values)[1])
 
 
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a short or long tag."""
+    start = struct.unpack("<I", data[4:8])[0]
+    for at in range(start + 2, start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0], 12):
+        if struct.unpack("<H", data[at : at + 2])[0] == tag:
+            return data[: at + 8] + struct.pack("<I", value) + data[at + 12 :]
+    raise AssertionError(f"no tag {tag}")
+
+
 def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112] = orientation
