@@ -8,7 +8,6 @@ each with its source. Sections of networks and stages are in training.py and inf
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -103,10 +102,10 @@ class SourceConfig:
     def _check_pixel_range(self) -> SourceConfig:
         if self.pixel_range is not None:
             low, high = self.pixel_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            if low >= high:
                 raise ValueError(
-                    f"source.pixel_range={list(self.pixel_range)} is not [black, white] with black below white, both "
-                    "finite: for 12-bit images, for example, set it to [0, 4095]"
+                    f"source.pixel_range={list(self.pixel_range)} is not [black, white] with black below white: for "
+                    "12-bit images, for example, set it to [0, 4095]"
                 )
         return self
 

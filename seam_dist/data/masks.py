@@ -55,7 +55,7 @@ def read_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -
     with open_image(data, max_pixels=max_pixels, formats=("PNG",)) as image:
         image.load()
         depth, color_type = data[_BIT_DEPTH_AT], data[_COLOR_TYPE_AT]
-        orientation = find_orientation(image)
+        orientation = find_orientation(image) if image.info else None
         if depth == 8 and image.mode in ("L", "P"):
             values, is_plain = np.array(image, dtype=np.uint8), True
         else:

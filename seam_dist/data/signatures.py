@@ -18,10 +18,10 @@ _EXPORT = "export the picture in it as JPEG or PNG"
 _NO_IMAGE = "replace it by the image itself, or remove it"
 _FETCH = "fetch the file itself"
 
+# Some of them are TIFF, whose first picture is a thumbnail.
+_CAMERA_RAW = rb"....ftypcrx|II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|FOVb"
 # Pattern at the start of the file -> format that is read.
 _READ: tuple[tuple[bytes, str], ...] = (
-    (rb"\xff\xd8", "JPEG"),
-    (rb"\x89PNG", "PNG"),
     (rb"RIFF....WEBP", "WEBP"),
     (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF"),
     (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
@@ -33,7 +33,7 @@ _READ: tuple[tuple[bytes, str], ...] = (
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC or HEIF photo", _CONVERT),
     (rb"....ftypavi[fs]", "an AVIF image", _CONVERT),
-    (rb"....ftypcrx|II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|FOVb", "a camera raw file", _EXPORT),
+    (_CAMERA_RAW, "a camera raw file", _EXPORT),
     (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |\0\0\x01\xba", "a video", "extract its frames as JPEG or PNG"),
     (rb"%PDF", "a PDF document", _EXPORT),
     (rb"8BPS", "a Photoshop file", _EXPORT),
@@ -67,8 +67,10 @@ _SAMPLE = 4096
 
 def format_of(data: bytes) -> str | None:
     """Return Pillow's name of the format, one of KEPT_FORMATS and CONVERTED_FORMATS, or None for other bytes."""
-    if any(re.match(pattern, data[:_SAMPLE], re.DOTALL) for pattern, what, _ in _OTHERS if what.startswith("a camera")):
-        return None  # raw files of several makers are TIFF, whose first picture is a thumbnail
+    if data.startswith((b"\xff\xd8", b"\x89PNG")):  # nearly all, by the short way
+        return "JPEG" if data[0] == 0xFF else "PNG"
+    if re.match(_CAMERA_RAW, data[:_SAMPLE], re.DOTALL):
+        return None
     return next((name for pattern, name in _READ if re.match(pattern, data[:_SAMPLE], re.DOTALL)), None)
 
 
