@@ -108,10 +108,12 @@ def scale_pixels(
     samples that cannot be read.
     """
     if pixel_range is None:
-        raise BadImageError(f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}: {_remedy(depth)}")
+        raise BadImageError(
+            f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}: {_remedy(depth)}", "depth"
+        )
     raw = _read_samples(data, depth, max_pixels)
     if depth.samples == "float" and np.isnan(raw).any():
-        raise BadImageError(f"its pixels are {depth} with {int(np.isnan(raw).sum())} NaN: give these a value")
+        raise BadImageError(f"its pixels are {depth} with {int(np.isnan(raw).sum())} NaN: give these a value", "depth")
     low, high = pixel_range
     exact = np.float32 if depth.bits <= 16 or raw.dtype == np.float32 else np.float64
     with np.errstate(over="ignore"):  # infinite values are clipped like others
@@ -165,9 +167,13 @@ def _describe_range(data: bytes, depth: Depth, max_pixels: int) -> str:
 def _read_samples(data: bytes, depth: Depth, max_pixels: int, *, with_range: bool = True) -> NDArray[Any]:
     """Return the raw samples (H, W) or (H, W, 3) RGB."""
     if with_range and (not depth.has_range or depth.samples == "complex" or depth.bits <= 8):
-        raise BadImageError(f"its pixels are {depth}, to which no range can be applied: convert it to 8-bit PNG")
+        raise BadImageError(
+            f"its pixels are {depth}, to which no range can be applied: convert it to 8-bit PNG", "depth"
+        )
     if depth.num_channels not in (1, 3, 4):
-        raise BadImageError(f"its pixels are {depth}, expected 1, 3 or 4 channels: convert it to 8-bit RGB or gray")
+        raise BadImageError(
+            f"its pixels are {depth}, expected 1, 3 or 4 channels: convert it to 8-bit RGB or gray", "depth"
+        )
     is_packed = depth.bits == 12 and format_of(data) == "TIFF"
     if is_packed or format_of(data) == "PNG":
         # Pillow unpacks 12 bits; OpenCV prints what is wrong with a damaged PNG.
@@ -181,7 +187,7 @@ def _read_samples(data: bytes, depth: Depth, max_pixels: int, *, with_range: boo
     except Exception as error:  # of many types, for damaged files
         raise BadImageError(damaged("image", error)) from None
     if raw is None:
-        raise BadImageError(f"its pixels are {depth}, which cannot be decoded: convert it to 8-bit PNG")
+        raise BadImageError(f"its pixels are {depth}, which cannot be decoded: convert it to 8-bit PNG", "depth")
     samples: NDArray[Any] = raw if raw.ndim == 2 else raw[..., 2::-1]
     return samples
 
@@ -218,7 +224,8 @@ def _tiff_depth(data: bytes, max_pixels: int) -> Depth:
     check_size(*tile, max_pixels)
     if is_preview:
         raise BadImageError(
-            "its first picture is a preview, as in camera raw files (DNG, NEF, ARW): export the picture as JPEG or PNG"
+            "its first picture is a preview, as in camera raw files (DNG, NEF, ARW): export the picture as JPEG or PNG",
+            "format",
         )
     kind = _SAMPLES.get(samples, "unsigned")
     if channels > _MAX_CHANNELS:

@@ -41,7 +41,11 @@ class BadSampleError(ValueError):
 
 
 class BadImageError(BadSampleError):
-    """An image or mask that cannot be used."""
+    """An image or mask that cannot be used; `topic` is the sort of fault, a short stable name."""
+
+    def __init__(self, text: str, topic: str = "damaged") -> None:
+        super().__init__(text)
+        self.topic = topic
 
 
 def single_thread() -> None:
@@ -97,7 +101,8 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise BadImageError(
             f"the image has {width} x {height} pixels, more than data.max_pixels={max_pixels} or {MAX_SIDE} on a side: "
-            "make it smaller, or raise data.max_pixels if the file is to be trusted"
+            "make it smaller, or raise data.max_pixels if the file is to be trusted",
+            "too-large",
         )
 
 
@@ -120,7 +125,9 @@ def open_image(data: bytes, *, max_pixels: int, formats: Sequence[str]) -> Itera
         raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES lets damaged images pass for whole ones: unset it")
     format = format_of(data)
     if format is None or format not in formats:
-        raise BadImageError(describe_bytes(data, " or ".join([", ".join(formats[:-1]), formats[-1]])))
+        expected = " or ".join([", ".join(formats[:-1]), formats[-1]])
+        topic, text = describe_bytes(data, expected)
+        raise BadImageError(text, topic)
     if format not in Image.OPEN:
         Image.init()  # a first open with `formats` knows the most common formats only
     try:
@@ -133,7 +140,7 @@ def open_image(data: bytes, *, max_pixels: int, formats: Sequence[str]) -> Itera
                 yield image
     except Image.DecompressionBombError as error:
         limits = f"data.max_pixels={max_pixels}, or than Pillow decodes"
-        raise BadImageError(f"the image is larger than {limits} ({error}): make it smaller") from None
+        raise BadImageError(f"the image is larger than {limits} ({error}): make it smaller", "too-large") from None
     except UnidentifiedImageError:
         layout = "its header does not fit, or is of a rare variant"
         raise BadImageError(damaged(format, layout)) from None

@@ -70,15 +70,20 @@ def inspect_record(
             infos.append(SampleInfo(record.classes or (), header.size, orientation, record.source_id))
             _warn_of_image(findings, where, data, header, max_pixels, pixel_range)
         if infos[0].size != infos[-1].size:
-            raise BadImageError(f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes")
+            raise BadImageError(
+                f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes", "pair-size"
+            )
         if record.mask is not None:
             where = f"mask of image {record.source_id}"
             members["png"], mask_pixels = _prepare_mask(
                 findings, where, record.mask(), headers[0], num_classes, max_pixels
             )
     except (BadImageError, OSError) as error:
-        unreadable = f" cannot be read: {error}" if isinstance(error, OSError) else f": {error}"
-        findings.error("bad-mask" if where.startswith("mask") else "bad-image", where + unreadable)
+        file = "mask" if where.startswith("mask") else "image"
+        if isinstance(error, BadImageError):
+            findings.error(f"{file}-{error.topic}", f"{where}: {error}")
+        else:
+            findings.error(f"{file}-unreadable", f"{where} cannot be read: {error}")
     size, format, mode, orientation = None, "", "", 1
     if headers:
         size, format, mode, orientation = headers[0].size, headers[0].format, headers[0].mode, headers[0].orientation
@@ -140,7 +145,8 @@ def _prepare_mask(
     if values.shape != image.size:
         raise BadImageError(
             f"it has {values.shape} pixels (height, width), its image {image.size}"
-            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}: make them equal"
+            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}: make them equal",
+            "size",
         )
     is_square = image.size[0] == image.size[1]
     if mask.orientation is None and (image.orientation in (2, 3, 4) or (image.orientation >= 5 and is_square)):

@@ -51,7 +51,8 @@ def read_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -
     Raises BadImageError for other formats, damaged data, colors, and values other than 0 to `num_classes` and 255.
     """
     if format_of(data) != "PNG":
-        raise BadImageError(_describe_other(data))
+        topic, text = _describe_other(data)
+        raise BadImageError(text, topic)
     with open_image(data, max_pixels=max_pixels, formats=("PNG",)) as image:
         image.load()
         depth, color_type = data[_BIT_DEPTH_AT], data[_COLOR_TYPE_AT]
@@ -63,7 +64,7 @@ def read_mask(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSES) -
     if values.max() > num_classes:
         wrong = values[(values > num_classes) & (values != IGNORE_INDEX)]
         if wrong.size:
-            raise BadImageError(_describe_wrong(values, num_classes))
+            raise BadImageError(_describe_wrong(values, num_classes), "values")
     if orientation is not None and orientation > 1:
         values, is_plain = orient(values, orientation), False
     return Mask(values, orientation or None, is_plain)
@@ -95,7 +96,8 @@ def _raw_values(image: Image.Image, depth: int, color_type: int) -> Pixels:
             hint = " (write 255 for ignored pixels)" if deep.max() == 65_535 else ""
             raise BadImageError(
                 f"it is 16-bit gray with {_count(deep, deep > IGNORE_INDEX)}, expected class indices of 8 bits{hint}: "
-                "save its class indices as 8-bit gray PNG"
+                "save its class indices as 8-bit gray PNG",
+                "values",
             )
         values = deep.astype(np.uint8)
     else:
@@ -107,12 +109,13 @@ def _gray_of_colors(image: Image.Image, depth: int) -> Pixels:
     """Return the values of a color image that is gray and opaque throughout; raise BadImageError for others."""
     remedy = "write the class index of each pixel as 8-bit gray or palette PNG"
     if depth != 8:
-        raise BadImageError(f"it holds {depth}-bit colors, expected class indices: {remedy}")
+        raise BadImageError(f"it holds {depth}-bit colors, expected class indices: {remedy}", "colors")
     colors = np.array(image.convert("RGBA"), dtype=np.uint8)
     if (colors[..., 3] != 255).any():
         share = float((colors[..., 3] != 255).mean())
         raise BadImageError(
-            f"it has an alpha channel and {share:.0%} of its pixels are not opaque, expected class indices: {remedy}"
+            f"it has an alpha channel and {share:.0%} of its pixels are not opaque, expected class indices: {remedy}",
+            "colors",
         )
     red, green, blue = (colors[..., channel] for channel in range(3))
     if (red != green).any() or (red != blue).any():
@@ -121,15 +124,18 @@ def _gray_of_colors(image: Image.Image, depth: int) -> Pixels:
         named = ", ".join(f"#{code:06x}" for code in distinct[:_MAX_NAMED])
         more = ", ..." if len(distinct) > _MAX_NAMED else ""
         raise BadImageError(
-            f"it holds {len(distinct)} colors ({named}{more}; mode {image.mode}), expected class indices: {remedy}"
+            f"it holds {len(distinct)} colors ({named}{more}; mode {image.mode}), expected class indices: {remedy}",
+            "colors",
         )
     return np.ascontiguousarray(red)
 
 
-def _describe_other(data: bytes) -> str:
+def _describe_other(data: bytes) -> tuple[str, str]:
+    """Return the sort of fault of a mask that is no PNG, and the text on it."""
     format = format_of(data)
     if format in ("JPEG", "WEBP", "JPEG2000"):
-        return f"it is a {format} file, whose compression changes class indices, expected PNG: make it again as PNG"
+        text = f"it is a {format} file, whose compression changes class indices, expected PNG: make it again as PNG"
+        return "format", text
     return describe_bytes(data, "PNG")
 
 

@@ -16,7 +16,9 @@ CONVERTED_FORMATS = ("TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 _CONVERT = "convert it to JPEG or PNG"
 _EXPORT = "export the picture in it as JPEG or PNG"
 _NO_IMAGE = "replace it by the image itself, or remove it"
-_FETCH = "fetch the file itself"
+_AGAIN = "download the image again"
+_LFS, _ANNEX = (f"fetch the file itself with `git {tool}`" for tool in ("lfs pull", "annex get"))
+_TOPICS = {_NO_IMAGE: "text", _AGAIN: "text", _LFS: "pointer", _ANNEX: "pointer"}
 
 # Some of them are TIFF, whose first picture is a thumbnail.
 _CAMERA_RAW = rb"....ftypcrx|II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|FOVb"
@@ -50,16 +52,16 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x89HDF|MATLAB 5", "an HDF5 or MATLAB file", _EXPORT),
     (rb"PK[\x03\x05]|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ", "an archive or compressed file", "unpack it"),
     (rb"\0\x05\x16\x07", "an AppleDouble file, which macOS adds beside the real one", "remove it"),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the image", f"{_FETCH} with `git lfs pull`"),
-    (rb"(?:\.\./)*(?:\.git)?/annex/objects/", "a git-annex pointer, not the image", f"{_FETCH} with `git annex get`"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the image", _LFS),
+    (rb"(?:\.\./)*(?:\.git)?/annex/objects/", "a git-annex pointer, not the image", _ANNEX),
     (
         rb"(?i)\s*(?:<[?!].*?>\s*)?<(?:!doctype html|html|head|body)\b",
         "an HTML page, probably an error page of a download",
-        "download the image again",
+        _AGAIN,
     ),
     (rb"(?i)\s*(?=<[?!s]).*?<svg\b", "an SVG drawing", _CONVERT),
     (rb"\s*<\?xml", "an XML file", _NO_IMAGE),
-    (rb"\s*[{\[][\s\"{\[\]}0-9-]", "JSON, probably an error answer of a server", "download the image again"),
+    (rb"\s*[{\[][\s\"{\[\]}0-9-]", "JSON, probably an error answer of a server", _AGAIN),
 )
 _TEXT = re.compile(r"[^\x00-\x08\x0e-\x1f\x7f]*")
 _SAMPLE = 4096
@@ -74,24 +76,25 @@ def format_of(data: bytes) -> str | None:
     return next((name for pattern, name in _READ if re.match(pattern, data[:_SAMPLE], re.DOTALL)), None)
 
 
-def describe_bytes(data: bytes, expected: str) -> str:
-    """Return what bytes that are not of the `expected` formats are, and what to do, for an error message."""
+def describe_bytes(data: bytes, expected: str) -> tuple[str, str]:
+    """Return the sort of fault of bytes that are not of the `expected` formats, and the text on what they are."""
     if not data:
-        return f"it is empty (0 bytes), expected {expected}: copy or download it again"
+        return "empty", f"it is empty (0 bytes), expected {expected}: copy or download it again"
     if (format := format_of(data)) is not None:
-        return f"it is a {format} file, expected {expected}: convert it"
+        return "format", f"it is a {format} file, expected {expected}: convert it"
     start = data[:_SAMPLE].removeprefix(b"\xef\xbb\xbf")
     for pattern, what, remedy in _OTHERS:
         if re.match(pattern, start, re.DOTALL):
-            return f"it is {what}, expected {expected}: {remedy}"
+            return _TOPICS.get(remedy, "format"), f"it is {what}, expected {expected}: {remedy}"
     if not data.strip(b"\0"):
-        return f"all its {len(data)} bytes are zero, expected {expected}: copy or download it again"
+        return "empty", f"all its {len(data)} bytes are zero, expected {expected}: copy or download it again"
     text = start.decode("utf-8", "ignore")
     # A character may be cut at the end of the sample.
     if len(text.encode()) > len(start) - 4 and _TEXT.fullmatch(text):
         line = text.strip().partition("\n")[0][:40]
-        return f"it is text that begins with {line!r}, expected {expected}: {_NO_IMAGE}"
+        return "text", f"it is text that begins with {line!r}, expected {expected}: {_NO_IMAGE}"
     return (
+        "format",
         f"its {len(data)} bytes begin with {data[:8].hex(' ')}, which is no known image format, expected {expected}: "
-        f"{_CONVERT}"
+        f"{_CONVERT}",
     )

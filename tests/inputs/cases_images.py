@@ -166,6 +166,7 @@ CASES = [
     case("2-bit palette", png([[0, 3]], bits=2, color_type=3), works=[[11, 10, 9], [2, 1, 0]]),
     case("palette with a transparent color", png([[0, 1, 1]], bits=1, color_type=3), works=[[5, 4, 3], [2, 1, 0]]),
     case("CMYK TIFF", encode(RGB.convert("CMYK"), "TIFF"), works=COLORS),
+    case("JPEG in a TIFF", encode(Image.new("RGB", (16, 16), (90,) * 3), "TIFF", compression="jpeg"), works=[90, 90]),
     case("LAB TIFF", encode(Image.new("LAB", (2, 1), (255, 128, 128)), "TIFF"), works=[[254, 255, 254]] * 2),
     case(
         "gray with alpha",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from case import Case, Outcome
 from kit import Bytes
-from pictures import chunk, encode, exif, png
+from pictures import SIGNATURE, chunk, encode, exif, png
 from PIL import Image
 
 from seam_dist.data.inspection import inspect_record
@@ -65,6 +66,11 @@ def palette() -> Image.Image:
 COLORS = Image.fromarray(np.array([[[0, 0, 0], [128, 0, 0], [0, 128, 0]]] * 2, np.uint8))
 FADED = colored("LA")
 FADED.putpixel((0, 0), (0, 9))
+_PASSES = zlib.compress(b"\0\0" + b"\0\2" + b"\0\1")  # the columns 0, 2 and 1 of one row
+INTERLACED = SIGNATURE + b"".join(
+    chunk(name, body)
+    for name, body in ((b"IHDR", bytes([0, 0, 0, 3, 0, 0, 0, 1, 8, 0, 0, 0, 1])), (b"IDAT", _PASSES), (b"IEND", b""))
+)
 TEXT = chunk(b"tEXt", b"Software\0an annotation tool")
 
 CASES = [
@@ -73,6 +79,7 @@ CASES = [
     case("palette with transparency", encode(palette(), "PNG", transparency=0), works=ROWS),
     case("gray with a transparent value", png(ROWS, before=chunk(b"tRNS", b"\0\0")), works=ROWS),
     case("with text", png(ROWS, before=TEXT), works=ROWS),
+    case("interlaced", INTERLACED, photo(shape=(1, 3)), works=[[0, 1, 2]]),
     case("1-bit gray", png([[0, 1, 1], [0, 0, 1]], bits=1), works=[[0, 1, 1], [0, 0, 1]]),
     case("2-bit gray", png(SMALL, bits=2), works=SMALL),
     case("4-bit gray", png(SMALL, bits=4), works=SMALL),
