@@ -74,6 +74,13 @@ def preview() -> bytes:
     return encode(RGB, "TIFF", tiffinfo={254: 1})
 
 
+def packed() -> bytes:
+    """A TIFF of two pixels of 12 bits, 0 and 4095."""
+    data = encode(np.array([[0, 15, 255]], np.uint8), "TIFF")
+    return with_tag(with_tag(data, 256, 2), 258, 12)
+
+
+SAME = Image.new("RGB", (16, 16), (90, 90, 90))
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 RANGE = {"pixel_range": (0.0, 4095.0)}
 
@@ -160,13 +167,22 @@ CASES = [
     case("PGM of 12 bits with a range", b"P5 3 1 4095\n" + TWELVE_BITS.astype(">u2").tobytes(), RANGE, works=[0, 255]),
     case("PFM", b"Pf\n2 1\n-1.0\n" + np.array([0, 9], "<f4").tobytes(), refused="32-bit float from 0 to 9"),
     case("16-bit TIFF where 0 is white", encode(TWELVE_BITS * 16, "TIFF", tiffinfo={262: 0}), works=[255, 1]),
+    case("TIFF of 12 bits", packed(), works=[0, 255]),
+    case("TIFF of 12 bits with a range", packed(), {"pixel_range": (0.0, 8190.0)}, works=[0, 128]),
+    case("JPEG with a second picture", encode(SAME, "MPO", save_all=True, append_images=[SAME]), works=[90, 90]),
+    case("JPEG with bytes after its end", encode(SAME, "JPEG") + b"SEFT" * 9, works=[90, 90]),
+    case(
+        "JPEG with bytes before its end",
+        encode(SAME, "JPEG")[:-2] + bytes(9) + b"\xff\xd9",
+        refused="the JPEG is damaged .*extraneous bytes.*open it in an image editor and save it",
+    ),
     case("1-bit gray", png([[0, 1]], bits=1), works=[0, 255]),
     case("2-bit gray", png([[0, 2]], bits=2), works=[0, 170]),
     case("4-bit gray", png([[0, 5]], bits=4), works=[0, 85]),
     case("2-bit palette", png([[0, 3]], bits=2, color_type=3), works=[[11, 10, 9], [2, 1, 0]]),
     case("palette with a transparent color", png([[0, 1, 1]], bits=1, color_type=3), works=[[5, 4, 3], [2, 1, 0]]),
     case("CMYK TIFF", encode(RGB.convert("CMYK"), "TIFF"), works=COLORS),
-    case("JPEG in a TIFF", encode(Image.new("RGB", (16, 16), (90,) * 3), "TIFF", compression="jpeg"), works=[90, 90]),
+    case("JPEG in a TIFF", encode(SAME, "TIFF", compression="jpeg"), works=[90, 90]),
     case("LAB TIFF", encode(Image.new("LAB", (2, 1), (255, 128, 128)), "TIFF"), works=[[254, 255, 254]] * 2),
     case(
         "gray with alpha",
