@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ from PIL import TiffImagePlugin
 
 from seam_dist.data.images import BadImageError, check_size, damaged, open_image
 from seam_dist.data.signatures import format_of
+
+Samples: TypeAlias = Literal["unsigned", "signed", "float", "complex"]
 
 _SMALL_SHARE = 4
 """An image whose largest value is below white divided by this uses a small part of its range."""
@@ -39,10 +41,13 @@ _J2K_CODESTREAM = b"\xff\x4f\xff\x51"
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _CHANNELS = 256, 257, 258, 262, 274, 277
 _PAGE_TYPE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT, _DNG_VERSION = 254, 322, 323, 339, 50706
 _WHITE_IS_ZERO = 0
-_SAMPLES: Mapping[int, Literal["unsigned", "signed", "float", "complex"]] = {
-    **{1: "unsigned", 4: "unsigned"},
-    **{2: "signed", 3: "float"},
-    **{5: "complex", 6: "complex"},
+_SAMPLES: Mapping[int, Samples] = {
+    1: "unsigned",
+    2: "signed",
+    3: "float",
+    4: "unsigned",  # undefined
+    5: "complex",
+    6: "complex",
 }
 
 
@@ -55,7 +60,7 @@ class Depth:
     """
 
     bits: int = 8
-    samples: Literal["unsigned", "signed", "float", "complex"] = "unsigned"
+    samples: Samples = "unsigned"
     num_channels: int = 3
     white: int | None = 255
     is_inverted: bool = False

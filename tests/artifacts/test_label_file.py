@@ -66,7 +66,7 @@ def test_size_is_checked_before_decoding():
 def test_indices_beyond_the_classes_are_refused():
     data = encode_labels(np.array([[0, 5, 255]], np.uint8))
     assert decode_labels(data, max_pixels=9, num_classes=5).tolist() == [[0, 5, 255]]
-    with pytest.raises(ValueError, match=r"holds the value 5, expected 0 .*1 to 4 .*or 255"):
+    with pytest.raises(ValueError, match=r"holds the value 5 .*, expected 0 .*1 to 4 .*or 255"):
         decode_labels(data, max_pixels=9, num_classes=4)
 
 
