@@ -145,7 +145,7 @@ def _prepare_mask(
     if values.shape != image.size:
         raise BadImageError(
             f"it has {values.shape} pixels (height, width), its image {image.size}"
-            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}: make them equal",
+            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}",
             "size",
         )
     is_square = image.size[0] == image.size[1]
@@ -161,8 +161,9 @@ def _prepare_mask(
 
 
 def _size_hint(is_transposed: bool, of_mask: int | None, of_image: int) -> str:
+    """Return the likely cause of a mask of another size than its image, and the remedy."""
     if not is_transposed:
-        return ""
+        return ": make them equal"
     if of_image >= 5 and of_mask is None:
         return (
             f"; it fits the image before its EXIF rotation (orientation {of_image}), masks are expected after the "
@@ -170,4 +171,4 @@ def _size_hint(is_transposed: bool, of_mask: int | None, of_image: int) -> str:
         )
     if of_mask is not None and of_mask >= 5:
         return f"; its own EXIF orientation {of_mask} turns it: remove that, or give the image the same"
-    return "; height and width are swapped"
+    return "; height and width are swapped: turn it"

@@ -146,19 +146,20 @@ def _describe_wrong(values: Pixels, num_classes: int) -> str:
     wrong = [value for value in present if num_classes < value != IGNORE_INDEX]
     return (
         f"it holds {_count(values, is_wrong)}, expected 0 (background), 1 to {num_classes} (classes) or "
-        f"{IGNORE_INDEX} (ignored){_likely_cause(present, wrong, num_classes)}: correct it or add the class"
+        f"{IGNORE_INDEX} (ignored){_likely_cause(present, wrong, num_classes)}"
     )
 
 
 def _likely_cause(present: Sequence[int], wrong: Sequence[int], num_classes: int) -> str:
+    """Return what wrong values of a mask may mean, and the remedy."""
     if len(present) > max(16, 2 * num_classes) and len(wrong) > len(present) // 2:
-        return "; so many values come from resizing with interpolation, lossy compression or a photo"
+        return "; so many values come from resizing with interpolation, lossy compression or a photo: make it again without"
     if wrong == [num_classes + 1] and 0 not in present:
         return "; without any 0, the background may be 1 here: subtract 1"
     steps = {after - before for before, after in pairwise(present)}
     if present[0] == 0 and min(steps) >= _SPREAD_STEP and max(steps) - min(steps) <= 1:
-        return f"; steps of {min(steps)} look like indices that were spread for viewing: divide by it"
-    return ""
+        return f"; steps of {min(steps)} look like indices that were spread for viewing: number them 0, 1, 2, ..."
+    return ": correct it or add the class"
 
 
 def _count(values: NDArray[np.generic], chosen: NDArray[np.bool_]) -> str:

@@ -95,7 +95,7 @@ def test_mask_of_the_unturned_image_is_refused_or_doubted(orientation: int) -> N
     assert [str(finding) for finding in oblong.findings] == [
         "mask of image photo.jpg: it has (6, 8) pixels (height, width), its image (8, 6); it fits the image before its "
         f"EXIF rotation (orientation {orientation}), masks are expected after the image's EXIF rotation: turn it, or "
-        "give it the same EXIF orientation: make them equal"
+        "give it the same EXIF orientation"
     ]
     square = inspect(tagged(numbered(5, 5), "PNG", orientation), png(numbered(5, 5)))
     assert topics(square) == ["mask-orientation"]

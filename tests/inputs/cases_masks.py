@@ -107,7 +107,11 @@ CASES = [
     case("bomb", png([[0]], size=(50_000, 50_000)), refused=r"mask of .*larger than data\.max_pixels=10000"),
     case("one class too many", png([[0, 1, 4]] * 2), refused=r"the value 4 \(2 pixels\), expected 0 .*1 to 3 .*or 255"),
     case("without a background", png([[1, 2, 4]] * 2), refused="without any 0, the background may be 1 here"),
-    case("spread for viewing", png([[0, 85, 170]] * 2), refused=r"85 \(2 pixels\), 170 .*steps of 85 .*divide by it"),
+    case(
+        "spread for viewing",
+        png([[0, 85, 170]] * 2),
+        refused=r"85 \(2 pixels\), 170 .*steps of 85 .*number them 0, 1, 2",
+    ),
     case("0, 128 and 255", png([[0, 128, 255]] * 2), refused="128 .*spread for viewing"),
     case(
         "interpolated",
