@@ -153,7 +153,7 @@ def _describe_wrong(values: Pixels, num_classes: int) -> str:
 def _likely_cause(present: Sequence[int], wrong: Sequence[int], num_classes: int) -> str:
     """Return what wrong values of a mask may mean, and the remedy."""
     if len(present) > max(16, 2 * num_classes) and len(wrong) > len(present) // 2:
-        return "; so many values come from resizing with interpolation, lossy compression or a photo: make it again without"
+        return "; so many values come from resizing with interpolation, compression or a photo: make it again without"
     if wrong == [num_classes + 1] and 0 not in present:
         return "; without any 0, the background may be 1 here: subtract 1"
     steps = {after - before for before, after in pairwise(present)}
