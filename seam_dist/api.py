@@ -23,16 +23,17 @@ from PIL import Image
 from torch import Tensor
 
 from seam_dist.config.load import from_tree
-from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, Stage
-from seam_dist.data.images import BadImageError, read_image_file
+from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, SourceConfig, Stage
+from seam_dist.data.image_files import read_image_file
+from seam_dist.data.images import BadImageError
 from seam_dist.inference.batching import network_input
 from seam_dist.inference.cam import infer_cams
 from seam_dist.inference.segmentation import infer_labels
 from seam_dist.models import SEAM, DeepLab, SEAMOutput, build_seam, find_trained, load_deeplab, load_seam
-from seam_dist.models.weights.trained import WEIGHTS
+from seam_dist.models.weights.trained import WEIGHTS, Trained
 
 AnyImage: TypeAlias = "NDArray[np.uint8] | Image.Image | Tensor | str | Path"
-"""(H, W, 3) uint8 RGB, a PIL image, (3, H, W) uint8 or floating point in 0..1, or the path of a JPEG, PNG or WebP."""
+"""(H, W, 3) uint8 RGB, a PIL image, (3, H, W) uint8 or floating point in 0..1, or the path of an image file."""
 AnyClass: TypeAlias = "str | int"
 """Name of a class, or its id from 1."""
 
@@ -53,12 +54,19 @@ class _Model:
     classes: tuple[str, ...]
 
     def _set(
-        self, network: SEAM | DeepLab, classes: tuple[str, ...], device: Device, align: int | None, inference: _Settings
+        self,
+        network: SEAM | DeepLab,
+        classes: tuple[str, ...],
+        device: Device,
+        align: int | None,
+        inference: _Settings,
+        source: SourceConfig,
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.network = network.to(device).eval()
         self.classes = classes
+        self._pixel_range = source.pixel_range
         self._settings = {"scales": inference.scales, "flip": inference.flip, "align": align}
 
     @contextmanager
@@ -102,7 +110,7 @@ class SEAMModel(_Model):
         model.update(backbone=backbone, pretrained=None if pretrained is None else str(pretrained))
         cfg = from_tree({"model": model, "augment": {"crop_size": _CROP_SIZE}})
         align = cfg.model.output_stride if cfg.model.align_grid else None
-        self._set(build_seam(cfg, len(names))[0], names, device, align, cfg.infer_cam)
+        self._set(build_seam(cfg, len(names))[0], names, device, align, cfg.infer_cam, cfg.source)
 
     @classmethod
     def from_run(cls, run: str | Path, device: Device = None) -> SEAMModel:
@@ -110,7 +118,7 @@ class SEAMModel(_Model):
         trained = find_trained(Path(run), "train_seam")
         inference = InferCamConfig(**trained.recorded("infer_cam", ("scales", "flip", "cam")))
         model = cls.__new__(cls)
-        model._set(load_seam(trained), trained.classes, device, trained.align, inference)
+        model._set(load_seam(trained), trained.classes, device, trained.align, inference, _recorded_source(trained))
         model.network.pcm = model.network.pcm and inference.cam == "refined"
         return model
 
@@ -137,7 +145,7 @@ class SEAMModel(_Model):
         the image, whose maps are summed, and whether mirror images are added; unset: as configured in the run.
         """
         ids = _class_ids(classes, self.classes)
-        pixels = read_image(image)
+        pixels = read_image(image, self._pixel_range)
         with self._inference(scales=scales, flip=flip) as settings:
             (maps,) = infer_cams(self.network, [pixels], [ids], **settings)
         values = maps.cam.clamp(0, 1).float().cpu().numpy()
@@ -160,7 +168,7 @@ class Segmenter(_Model):
         """Load the network of a run's train_seg; see `load`."""
         trained = find_trained(Path(run), "train_seg")
         inference = InferSegConfig(**trained.recorded("infer_seg", ("scales", "flip")))
-        self._set(load_deeplab(trained), trained.classes, device, trained.align, inference)
+        self._set(load_deeplab(trained), trained.classes, device, trained.align, inference, _recorded_source(trained))
 
     def segment(
         self, image: AnyImage, *, scales: Sequence[float] | None = None, flip: bool | None = None
@@ -170,7 +178,7 @@ class Segmenter(_Model):
         scales and flip: sizes relative to the image, whose logits are averaged, and whether mirror images are added;
         unset: as configured in the run.
         """
-        pixels = read_image(image)
+        pixels = read_image(image, self._pixel_range)
         with self._inference(scales=scales, flip=flip) as settings:
             return infer_labels(self.network, [pixels], **settings)[0]
 
@@ -205,11 +213,14 @@ def load(run: str | Path, part: Part | None = None, *, device: Device = None) ->
     return Segmenter(folder, device) if part == "final" else SEAMModel.from_run(folder, device)
 
 
-def read_image(image: AnyImage) -> NDArray[np.uint8]:
-    """Return an image as (H, W, 3) uint8 RGB; a file is turned as its EXIF orientation says. Raises ValueError."""
+def read_image(image: AnyImage, pixel_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """Return an image as (H, W, 3) uint8 RGB; a file is turned as its EXIF orientation says. Raises ValueError.
+
+    pixel_range: values that are black and white in files of more than 8 bits, as in `source.pixel_range`.
+    """
     if isinstance(image, str | Path):
         try:
-            return read_image_file(Path(image), max_pixels=DataConfig().max_pixels)
+            return read_image_file(Path(image), max_pixels=DataConfig().max_pixels, pixel_range=pixel_range)
         except OSError as error:
             raise ValueError(f"image {image} cannot be read ({error.strerror}): give the path of an image") from None
         except BadImageError as error:
@@ -227,6 +238,11 @@ def read_image(image: AnyImage) -> NDArray[np.uint8]:
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of shape (H, W, 3)")
     return np.ascontiguousarray(image)
+
+
+def _recorded_source(trained: Trained) -> SourceConfig:
+    """Return how the images of the training were read."""
+    return SourceConfig(**trained.recorded("source", ("pixel_range",)))
 
 
 def _check_tensor(image: Tensor, name: str, shape: str, *, dim: int) -> None:

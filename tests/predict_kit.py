@@ -17,7 +17,7 @@ from torch import nn
 
 from seam_dist.commands import predict
 from seam_dist.config.schema import Config, ModelConfig, TrainSegConfig
-from seam_dist.data.images import decode_labels
+from seam_dist.data.masks import decode_labels
 from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture
 
 CLASSES = ("cat", "dog", "hen")

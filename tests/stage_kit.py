@@ -32,8 +32,8 @@ from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import open_stage
 from seam_dist.config.load import flatten
 from seam_dist.config.schema import Config, Stage
-from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
+from seam_dist.data.masks import decode_labels
 from seam_dist.data.shards import RawSample, Sample, read_raw, read_shard, write_shard
 from seam_dist.models import build_seam, seam_architecture
 from seam_dist.stages import infer_cam, shard

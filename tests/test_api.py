@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -171,6 +173,19 @@ def test_a_file_is_turned_as_its_orientation_says(run: Path, image: np.ndarray, 
     Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
     upright = np.rot90(image, -1)
     assert np.array_equal(seam.load(run).segment(tmp_path / "turned.png"), seam.load(run).segment(upright))
+
+
+def test_a_file_of_12_bits_is_scaled_as_in_the_training(run: Path, image: np.ndarray, tmp_path: Path) -> None:
+    gray = image[..., 0]
+    Image.fromarray(gray.astype(np.uint16) * 16).save(tmp_path / "deep.tif")
+    shutil.copytree(run, tmp_path / "run")
+    description = tmp_path / "run" / "train_seg" / "final" / "model.json"
+    value = json.loads(description.read_text())
+    value["config"]["source.pixel_range"] = [0, 4080]
+    description.write_text(json.dumps(value))
+    expected = seam.load(run).segment(np.repeat(gray[..., None], 3, axis=2))
+    assert np.array_equal(seam.load(tmp_path / "run").segment(tmp_path / "deep.tif"), expected)
+    assert not np.array_equal(seam.load(run).segment(tmp_path / "deep.tif"), expected)
 
 
 def test_segment_gives_class_ids_at_the_size_of_the_image(run: Path, image: np.ndarray) -> None:

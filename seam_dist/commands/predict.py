@@ -30,9 +30,10 @@ from seam_dist.cluster.progress import progress_bar
 from seam_dist.commands.predict_files import check_name, check_targets, complain, find_images
 from seam_dist.config.inference import check_scales
 from seam_dist.config.paths import user_path
-from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig
+from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig, SourceConfig
+from seam_dist.data.image_files import read_image_file
 from seam_dist.data.image_folder import ImageFolder, check_readable, count_of
-from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels, read_image_file
+from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.mask_folder import MaskFolder
 from seam_dist.inference.crf_pool import CrfPool, crf_device, crf_workers
@@ -184,6 +185,7 @@ def predict_settings(arguments: argparse.Namespace, trained: Trained) -> Config:
     if arguments.crf_impl is not None:
         crf["impl"] = arguments.crf_impl
     return Config(
+        source=SourceConfig(**trained.recorded("source", ("pixel_range",))),
         run=RunConfig(device=arguments.device, threads=arguments.threads),
         infer_seg=InferSegConfig(**infer_seg, batch_size=arguments.batch_size, crf=arguments.crf),
         crf=CrfConfig(**crf),
@@ -213,7 +215,7 @@ def predict_images(
             crf = stack.enter_context(CrfPool(cfg.crf, crf_workers(cfg), device=crf_device(cfg)))
         model = load_deeplab(trained).to(device)
         bar = stack.enter_context(progress_bar("predict", len(images), "image"))
-        samples = _read(images, targets, arguments, outcome, bar)
+        samples = _read(images, targets, cfg.source.pixel_range, arguments, outcome, bar)
         predictions = predict_samples(
             model, samples, cfg.infer_seg, align=trained.align, longest=arguments.max_side, crf=crf
         )
@@ -252,6 +254,7 @@ def _write(outputs: OutputFolder, names: Sequence[str], labels: Pixels, image: P
 def _read(
     images: Mapping[str, Path],
     targets: Mapping[str, Sequence[str]],
+    pixel_range: tuple[float, float] | None,
     arguments: argparse.Namespace,
     outcome: Outcome,
     bar: tqdm[None],
@@ -261,7 +264,7 @@ def _read(
         try:
             check_name(targets[key])
             check_readable(path)
-            image = read_image_file(path, max_pixels=arguments.max_pixels)
+            image = read_image_file(path, max_pixels=arguments.max_pixels, pixel_range=pixel_range)
         except (BadImageError, OSError) as error:
             _leave_out(path, error, outcome, bar)
             continue

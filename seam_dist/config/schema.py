@@ -94,6 +94,20 @@ class SourceConfig:
     """synthetic: median width and height, pixels."""
     seed: int = Field(default=0, ge=0)
     """synthetic: seed of the scenes."""
+    pixel_range: tuple[float, float] | None = None
+    """Values that become black and white in images of more than 8 bits or of float pixels; unset: 16 bits use 0..65535,
+    float and 32-bit images are refused."""
+
+    @model_validator(mode="after")
+    def _check_pixel_range(self) -> SourceConfig:
+        if self.pixel_range is not None:
+            low, high = self.pixel_range
+            if low >= high:
+                raise ValueError(
+                    f"source.pixel_range={list(self.pixel_range)} is not [black, white] with black below white: for "
+                    "12-bit images, for example, set it to [0, 4095]"
+                )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

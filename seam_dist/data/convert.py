@@ -54,6 +54,7 @@ class _Job:
     identity: str
     num_classes: int
     max_pixels: int
+    pixel_range: tuple[float, float] | None
 
 
 @dataclass
@@ -123,8 +124,11 @@ def write_shards(
         return result  # type: ignore[no-any-return]
 
     on_main(lambda: mark_unfinished(plan.folder))
+    pixel_range = plan.settings.get("pixel_range")
     jobs = [
-        _Job(task, plan.identity, len(plan.classes), plan.max_pixels) for task in plan.tasks if task.must_be_written
+        _Job(task, plan.identity, len(plan.classes), plan.max_pixels, pixel_range)
+        for task in plan.tasks
+        if task.must_be_written
     ]
     failures, error = [], None
     try:
@@ -233,9 +237,11 @@ def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspecti
         files = tuple(file_state(path) for path in record.files)
     except OSError as error:
         unreadable = error
-    inspection = inspect_record(record, num_classes=job.num_classes, max_pixels=job.max_pixels)
+    inspection = inspect_record(
+        record, num_classes=job.num_classes, max_pixels=job.max_pixels, pixel_range=job.pixel_range
+    )
     if unreadable is not None and not inspection.findings.errors:
-        inspection.findings.error("bad-image", f"image {record.source_id} cannot be read: {unreadable}")
+        inspection.findings.error("image-unreadable", f"image {record.source_id} cannot be read: {unreadable}")
     if inspection.findings.errors:
         return None, inspection
     pixels = None if record.mask is None else tuple((inspection.mask_pixels or {}).items())

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from seam_dist.config.findings import Findings
-from seam_dist.data.images import (
-    BadImageError,
-    UnknownFormatError,
-    decode_image,
-    decode_mask,
-    encode_png,
-    read_header,
-)
+from seam_dist.data.bit_depth import small_range
+from seam_dist.data.image_files import ImageHeader, encode_png, read_header, read_pixels, transparent_share
+from seam_dist.data.images import BadImageError
+from seam_dist.data.masks import read_mask
 from seam_dist.data.shards import RawSample, SampleInfo
+from seam_dist.data.signatures import KEPT_FORMATS
 from seam_dist.data.sources.base import Record
+
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "image.png", "WEBP": "webp"}
+_TRANSPARENT_SHARE = 0.01  # of the pixels, from which on a warning says that alpha is dropped
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Inspection:
     """What opening one record has shown; `sample` is None when the record cannot be used, and `findings` say why.
 
     `size` is (height, width) as displayed. `mask_pixels` are the pixels of each value in the mask, None without a mask.
-    `image_sha256` is that of the image file's bytes, to find duplicates.
+    `image_sha256` is that of the image file's bytes, to find duplicates. `format` and `mode` are Pillow's names, such
+    as JPEG and RGB, `orientation` is the EXIF value of the image, 1 to 8; they are those of the first image of a pair.
     """
 
     sample: RawSample | None
@@ -37,16 +38,23 @@ class Inspection:
     size: tuple[int, int] | None = None
     mask_pixels: Mapping[int, int] | None = None
     image_sha256: str = ""
+    format: str = ""
+    mode: str = ""
+    orientation: int = 1
 
 
-def inspect_record(record: Record, *, num_classes: int, max_pixels: int) -> Inspection:
+def inspect_record(
+    record: Record, *, num_classes: int, max_pixels: int, pixel_range: tuple[float, float] | None = None
+) -> Inspection:
     """Load one record and check it by decoding it; never raises for what is wrong with its files.
 
-    JPEG, PNG and WebP keep their bytes. GIF, TIFF, BMP, PPM and JPEG 2000 are stored as PNG (first frame, 8 bits).
+    JPEG, PNG and WebP keep their bytes, except for more than 8 bits with `pixel_range`. Other images are stored as PNG
+    (first frame, 8 bits, display order). A mask that is no 8-bit PNG in display order is stored as one.
     """
     where = f"image {record.source_id}"
     findings = Findings()
     members: dict[str, bytes] = {}
+    headers: list[ImageHeader] = []
     infos: list[SampleInfo] = []
     digest = hashlib.sha256()
     mask_pixels: dict[int, int] | None = None
@@ -55,43 +63,112 @@ def inspect_record(record: Record, *, num_classes: int, max_pixels: int) -> Insp
         for part, load in images.items():
             data = load()
             digest.update(data)
-            extension, stored, info = _prepare_image(data, record, max_pixels)
+            header = read_header(data, max_pixels=max_pixels)
+            headers.append(header)
+            extension, stored, orientation = _prepare_image(data, header, max_pixels, pixel_range)
             members[part + extension] = stored
-            infos.append(info)
+            infos.append(SampleInfo(record.classes or (), header.size, orientation, record.source_id))
+            _warn_of_image(findings, where, data, header, max_pixels, pixel_range)
         if infos[0].size != infos[-1].size:
-            raise BadImageError(f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes")
+            raise BadImageError(
+                f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes", "pair-size"
+            )
         if record.mask is not None:
             where = f"mask of image {record.source_id}"
-            members["png"] = record.mask()
-            mask_pixels = _check_mask(members["png"], infos[0], num_classes, max_pixels)
+            members["png"], mask_pixels = _prepare_mask(
+                findings, where, record.mask(), headers[0], num_classes, max_pixels
+            )
     except (BadImageError, OSError) as error:
-        unreadable = f"cannot be read: {error}" if isinstance(error, OSError) else f"{error}"
-        topic = "mask" if where.startswith("mask") else "image"
-        findings.error(f"bad-{topic}", f"{where}{' ' if isinstance(error, OSError) else ': '}{unreadable}")
-        return Inspection(None, findings, infos[0].size if infos else None, None, digest.hexdigest())
-    members["json"] = infos[0].to_bytes(has_labels=record.classes is not None)
-    return Inspection(RawSample(record.key, members), findings, infos[0].size, mask_pixels, digest.hexdigest())
+        file = "mask" if where.startswith("mask") else "image"
+        if isinstance(error, BadImageError):
+            findings.error(f"{file}-{error.topic}", f"{where}: {error}")
+        else:
+            findings.error(f"{file}-unreadable", f"{where} cannot be read: {error}")
+    size, format, mode, orientation = None, "", "", 1
+    if headers:
+        size, format, mode, orientation = headers[0].size, headers[0].format, headers[0].mode, headers[0].orientation
+    sample = None
+    if not findings.errors:
+        members["json"] = infos[0].to_bytes(has_labels=record.classes is not None)
+        sample = RawSample(record.key, members)
+    return Inspection(sample, findings, size, mask_pixels, digest.hexdigest(), format, mode, orientation)
 
 
-def _prepare_image(data: bytes, record: Record, max_pixels: int) -> tuple[str, bytes, SampleInfo]:
-    """Return the member extension, the bytes to store and the description of one image."""
-    try:
-        header = read_header(data, max_pixels=max_pixels)
-    except UnknownFormatError:
-        data = encode_png(data, max_pixels=max_pixels)
-        header = read_header(data, max_pixels=max_pixels)
-    pixels = decode_image(data, max_pixels=max_pixels, orientation=header.orientation)
-    if pixels.shape[:2] != header.size:
-        raise BadImageError(f"its header says {header.size} pixels and its data {pixels.shape[:2]}: it is damaged")
-    extension = "image.png" if header.extension == "png" else header.extension
-    return extension, data, SampleInfo(record.classes or (), header.size, header.orientation, record.source_id)
+def _prepare_image(
+    data: bytes, header: ImageHeader, max_pixels: int, pixel_range: tuple[float, float] | None
+) -> tuple[str, bytes, int]:
+    """Return the member extension, the bytes to store and their EXIF orientation."""
+    pixels = read_pixels(data, header, max_pixels=max_pixels, pixel_range=pixel_range)
+    is_scaled = pixel_range is not None and header.depth.is_deep
+    if header.format in KEPT_FORMATS and not is_scaled:
+        return _EXTENSIONS[header.format], data, header.orientation
+    return _EXTENSIONS["PNG"], encode_png(pixels), 1
 
 
-def _check_mask(data: bytes, info: SampleInfo, num_classes: int, max_pixels: int) -> dict[int, int]:
-    """Return the pixels of each value of a mask; raise BadImageError when it does not fit its image."""
-    mask = decode_mask(data, max_pixels=max_pixels, num_classes=num_classes)
-    if mask.shape != info.size:
-        hint = "; masks are expected after the image's EXIF rotation" if info.orientation >= 5 else ""
-        raise BadImageError(f"it has {mask.shape} pixels (height, width), its image {info.size}{hint}: make them equal")
-    counts = np.bincount(mask.reshape(-1), minlength=256)
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+def _warn_of_image(
+    findings: Findings,
+    where: str,
+    data: bytes,
+    header: ImageHeader,
+    max_pixels: int,
+    pixel_range: tuple[float, float] | None,
+) -> None:
+    """Add what is odd about an image that can be used."""
+    if header.num_frames > 1:
+        findings.warning(
+            "several-frames",
+            f"{where}: it has {header.num_frames} frames or pages, expected 1: the first is used; save the one that is "
+            "meant as an image of its own",
+        )
+    if header.is_exif_damaged:
+        findings.warning(
+            "exif", f"{where}: its EXIF data is damaged, so it is not turned: save it again if it lies on its side"
+        )
+    if pixel_range is None and (text := small_range(data, header.depth, max_pixels=max_pixels)) is not None:
+        findings.warning("small-range", f"{where}: {text}")
+    if header.has_alpha:
+        share = transparent_share(data, max_pixels=max_pixels)
+        if share > _TRANSPARENT_SHARE:
+            findings.warning(
+                "transparent",
+                f"{where}: {share:.0%} of its pixels are transparent, and the colors that they hide are used: put it "
+                "on a background",
+            )
+
+
+def _prepare_mask(
+    findings: Findings, where: str, data: bytes, image: ImageHeader, num_classes: int, max_pixels: int
+) -> tuple[bytes, dict[int, int]]:
+    """Return the mask to store and the pixels of each value; raise BadImageError when it does not fit its image."""
+    mask = read_mask(data, max_pixels=max_pixels, num_classes=num_classes)
+    values = mask.values
+    if values.shape != image.size:
+        raise BadImageError(
+            f"it has {values.shape} pixels (height, width), its image {image.size}"
+            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}",
+            "size",
+        )
+    is_square = image.size[0] == image.size[1]
+    if mask.orientation is None and (image.orientation in (2, 3, 4) or (image.orientation >= 5 and is_square)):
+        findings.warning(
+            "mask-orientation",
+            f"{where}: its image has the EXIF orientation {image.orientation} and it has none, so it is taken as "
+            "displayed: if it was drawn on the unturned image, give it the same EXIF orientation",
+        )
+    counts = np.bincount(values.reshape(-1), minlength=256)
+    pixels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return data if mask.is_plain else encode_png(values), pixels
+
+
+def _size_hint(is_transposed: bool, of_mask: int | None, of_image: int) -> str:
+    """Return the likely cause of a mask of another size than its image, and the remedy."""
+    if not is_transposed:
+        return ": make them equal"
+    if of_image >= 5 and of_mask is None:
+        return (
+            f"; it fits the image before its EXIF rotation (orientation {of_image}), masks are expected after the "
+            "image's EXIF rotation: turn it, or give it the same EXIF orientation"
+        )
+    if of_mask is not None and of_mask >= 5:
+        return f"; its own EXIF orientation {of_mask} turns it: remove that, or give the image the same"
+    return "; height and width are swapped: turn it"

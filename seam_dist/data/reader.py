@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.label_file import read_label_shard
-from seam_dist.data.images import BadSampleError, Pixels, decode_labels
+from seam_dist.data.images import BadSampleError, Pixels
 from seam_dist.data.manifest import ShardError, Split
+from seam_dist.data.masks import decode_labels
 from seam_dist.data.order import Group, Order, sample_generator
 from seam_dist.data.shards import RawSample, SampleInfo, decode_stored_mask, parse_info, read_raw
 

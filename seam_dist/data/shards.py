@@ -23,8 +23,9 @@ import webdataset
 
 from seam_dist.artifacts.tar_file import KEY, Member, MemberError, TarError, read_member, walk_tar
 from seam_dist.config.schema import MAX_CLASSES
-from seam_dist.data.images import BadSampleError, Pixels, decode_image, decode_mask
+from seam_dist.data.images import BadSampleError, Pixels, decode_image
 from seam_dist.data.manifest import REMEDY, Shard, ShardError, check_size
+from seam_dist.data.masks import decode_mask
 
 IMAGE_EXTENSIONS = ("jpg", "webp", "image.png")
 

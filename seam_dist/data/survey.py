@@ -18,8 +18,9 @@ import numpy as np
 from seam_dist.cluster.processes import follow_parent, main_hidden
 from seam_dist.config.findings import Findings
 from seam_dist.data.duplicates import Duplicate, duplicate_findings, find_duplicates, picture_frequencies
-from seam_dist.data.images import Pixels, decode_image, decode_mask, single_thread
+from seam_dist.data.images import Pixels, decode_image, single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
+from seam_dist.data.masks import decode_mask
 from seam_dist.data.shards import RawSample, parse_info
 from seam_dist.data.sources.base import Record, Source, SourceError
 from seam_dist.data.survey_findings import balance_findings, size_findings
@@ -52,7 +53,9 @@ class Inspector:
 
     def inspect(self, record: Record) -> Inspection:
         """Return what opening a record shows."""
-        return inspect_record(record, num_classes=self.num_classes, max_pixels=self.max_pixels)
+        return inspect_record(
+            record, num_classes=self.num_classes, max_pixels=self.max_pixels, pixel_range=self.pixel_range
+        )
 
     def picture(self, record: Record) -> tuple[Pixels, Pixels | None] | None:
         """Return image and mask of a record (of a pair the first image), None when the image cannot be used.

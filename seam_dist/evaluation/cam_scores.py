@@ -24,8 +24,9 @@ from seam_dist.artifacts.stage import MANIFEST, StageError, StageRun
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import Config
-from seam_dist.data.images import BadImageError, decode_mask
+from seam_dist.data.images import BadImageError
 from seam_dist.data.manifest import Manifest, Shard, verify_shards
+from seam_dist.data.masks import decode_mask
 from seam_dist.data.shards import read_raw
 from seam_dist.evaluation.metrics import Scores, ThresholdHistogram, class_lists, number_or_none, threshold_grid
 from seam_dist.evaluation.score_folders import open_scores

@@ -24,8 +24,8 @@ from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import World, all_gather_object, all_reduce_sum, barrier, on_main
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.config.schema import IGNORE_INDEX, Config
-from seam_dist.data.images import decode_labels, decode_mask
 from seam_dist.data.manifest import Manifest, Shard
+from seam_dist.data.masks import decode_labels, decode_mask
 from seam_dist.data.shards import read_raw
 from seam_dist.evaluation.metrics import class_lists, scores_from_confusion
 from seam_dist.evaluation.score_folders import open_scores

@@ -17,8 +17,9 @@ from seam_dist.artifacts.cam_file import read_cams, upsample_cam
 from seam_dist.artifacts.label_file import read_label_shard
 from seam_dist.artifacts.layout import LABEL_TYPES, cam_folder, label_folder
 from seam_dist.config.schema import Config
-from seam_dist.data.images import BadSampleError, decode_labels
+from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import Manifest, Shard, Split
+from seam_dist.data.masks import decode_labels
 from seam_dist.data.shards import decode_sample, index_shard, parse_info, read_indexed, read_raw
 from seam_dist.inference.pseudo_labels import predict_labels
 

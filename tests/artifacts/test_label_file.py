@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from seam_dist.artifacts.label_file import encode_labels, read_label_shard, voc_palette, write_labels
-from seam_dist.data.images import decode_labels
+from seam_dist.data.masks import decode_labels
 
 
 def labels_of(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_size_is_checked_before_decoding():
 def test_indices_beyond_the_classes_are_refused():
     data = encode_labels(np.array([[0, 5, 255]], np.uint8))
     assert decode_labels(data, max_pixels=9, num_classes=5).tolist() == [[0, 5, 255]]
-    with pytest.raises(ValueError, match=r"holds the value 5, expected 0 .*1 to 4 .*or 255"):
+    with pytest.raises(ValueError, match=r"holds the value 5 .*, expected 0 .*1 to 4 .*or 255"):
         decode_labels(data, max_pixels=9, num_classes=4)
 
 

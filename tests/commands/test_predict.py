@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,19 @@ def test_options_go_before_what_the_network_was_trained_for(tmp_path: Path) -> N
     assert not np.array_equal(labels, expected_labels(picture(), (0.5, 1.0), False))
     assert run(tmp_path / "a.png", tmp_path / "small", "--max-side", "28", "--scales", "1") == 0
     assert np.array_equal(labels_at(tmp_path / "small" / "a.png"), expected_labels(picture(), (0.5,), False))
+
+
+def test_images_of_12_bits_are_scaled_as_in_the_training(tmp_path: Path) -> None:
+    gray = np.array(picture().convert("L"))
+    Image.fromarray(gray.astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    shutil.copytree(trained_run(), tmp_path / "run")
+    description = tmp_path / "run" / "train_seg" / "final" / "model.json"
+    value = json.loads(description.read_text())
+    value["config"]["source.pixel_range"] = [0, 4080]
+    description.write_text(json.dumps(value))
+    assert run(tmp_path / "deep.png", tmp_path / "out", "--weights", str(tmp_path / "run")) == 0
+    expected = expected_labels(Image.fromarray(gray).convert("RGB"), (0.5, 1.0), False)
+    assert np.array_equal(labels_at(tmp_path / "out" / "deep.png"), expected)
 
 
 def test_crf_labels_are_written_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,7 @@ def test_preset_of_the_command_line_replaces_the_one_of_the_file(tmp_path: Path)
             r"train_seg.schedule.global_batch_size=10 is not a multiple of train_seg.schedule.micro_batch_size=4",
         ),
         ("loss.second_view_scale=0.02", r"leaves a grid of 1.1 cells"),
+        ("source.pixel_range=[4095,0]", r"source.pixel_range=\[4095.0, 0.0\] is not \[black, white\].*\[0, 4095\]"),
         ("model.align_grid=true", r"augment.crop_size=448 is not k \* model.output_stride \+ 1.*set it to 449"),
         (
             "train_affinity.crop_size=100",

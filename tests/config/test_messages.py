@@ -131,7 +131,7 @@ FLOATS = [setting.key for setting in settings() if "float" in setting.type_name]
 @pytest.mark.parametrize("key", FLOATS)
 def test_no_float_setting_takes_a_number_that_is_not_finite(key: str, value: object) -> None:
     setting = next(setting for setting in settings() if setting.key == key)
-    given = [value] * max(2, len(setting.default)) if isinstance(setting.default, tuple) else value
+    given = [value] * max(2, len(setting.default or ())) if setting.type_name.startswith(("tuple", "list")) else value
     tree: object = given
     for part in reversed(key.split(".")):
         tree = {part: tree}

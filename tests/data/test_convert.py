@@ -254,7 +254,9 @@ def test_mask_of_the_wrong_size_is_refused() -> None:
 def test_mask_with_an_unknown_index_is_refused() -> None:
     mask = np.zeros((30, 40), np.uint8)
     mask[3, 3] = 4
-    with pytest.raises(SourceError, match=r"holds the value 4, expected 0 \(background\), 1 to 3 \(classes\) or 255"):
+    with pytest.raises(
+        SourceError, match=r"holds the value 4 \(1 pixel\), expected 0 \(background\), 1 to 3 \(classes\) or 255"
+    ):
         converted(kit.encode(kit.pixels(0)), kit.encode(mask, "PNG"))
 
 
@@ -276,7 +278,7 @@ def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path) -> N
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 images cannot be converted (bad-image): correct or remove them and rerun, whole shards stay"
     assert "image image 0: the JPEG is damaged (Premature end" in lines[1]
-    assert "image image 4: the 5 bytes are not an image" in lines[2]
+    assert "image image 4: it is text that begins with 'hello', expected JPEG, PNG, " in lines[2]
     assert "image image 5: the image has 1000 x 1001 pixels, more than data.max_pixels=1000000" in lines[3]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["train-00002.tar", "train-00003.tar"]
     assert not (tmp_path / "manifest.json").exists()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from seam_dist.data.images import BadImageError, UnknownFormatError, decode_image, decode_mask, encode_png, read_header
+from seam_dist.data.image_files import read_header
+from seam_dist.data.images import BadImageError, decode_image
 
 MAX = 10**6
 
@@ -78,18 +79,6 @@ def test_first_frame_of_an_animation_is_taken(format: str) -> None:
     assert np.array_equal(decode_image(data, max_pixels=MAX), np.array(frames[0]))
 
 
-@pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "PPM"])
-def test_other_formats_are_stored_as_png_of_the_first_frame(format: str) -> None:
-    frames = [Image.fromarray(kit.pixels(seed)).quantize(64) for seed in range(2)]
-    first = frames[0] if format == "GIF" else frames[0].convert("RGB")
-    options = {"save_all": True, "append_images": frames[1:]} if format == "GIF" else {}
-    data = kit.encode(first, format, **options)
-    with pytest.raises(UnknownFormatError, match="not an image of format JPEG or PNG or WEBP"):
-        read_header(data, max_pixels=MAX)
-    decoded = decode_image(encode_png(data, max_pixels=MAX), max_pixels=MAX)
-    assert np.array_equal(decoded, np.array(first.convert("RGB")))
-
-
 def test_one_pixel_image_is_an_image() -> None:
     for format in ("JPEG", "PNG"):
         assert decode_image(kit.encode(kit.pixels(0, 1, 1), format), max_pixels=MAX).shape == (1, 1, 3)
@@ -133,19 +122,3 @@ def test_reduced_decoding_keeps_at_least_the_size_asked_for() -> None:
     data = kit.encode(kit.pixels(0, 400, 600), exif=tags)
     assert decode_image(data, max_pixels=MAX, orientation=6, min_size=(150, 100)).shape == (150, 100, 3)
     assert decode_image(data, max_pixels=MAX, orientation=6, min_size=(301, 200)).shape == (600, 400, 3)
-
-
-def test_mask_is_read_as_indices_of_gray_and_palette_images() -> None:
-    values = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
-    palette = Image.fromarray(values, "L").copy()
-    palette = Image.frombytes("P", palette.size, values.tobytes())
-    palette.putpalette(list(range(255, -1, -1)) * 3)
-    for image in (Image.fromarray(values), palette):
-        assert np.array_equal(decode_mask(kit.encode(image, "PNG"), max_pixels=MAX), values)
-
-
-def test_mask_of_colors_is_refused() -> None:
-    with pytest.raises(BadImageError, match="found mode RGB"):
-        decode_mask(kit.encode(kit.pixels(0), "PNG"), max_pixels=MAX)
-    with pytest.raises(BadImageError, match="not an image of format PNG"):
-        decode_mask(kit.encode(kit.pixels(0)), max_pixels=MAX)

@@ -16,8 +16,8 @@ from seam_dist.artifacts.layout import LABEL_TYPES, finished_label_types
 from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
-from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
+from seam_dist.data.masks import decode_labels
 from seam_dist.evaluation.label_scores import evaluate_labels
 from seam_dist.stages import shard
 

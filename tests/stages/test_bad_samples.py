@@ -17,8 +17,8 @@ from seam_dist.artifacts.label_file import read_label_shard, write_labels
 from seam_dist.artifacts.layout import LABEL_TYPES, label_folder
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.schema import Config
-from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
+from seam_dist.data.masks import decode_labels
 from seam_dist.data.shards import RawSample, read_raw
 from seam_dist.stages import evaluate
 

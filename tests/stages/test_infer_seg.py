@@ -25,8 +25,8 @@ from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import StageError
 from seam_dist.cluster.distributed import init_world, shutdown
 from seam_dist.config.schema import Config
-from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
+from seam_dist.data.masks import decode_labels
 from seam_dist.data.shards import RawSample, read_raw, read_shard
 from seam_dist.inference import run_shards
 from seam_dist.models import DeepLab, build_deeplab, deeplab_architecture, find_trained, load_deeplab

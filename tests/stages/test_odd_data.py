@@ -23,8 +23,8 @@ from seam_dist.artifacts.stage import StageError
 from seam_dist.commands.status import run_status
 from seam_dist.config.load import dump_yaml
 from seam_dist.config.schema import Config
-from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import ShardError, load_manifest
+from seam_dist.data.masks import decode_labels
 from seam_dist.stages import evaluate, infer_cam, random_walk, report, train_seam
 
 pytestmark = pytest.mark.usefixtures("own_world")

@@ -26,8 +26,8 @@ from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.cam_file import StoredCam, read_cams, upsample_cam, write_cams
 from seam_dist.artifacts.stage import StageError, open_stage
 from seam_dist.config.schema import Config
-from seam_dist.data.images import decode_labels
 from seam_dist.data.manifest import load_manifest
+from seam_dist.data.masks import decode_labels
 from seam_dist.data.shards import Sample, read_shard
 from seam_dist.inference.crf_pool import CrfPool, refine_labels
 from seam_dist.inference.random_walk import start_scores, walk_samples

@@ -11,6 +11,7 @@ from PIL import Image
 
 from seam_dist.config.schema import Config, DataConfig, RunConfig, SourceConfig
 from seam_dist.data.manifest import ShardError, load_manifest
+from seam_dist.data.shards import read_shard
 from seam_dist.data.sources.base import SourceError
 from seam_dist.stages.shard import run
 
@@ -68,6 +69,19 @@ def test_second_run_changes_nothing_even_without_the_data_set(
     run(config(tmp_path, tmp_path / "moved"))
     assert written(cfg.shards_dir) == before
     assert all("there already" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_changed_pixel_range_converts_again(tmp_path: Path, root: Path) -> None:
+    (root / "images" / "train" / "1.jpg").unlink()
+    Image.fromarray(np.full((20, 24), 1000, np.uint16)).save(root / "images" / "train" / "1.png")
+    labels = root / "labels.csv"
+    labels.write_text(labels.read_text().replace("1.jpg", "1.png"))
+    for white, expected in ((4000.0, 64), (2000.0, 128)):
+        cfg = config(tmp_path, root, source={"pixel_range": (0.0, white)})
+        run(cfg)
+        shards = load_manifest(cfg.shards_dir).split("train").shards
+        samples = [s for shard in shards for s in read_shard(cfg.shards_dir / shard.file, masks=False, max_pixels=1000)]
+        assert {sample.source_id: sample.image[0, 0].tolist() for sample in samples}["1.png"] == [expected] * 3
 
 
 @pytest.mark.parametrize("change", [{"samples_per_shard": 2}, {"streams": 4}, {"splits": ("train",)}])
