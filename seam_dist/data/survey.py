@@ -20,6 +20,7 @@ from seam_dist.config.findings import Findings
 from seam_dist.data.duplicates import Duplicate, duplicate_findings, find_duplicates, picture_frequencies
 from seam_dist.data.images import Pixels, decode_image, single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
+from seam_dist.data.mask_check import mask_findings
 from seam_dist.data.masks import decode_mask
 from seam_dist.data.shards import RawSample, parse_info
 from seam_dist.data.sources.base import Record, Source, SourceError
@@ -104,13 +105,15 @@ def survey_dataset(
     max_pixels: int,
     pixel_range: tuple[float, float] | None = None,
     train_split: str | None = None,
+    refuse_masks: bool = True,
     num_processes: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Survey:
     """Return the survey of some splits of a data set.
 
     train_split: the split that is trained on (None: the first one); it must know all classes, and images of other
-    splits that it holds too are leaks. progress is called with the number of images opened since its last call. Raises
+    splits that it holds too are leaks. refuse_masks: masks that contradict the labels in most images are errors, as in
+    conversion, not warnings. progress is called with the number of images opened since its last call. Raises
     SourceError when the data set has no classes, ChildProcessError when a process that opened images has died.
     """
     classes, names = tuple(source.classes), tuple(dict.fromkeys(splits))
@@ -125,6 +128,7 @@ def survey_dataset(
         for record in records[name]:
             tally.add(record, next(opened))
         findings.merge(tally.findings)
+        findings.merge(mask_findings(tally.mask_labels, name, classes, refuse=refuse_masks))
         tallies.append(tally)
 
     def is_training(split: str) -> bool:
@@ -219,9 +223,9 @@ def _open(inspector: Inspector, record: Record) -> OpenedRecord:
         mask_pixels=inspection.mask_pixels,
         sha256=bytes.fromhex(inspection.image_sha256),
         frequencies=None if sample is None else picture_frequencies(inspector.first_image(sample, _COMPARED_AT)),
-        format=getattr(inspection, "format", None) or "",
-        mode=getattr(inspection, "mode", None) or "",
-        orientation=getattr(inspection, "orientation", None) or 1,
+        format=inspection.format,
+        mode=inspection.mode,
+        orientation=inspection.orientation,
     )
 
 

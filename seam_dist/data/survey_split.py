@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seam_dist.config.findings import Finding, Findings
 from seam_dist.config.schema import IGNORE_INDEX
 from seam_dist.data.duplicates import ImageEntry
+from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.sources.base import Record
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ class SplitTally:
 
     def __init__(self, name: str, classes: Sequence[str]) -> None:
         self.name, self.classes, self.findings = name, classes, Findings()
+        self.mask_labels = MaskLabels()
         self.entries: list[ImageEntry] = []
         self.odd: list[OddImage] = []
         self.usable_of_class: dict[int, list[Record]] = defaultdict(list)
@@ -128,6 +130,7 @@ class SplitTally:
             for value, count in opened.mask_pixels.items():
                 self._shares[value] += count / total
             self._num["pixel_masks"] += 1
+            self.mask_labels.add(MaskRow(record.source_id, record.classes, opened.mask_pixels))
         for sort, reason in (*_oddities(opened), *self._contradictions(record, opened)):
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:

@@ -223,6 +223,33 @@ def test_a_mask_that_contradicts_the_labels_is_shown(classes, values, reason) ->
     assert odd == ([] if reason is None else [reason])
 
 
+def test_masks_against_labels_are_judged_over_the_whole_split() -> None:
+    swapped = _mask(*[[0] * 24 + [2] * 24] * 40), _mask(*[[0] * 24 + [1] * 24] * 40)
+    train = [_record(f"t{k}", (k % 2 + 1,), encode(pixels(k, 40, 48)), swapped[k % 2]) for k in range(8)]
+    source = MemorySource(train=train)
+    (error,) = survey_dataset(source, ["train"], max_pixels=10**6).findings.errors
+    assert "masks contradict the image-level labels in 8 of 8" in error.text
+    warned = survey_dataset(source, ["train"], max_pixels=10**6, refuse_masks=False)
+    assert not warned.findings.errors
+    assert "masks contradict" in _texts(warned, "masks-contradict-labels")[0]
+
+
+def test_formats_modes_and_orientations_are_counted() -> None:
+    deep = Image.fromarray(np.linspace(0, 1000, 40 * 48).reshape(40, 48).astype(np.uint16))
+    exif = Image.Exif()
+    exif[274] = 8
+    turned = encode(Image.fromarray(pixels(1)), "JPEG", exif=exif)
+    source = MemorySource(train=[_record("a"), _record("b", image=turned), _record("c", image=encode(deep, "PNG"))])
+    survey = survey_dataset(source, ["train"], max_pixels=10**6, pixel_range=(0, 1000))
+    (split,) = survey.splits
+    assert split.formats == {"JPEG": 2, "PNG": 1}
+    assert split.modes == {"RGB": 2, "I;16": 1}
+    assert split.orientations == {1: 2, 8: 1}
+    picture = survey.inspector.picture(source.splits["train"][2])
+    assert picture is not None
+    assert picture[0].max() == 255
+
+
 def test_splits_of_other_sizes_are_warned_of() -> None:
     train = [_sized(f"t{k}", 40, 60) for k in range(3)]
     assert not _texts(_survey(train=train, val=[_sized("v", 60, 90)]), "scale")
