@@ -1,7 +1,7 @@
 """The command `seam-dist`: parse the command line and call the command in seam_dist/commands.
 
-Exit codes: 0 done; 1 unforeseen, with a traceback; 2 a setting, an input or a stage's precondition is wrong, one line
-says what; 128 + n ended by signal n, a training after its checkpoint; 141 when the reader of the output is gone.
+Exit codes: 0 done; 1 unforeseen, with a traceback; 2 a setting, an input or a stage's precondition is wrong, a line for
+each says what; 128 + n ended by signal n, a training after its checkpoint; 141 when the reader of the output is gone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from seam_dist import __version__
 from seam_dist.cluster.place import is_first
+from seam_dist.commands.options import add_run_options, choose_stages, resolve_config
 from seam_dist.config.describe import format_config, format_settings
-from seam_dist.config.load import ConfigError, load_config
-from seam_dist.config.schema import STAGES
+from seam_dist.config.load import ConfigError
 
 _DESCRIPTION = """\
 Train a segmentation network from image-level labels with SEAM.
@@ -28,7 +28,10 @@ Stages, in order: shard -> train_seam -> infer_cam -> train_affinity -> random_w
 evaluate -> report. Without --from, --until or --only all of them run; evaluate also runs after each stage that makes
 labels. A finished stage is skipped, an interrupted one resumes.
 
+Before the first stage all of them are checked: settings, weights, packages, disks, the data set.
+
 Other commands (each has its own --help):
+  seam-dist check         only check, and survey the data set
   seam-dist status RUN    show how far a run is
   seam-dist predict       segment images with a trained network
 """
@@ -47,7 +50,7 @@ Configs and presets are installed with the package and given by name. A value wi
 the path of your own file. A preset NAME is presets/NAME.yaml beside the config file, if that exists, else the installed
 one. Outputs go to <run.dir>/<run.name>/<stage>. --help-config explains every setting.
 """
-_COMMANDS = ("status", "predict")
+_COMMANDS = ("check", "status", "predict")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,14 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         # Short forms of --ranks would pass without_ranks and start ranks on every rank.
         allow_abbrev=False,
     )
+    add_run_options(parser)
     add = parser.add_argument
-    add("settings", nargs="*", metavar="section.key=value", help="overrides of single settings")
-    add("--config", metavar="NAME|FILE", help="settings of the run, for example demo or my/pets.yaml")
-    add("--preset", metavar="NAME|FILE", help="settings that the config builds on, instead of the preset it names")
-    add("--only", action="append", choices=STAGES, metavar="STAGE", help="run only this stage; can be repeated")
-    add("--from", dest="first", choices=STAGES, metavar="STAGE", help="start with this stage")
-    add("--until", dest="last", choices=STAGES, metavar="STAGE", help="stop after this stage")
-    add("--ranks", metavar="N", help="start N ranks on this machine; auto: one per GPU, or two on a CPU")
     add("--dry-run", action="store_true", help="print what would be done with each stage and exit")
     add("--print-config", action="store_true", help="print all settings and where each value comes from, and exit")
     add("--help-config", action="store_true", help="print the meaning of every setting and exit")
@@ -108,22 +105,23 @@ def _run(command_line: Sequence[str]) -> int:
         print(format_settings(), end="")
         return 0
     try:
-        if arguments.config is None and not arguments.settings and arguments.preset is None:
-            raise ConfigError("no --config was given: give a name or a YAML file, for example --config demo")
-        resolved = load_config(arguments.config, arguments.settings, arguments.preset)
+        resolved = resolve_config(arguments)
         if arguments.print_config:
             print(format_config(resolved), end="")
             return 0
-        # It imports torch, which --help and --print-config need not wait for.
-        from seam_dist.commands import run, status
+        stages = choose_stages(arguments)
+        # They import torch, which --help and --print-config need not wait for.
+        from seam_dist.commands import check, run, status
 
-        stages = run.choose_stages(arguments.only, arguments.first, arguments.last)
         if arguments.dry_run:
             print(status.format_status(status.run_status(resolved.config, stages), action=True))
-        elif arguments.ranks is not None:
-            return run.run_on_ranks(resolved.config, arguments.ranks, command_line)
-        else:
-            run.run_stages(resolved.config, stages)
+            findings = check.check_arguments(resolved.config, stages, arguments.ranks)
+            if len(findings):
+                print(f"\n{check.format_findings(findings)}")
+            return 2 if findings.errors else 0
+        if arguments.ranks is not None:
+            return run.run_on_ranks(resolved.config, stages, arguments.ranks, command_line)
+        return run.run_stages(resolved.config, stages)
     except ValueError as error:
         if os.environ.get("SEAM_DIST_TRACEBACK"):
             traceback.print_exc()
@@ -136,7 +134,6 @@ def _run(command_line: Sequence[str]) -> int:
     except OSError as error:
         print(f"seam-dist: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         return 2
-    return 0
 
 
 def _discard_output() -> None:

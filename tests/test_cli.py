@@ -60,9 +60,10 @@ def test_print_config_shows_values_with_their_origin(config: str, capsys: pytest
     ],
 )
 def test_wrong_settings_stop_with_one_line_and_code_2(
-    config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    config: str, arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["--config", config, *arguments]) == 2
+    command_line = ["--config", config, "source.kind=synthetic", f"run.dir={tmp_path}", *arguments]
+    assert cli.main(command_line) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("seam-dist: error: ")
@@ -181,3 +182,28 @@ def test_an_output_that_takes_nothing_is_no_traceback(
     command = f"{sys.executable} -m seam_dist.cli {arguments} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, message)
+
+
+def test_a_dry_run_shows_the_problems_under_its_table(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command_line = ["--config", config, "source.kind=synthetic", f"run.dir={tmp_path}", "--dry-run"]
+    assert cli.main([*command_line, "train_seg.pretrained=/nope.pth", "infer_seg.splits=[test]"]) == 2
+    table, problems = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == list(STAGES)
+    assert [line.split(":")[:2] for line in problems.splitlines()] == [
+        ["error", " infer_seg.splits"],
+        ["error", " train_seg.pretrained"],
+    ]
+    assert cli.main(command_line) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(STAGES)
+
+
+def test_all_errors_of_a_run_come_at_once_each_with_its_prefix(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["source.kind=synthetic", f"run.dir={tmp_path / 'runs'}", "model.pretrained=/no", "report.compare=[/no]"]
+    assert cli.main(["--config", config, *settings]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["seam-dist", " error"]] * 2
+    assert not (tmp_path / "runs").exists()

@@ -72,7 +72,12 @@ def check_seam_dist(argv: list[str], folder: Path) -> None:
         parser = {"status": status, "predict": predict}[argv[0]].build_parser()
         parser.parse_args([word for word in argv[1:] if word not in ("|", "head")])
         return
-    arguments = cli.build_parser().parse_intermixed_args([word for word in argv if word != "RUN-OPTIONS"])
+    parser = cli.build_parser()
+    if argv and argv[0] == "check":
+        from seam_dist.commands import check
+
+        parser, argv = check.build_parser(), argv[1:]
+    arguments = parser.parse_intermixed_args([word for word in argv if word != "RUN-OPTIONS"])
     if arguments.config is not None and str(arguments.config).endswith(".yaml"):
         path = folder / arguments.config
         path.write_text((ROOT / "configs" / path.name).read_text())
@@ -151,6 +156,7 @@ def test_commands_are_noticed_when_they_are_wrong(tmp_path: Path, monkeypatch: p
     wrong = (
         *(
             "seam-dist --config nope",
+            "seam-dist check --config demo --no-such-option",
             "seam-dist --config demo train.lr=1",
             "bash launch/nope.sh",
             "sbatch launch/no.sbatch",

@@ -56,7 +56,7 @@ def stage_lock(run_dir: Path, stage: str) -> Iterator[None]:
 
 def lock_holder(run_dir: Path, stage: str) -> dict[str, Any] | None:
     """Return process, host and start time (`pid`, `host`, `since`) of who runs the stage now; None when nobody does."""
-    with contextlib.suppress(FileNotFoundError), open(run_dir / FOLDER / stage) as file:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(run_dir / FOLDER / stage) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

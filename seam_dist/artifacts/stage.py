@@ -117,7 +117,7 @@ def open_stage(
             remedy = "give the run another run.name, or set run.overwrite=true to replace it"
             raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
         remove_stage_files(folder, MANIFEST)
-    elif foreign := _foreign_files(folder):
+    elif foreign := foreign_files(folder):
         raise StageError(
             f"{folder} holds files that stage {stage} did not make, the first {foreign[0]} (no {RECORD} of a stage): "
             "give an empty or a new folder"
@@ -128,7 +128,7 @@ def open_stage(
     return run
 
 
-def _foreign_files(folder: Path) -> list[str]:
+def foreign_files(folder: Path) -> list[str]:
     """Return the names in a folder without a record, but for what is left of a process killed writing one."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return [name for name in names if (match := TEMPORARY.fullmatch(name)) is None or match["name"] != RECORD]

@@ -57,11 +57,7 @@ def init_world(cfg: Config) -> World:
     run.world_size (a wrong --hostfile path would otherwise silently train on one rank).
     """
     place = _place()
-    if cfg.run.world_size is not None and cfg.run.world_size != place.size:
-        raise ValueError(
-            f"run.world_size={cfg.run.world_size} but {place.size} rank(s) were started: check the launcher's "
-            "--hostfile, --num_nodes and --num_accelerators, or change run.world_size"
-        )
+    check_world_size(cfg, place.size)
     device = _device(cfg.run.device, place)
     # The number of the GPU where each task has its own: DeepSpeed takes the device of this number, too.
     local_rank = place.local_rank if device.index is None else device.index
@@ -77,6 +73,15 @@ def init_world(cfg: Config) -> World:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     _set_timeouts(cfg.run.timeout_s)
     return World(rank=place.rank, size=place.size, local_rank=local_rank, local_size=local_size, device=device)
+
+
+def check_world_size(cfg: Config, size: int) -> None:
+    """Raise ValueError when the number of ranks is not the one that run.world_size expects."""
+    if cfg.run.world_size is not None and cfg.run.world_size != size:
+        raise ValueError(
+            f"run.world_size={cfg.run.world_size} but {size} rank(s) were started: check the launcher's "
+            "--hostfile, --num_nodes and --num_accelerators, or change run.world_size"
+        )
 
 
 def barrier(world: World) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def progress_bar(
-    title: str, total: int, unit: str, *, items: Iterable[Any] | None = None, initial: int = 0, show: bool = True
+    title: str, total: int | None, unit: str, *, items: Iterable[Any] | None = None, initial: int = 0, show: bool = True
 ) -> tqdm[Any]:
     """Return a bar on stderr, over `items` where they are given: lively on a terminal, a line every 30 s in a log."""
     return tqdm(

@@ -1,9 +1,11 @@
-"""Run stages in their order: on this rank of a job or on all devices of this machine."""
+"""Run stages in their order: on this rank of a job or on all devices of this machine, after a check of all of them."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,25 +13,13 @@ from typing import Any
 
 from seam_dist.artifacts.lock import stage_lock
 from seam_dist.cluster import distributed
-from seam_dist.cluster.launcher import count_ranks, launch, mark_done
-from seam_dist.config.deepspeed import check_deepspeed_config
-from seam_dist.config.load import ConfigError
-from seam_dist.config.schema import STAGES, Config
+from seam_dist.cluster.launcher import DONE_FILE_VARIABLE, count_ranks, launch, mark_done
+from seam_dist.commands.check import check_stages
+from seam_dist.config.findings import Findings
+from seam_dist.config.schema import Config
+from seam_dist.preflight.machine import check_port
 
 _MAKE_LABELS = ("infer_cam", "random_walk", "infer_seg")
-
-
-def choose_stages(only: Sequence[str] | None, first: str | None, last: str | None) -> list[str]:
-    """Return the stages that `--only`, or `--from` and `--until`, ask for, in their order.
-
-    Raises ConfigError when both forms are used, or when `first` comes after `last`.
-    """
-    if only and (first or last):
-        raise ConfigError("--only and --from or --until were both given: use one form")
-    begin, end = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
-    if begin > end:
-        raise ConfigError(f"--from {first} comes after --until {last}: the order is {' -> '.join(STAGES)}")
-    return [stage for stage in STAGES[begin : end + 1] if not only or stage in only]
 
 
 def with_evaluations(stages: Sequence[str]) -> list[str]:
@@ -42,11 +32,20 @@ def with_evaluations(stages: Sequence[str]) -> list[str]:
     return planned
 
 
-def run_stages(cfg: Config, stages: Sequence[str]) -> None:
-    """Run stages one after the other on this rank; every rank of the job must call it with the same arguments."""
-    check_deepspeed_config(cfg.deepspeed)
+def run_stages(cfg: Config, stages: Sequence[str]) -> int:
+    """Run stages one after the other on this rank; every rank of the job must call it with the same arguments.
+
+    Before the first one the main rank checks all of them, unless the process that started the ranks has done it.
+    Returns 0, or 2 on every rank when the check has found errors, which the main rank prints, with its warnings.
+    """
+    check_port(os.environ)
     world = distributed.init_world(cfg)
     try:
+        if DONE_FILE_VARIABLE not in os.environ:
+            # Each rank has its device by now, so no more of them is asked of this host.
+            check = partial(check_stages, cfg, stages, world_size=world.size, local_ranks=1)
+            if report_findings(distributed.on_main(check, world), show=world.is_main):
+                return 2
         for stage in with_evaluations(stages):
             module: Any = importlib.import_module(f"seam_dist.stages.{stage}")
             with ExitStack() as stack:
@@ -57,12 +56,25 @@ def run_stages(cfg: Config, stages: Sequence[str]) -> None:
         distributed.shutdown(world)
     if world.is_main:
         mark_done()
+    return 0
 
 
-def run_on_ranks(cfg: Config, ranks: str, command_line: Sequence[str]) -> int:
-    """Run `seam-dist COMMAND_LINE`, less its --ranks, on `ranks` processes of this machine; return the exit code."""
-    check_deepspeed_config(cfg.deepspeed)
-    return launch(count_ranks(ranks, cfg.run.device), without_ranks(command_line))
+def run_on_ranks(cfg: Config, stages: Sequence[str], ranks: str, command_line: Sequence[str]) -> int:
+    """Run `seam-dist COMMAND_LINE`, less its --ranks, on `ranks` processes of this machine; return the exit code.
+
+    No process is started, and the exit code is 2, when the check of `stages` finds errors.
+    """
+    count = count_ranks(ranks, cfg.run.device)
+    if report_findings(check_stages(cfg, stages, world_size=count, local_ranks=count)):
+        return 2
+    return launch(count, without_ranks(command_line))
+
+
+def report_findings(findings: Findings, *, show: bool = True) -> bool:
+    """Print all findings to stderr, a line each, and return whether there are errors; no finding, no line."""
+    for finding in findings if show else ():
+        print(f"seam-dist: {finding.severity}: {finding}", file=sys.stderr, flush=True)
+    return bool(findings.errors)
 
 
 def without_ranks(command_line: Sequence[str]) -> list[str]:

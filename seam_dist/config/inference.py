@@ -53,6 +53,7 @@ class InferCamConfig:
 
     @model_validator(mode="after")
     def _check(self) -> InferCamConfig:
+        check_scales(self.scales, "infer_cam.scales")
         if self.from_interop is not None and self.checkpoint is not None:
             raise ValueError(
                 f"infer_cam.from_interop={self.from_interop} leaves infer_cam.checkpoint={self.checkpoint} without "
@@ -140,6 +141,11 @@ class InferSegConfig:
     """Weights of another run's train_seg; unset: this run's."""
     voc_server: str | None = None
     """Split whose predictions are packed for the PASCAL VOC evaluation server, with CRF where infer_seg.crf is set."""
+
+    @model_validator(mode="after")
+    def _check(self) -> InferSegConfig:
+        check_scales(self.scales, "infer_seg.scales")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -253,13 +253,18 @@ def make_label_map_loader(
     return LabelMapLoader(cfg, manifest, augmentation, rank, world_size, start_sample, micro_batch_size, labels=labels)
 
 
-def _check_numbers(data: DataConfig, rank: int, world_size: int, start_sample: int, micro_batch_size: int) -> None:
+def check_streams(data: DataConfig, world_size: int) -> None:
+    """Raise ValueError unless the loaders of all ranks can share data.streams evenly."""
     readers = world_size * max(1, data.num_workers)
     if data.streams % readers:
         raise ValueError(
             f"data.streams={data.streams} is not a multiple of {world_size} ranks x {max(1, data.num_workers)} workers "
             f"= {readers}: set data.streams to a multiple, or change data.num_workers"
         )
+
+
+def _check_numbers(data: DataConfig, rank: int, world_size: int, start_sample: int, micro_batch_size: int) -> None:
+    check_streams(data, world_size)
     if not 0 <= rank < world_size or start_sample < 0 or start_sample % world_size:
         raise ValueError(
             f"rank={rank}, world_size={world_size}, start_sample={start_sample}: expected 0 <= rank < world_size and "

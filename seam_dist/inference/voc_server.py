@@ -21,6 +21,21 @@ _FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
+def check_server_split(cfg: Config) -> None:
+    """Raise StageError when infer_seg.voc_server is not one of the splits that are predicted."""
+    server, splits = cfg.infer_seg.voc_server, list(cfg.splits_of("infer_seg"))
+    if server is not None and server not in splits:
+        raise StageError(f"infer_seg.voc_server={server} is not one of infer_seg.splits={splits}: add it there")
+
+
+def check_server_name(name: str, key: str) -> None:
+    """Raise StageError when the server could not know the image `key` by its name in the data set."""
+    if not _NAME.fullmatch(name):
+        raise StageError(
+            f"image {key} is called {name!r} in its data set, no name of PASCAL VOC: unset infer_seg.voc_server"
+        )
+
+
 def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
     """Write the labels of split cfg.infer_seg.voc_server as the archive that the server takes, if it is not there.
 
@@ -45,11 +60,7 @@ def pack_for_server(cfg: Config, manifest: Manifest, stage: StageRun) -> None:
             labels = read_label_shard(folder / shard.file)
             for sample in read_raw(cfg.shards_dir / shard.file):
                 name = parse_info(sample.members["json"]).source_id
-                if not _NAME.fullmatch(name):
-                    raise StageError(
-                        f"image {sample.key} is called {name!r} in its data set, no name of PASCAL VOC: unset "
-                        "infer_seg.voc_server"
-                    )
+                check_server_name(name, sample.key)
                 if sample.key not in labels:
                     raise StageError(
                         f"image {name} of split {split!r} could not be read and has no labels, and the server wants "

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from seam_dist.models.build import build_backbone, start_weights
 from seam_dist.models.weights.load import PACKAGE, LoadReport, check_finite, read_weights
 from seam_dist.models.weights.trained import WEIGHTS, Trained
 
-SEAM_STAGE = "train_seam"
+SEAM_STAGE: Literal["train_seam"] = "train_seam"
 
 _FOV_DILATION = 12  # of LargeFOV at output stride 8
 _RATES = (6, 12, 18)  # of the atrous pyramid at output stride 16
@@ -146,7 +146,7 @@ class DeepLab(BackboneNetwork):
 
 def deeplab_architecture(cfg: Config, classes: Sequence[str]) -> dict[str, Any]:
     """Return what weights of cfg's network belong to, enough to build it again; settings unset in seg are model's."""
-    model = _model_config(cfg)
+    model = seg_model_config(cfg)
     return {
         "network": cfg.train_seg.network,
         "backbone": model.backbone,
@@ -166,16 +166,21 @@ def build_deeplab(cfg: Config, num_classes: int) -> tuple[DeepLab, LoadReport]:
     ValueError when the weights of cfg.model are for another backbone than the one asked for.
     """
     seg = cfg.train_seg
-    model_config = _model_config(cfg)
-    source = model_config.pretrained
-    if seg.pretrained is None and source not in (None, PACKAGE) and model_config.backbone != cfg.model.backbone:
+    check_seg_weights(cfg)
+    model_config = seg_model_config(cfg)
+    backbone = build_backbone(model_config)
+    model = DeepLab(backbone, num_classes, network=seg.network, width=seg.width, dropout=seg.dropout)
+    return model, start_weights(model, model_config, "train_seg")
+
+
+def check_seg_weights(cfg: Config) -> None:
+    """Raise ValueError when the final network would start from model.pretrained, weights of another backbone."""
+    seg, source = cfg.train_seg, cfg.model.pretrained
+    if seg.pretrained is None and source not in (None, PACKAGE) and seg.backbone not in (None, cfg.model.backbone):
         raise ValueError(
             f"train_seg.backbone={seg.backbone} is not model.backbone={cfg.model.backbone}, which "
             f"model.pretrained={source} is for: set train_seg.pretrained"
         )
-    backbone = build_backbone(model_config)
-    model = DeepLab(backbone, num_classes, network=seg.network, width=seg.width, dropout=seg.dropout)
-    return model, start_weights(model, model_config, "train_seg")
 
 
 def load_deeplab(trained: Trained) -> DeepLab:
@@ -202,7 +207,7 @@ def load_deeplab(trained: Trained) -> DeepLab:
     return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _model_config(cfg: Config) -> ModelConfig:
+def seg_model_config(cfg: Config) -> ModelConfig:
     """Return cfg.model with the backbone settings of cfg.train_seg; only resnet38d has a width."""
     seg = cfg.train_seg
     backbone = seg.backbone or cfg.model.backbone

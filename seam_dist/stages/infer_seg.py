@@ -16,14 +16,14 @@ from collections.abc import Iterator
 
 from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.artifacts.stage import StageError, StageRun, input_fingerprint, open_stage
+from seam_dist.artifacts.stage import StageRun, input_fingerprint, open_stage
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config
 from seam_dist.data.manifest import Manifest, load_manifest, verify_shards
 from seam_dist.inference.crf_pool import CrfPool
 from seam_dist.inference.run_shards import ShardOutput, ShardProcess, Work, read_images, run_shards
 from seam_dist.inference.segmentation import add_prediction, predict_samples
-from seam_dist.inference.voc_server import VOC_SERVER, pack_for_server
+from seam_dist.inference.voc_server import VOC_SERVER, check_server_split, pack_for_server
 from seam_dist.models import Trained, load_deeplab, trained_for
 
 _SETTINGS = ("infer_seg.scales", "infer_seg.flip", "infer_seg.crf", "infer_seg.oracle")
@@ -68,11 +68,9 @@ def run(cfg: Config) -> None:
 
 
 def _open(cfg: Config, manifest: Manifest, trained: Trained) -> tuple[StageRun, list[Work]]:
-    server, splits = cfg.infer_seg.voc_server, list(cfg.splits_of("infer_seg"))
-    if server is not None and server not in splits:
-        raise StageError(f"infer_seg.voc_server={server} is not one of infer_seg.splits={splits}: add it there")
+    check_server_split(cfg)
     works: list[Work] = []
-    for name in splits:
+    for name in cfg.splits_of("infer_seg"):
         verify_shards(cfg.shards_dir, manifest, name, cfg.data.verify)
         split = manifest.split(name)
         folders = ["labels_crf"] if cfg.infer_seg.crf else []
@@ -86,6 +84,6 @@ def _open(cfg: Config, manifest: Manifest, trained: Trained) -> tuple[StageRun, 
         inputs["train_seg"] = input_fingerprint(cfg.stage_dir("train_seg"), "train_seg")
     settings = (*_SETTINGS, *_CRF_SETTINGS) if cfg.infer_seg.crf else _SETTINGS
     stage = open_stage(cfg, "infer_seg", settings=settings, ignore=_IGNORED, inputs=inputs)
-    if server is not None:
+    if cfg.infer_seg.voc_server is not None:
         OutputFolder(stage.dir).check([VOC_SERVER])
     return stage, works

@@ -187,9 +187,11 @@ def test_dry_run_says_what_each_stage_would_do_and_does_nothing(
         "--until",
         "random_walk",
     ]
-    assert cli.main(overrides) == 0
-    lines = [line.split("  ")[0:2] for line in capsys.readouterr().out.splitlines()]
-    assert [line[0].strip() for line in lines] == ["shard", "train_seam", "infer_cam", "train_affinity", "random_walk"]
+    assert cli.main(overrides) == 2  # train_affinity would have to be replaced
+    table, problems = capsys.readouterr().out.split("\n\n")
+    stages = [line.split()[0] for line in table.splitlines()]
+    assert stages == ["shard", "train_seam", "infer_cam", "train_affinity", "random_walk"]
+    assert "train_affinity was made with other settings" in problems
     assert sorted(path.name for path in cfg.run_dir.rglob("*")) == before
 
 

@@ -9,13 +9,14 @@ data-parallel wrappers is dropped.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -72,11 +73,13 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path, *, values: bool) -> dict[str, Tensor]:
     """Return the state dict of a file, in which it may be wrapped as {"state_dict": ...} or {"model": ...}."""
     remedy = "write it again with torch.save(model.state_dict(), path)"
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, the values stay on disk; files of before torch 1.6 are no zip archives and are read whole.
+        mapped = not values and zipfile.is_zipfile(path)
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a file of tensors that can be read safely ({reason}): {remedy}") from None
@@ -88,23 +91,30 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in value.items()}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, values: bool = True) -> dict[str, Tensor]:
     """Return the tensors of a weight file, with names as they stand in it (MXNet's are translated).
 
+    Without `values` only names and shapes count, which takes milliseconds: what the tensors hold may not be read.
     Raises ValueError for a missing file, an unknown suffix, or a file that is not what its suffix says.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give the path of a .pth, .pt, .params or .safetensors file")
     if path.suffix in (".pth", ".pt"):
-        return _read_torch(path)
+        return _read_torch(path, values=values)
     if path.suffix == ".params":
-        return {resnet38d_name(name): tensor for name, tensor in read_mxnet_params(path).items()}
+        return {resnet38d_name(name): tensor for name, tensor in read_mxnet_params(path, values=values).items()}
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(path) if values else _safetensors_shapes(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or write it again") from None
     raise ValueError(f"{path} has suffix {path.suffix!r}, expected .pth, .pt, .params or .safetensors: rename it")
+
+
+def _safetensors_shapes(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
 
 
 def model_name(name: str) -> str:
@@ -160,11 +170,26 @@ def load_weights(model: BackboneNetwork, source: str | Path, *, require_heads: b
     (another architecture), or when a tensor is not finite.
     """
     tensors = model.backbone.package_weights() if str(source) == PACKAGE else read_weights(Path(source))
+    report = fit_weights(model, tensors, str(source), require_heads=require_heads)
+    given, own = {model_name(name): tensor for name, tensor in tensors.items()}, model.state_dict()
+    check_finite({name: given[name] for name in report.matched}, source)
+    with torch.no_grad():
+        for name in report.matched:
+            own[name].copy_(given[name])
+    names = {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
+    model.pretrained_names = names.intersection(report.matched)
+    return report
+
+
+def fit_weights(
+    model: BackboneNetwork, tensors: Mapping[str, Tensor], source: str, *, require_heads: bool = False
+) -> LoadReport:
+    """Return which tensors of a file `load_weights` would take, by names and shapes; raise ValueError as it does."""
     tensors, own = _without_counters(tensors), _without_counters(model.state_dict())
     given = {model_name(name): tensor for name, tensor in tensors.items()}
     common = [name for name in own if name in given]
     report = LoadReport(
-        source=str(source),
+        source=source,
         matched=tuple(name for name in common if own[name].shape == given[name].shape),
         missing=tuple(name for name in own if name not in given),
         unexpected=tuple(name for name in tensors if model_name(name) not in own),
@@ -175,10 +200,4 @@ def load_weights(model: BackboneNetwork, source: str | Path, *, require_heads: b
         },
     )
     _refuse_misfit(model, report, given, "" if require_heads else "backbone.")
-    check_finite({name: given[name] for name in report.matched}, source)
-    with torch.no_grad():
-        for name in report.matched:
-            own[name].copy_(given[name])
-    names = {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
-    model.pretrained_names = names.intersection(report.matched)
     return report

@@ -52,12 +52,18 @@ class _Reader:
         self.file.readinto(data)
         return data
 
+    def skip(self, num_bytes: int, what: str) -> None:
+        if num_bytes > self.left:
+            raise self.error(f"{what} needs {num_bytes} bytes, {self.left} are left,")
+        self.left -= num_bytes
+        self.file.seek(num_bytes, 1)
+
     def number(self, code: str, what: str) -> int:
         value: int = struct.unpack("<" + code, self.take(struct.calcsize(code), what))[0]
         return value
 
 
-def _read_array(reader: _Reader) -> Tensor:
+def _read_array(reader: _Reader, values: bool) -> Tensor:
     magic = reader.number("I", "array header")
     if magic in (_V2, _V3):
         storage = reader.number("i", "storage type")
@@ -78,12 +84,17 @@ def _read_array(reader: _Reader) -> Tensor:
         raise reader.error(f"an array has dtype flag {flag}, known are {sorted(_DTYPES)},")
     dtype = _DTYPES[flag]
     num_values = math.prod(shape)
+    if not values:
+        reader.skip(num_values * dtype.itemsize, f"array of shape {shape}")
+        return torch.empty(shape, dtype=dtype, device="meta")
     data = reader.take(num_values * dtype.itemsize, f"array of shape {shape}")
     return torch.frombuffer(data, dtype=dtype).reshape(shape) if num_values else torch.empty(shape, dtype=dtype)
 
 
-def read_mxnet_params(path: Path) -> dict[str, Tensor]:
+def read_mxnet_params(path: Path, *, values: bool = True) -> dict[str, Tensor]:
     """Return the named arrays of a `.params` file, names as they stand in it (`arg:...`, `aux:...`).
+
+    Without `values` they are on the meta device: their shapes alone are read.
 
     Raises ValueError for a file that is truncated, is not an NDArray list, has no names or holds sparse arrays.
     """
@@ -96,7 +107,7 @@ def read_mxnet_params(path: Path) -> dict[str, Tensor]:
                 "give it its true suffix (.pth or .safetensors)"
             )
         reader.take(8, "list header")
-        arrays = [_read_array(reader) for _ in range(reader.number("Q", "number of arrays"))]
+        arrays = [_read_array(reader, values) for _ in range(reader.number("Q", "number of arrays"))]
         names = []
         for _ in range(reader.number("Q", "number of names")):
             length = reader.number("Q", "name length")

@@ -96,10 +96,15 @@ def trained_for(
     if checkpoint is None:
         input_fingerprint(cfg.stage_dir(stage), stage)
     trained = find_trained(checkpoint or cfg.stage_dir(stage), stage, default=default)
+    check_classes(trained, classes, cfg.shards_dir)
+    return trained
+
+
+def check_classes(trained: Trained, classes: Sequence[str], shards: Path) -> None:
+    """Raise StageError when a network is for other classes than those of the data set in `shards`."""
     if trained.classes != tuple(classes):
         was, now = (shorten(", ".join(names), 60) for names in (trained.classes, classes))
         raise StageError(
             f"{trained.weights} was trained for {len(trained.classes)} classes ({was}), the shards in "
-            f"{cfg.shards_dir} have {len(classes)} ({now}): use the data set that it was trained on"
+            f"{shards} have {len(classes)} ({now}): use the data set that it was trained on"
         )
-    return trained

@@ -14,7 +14,7 @@ from seam_dist.models import SEAM
 from seam_dist.models.backbones.base import Backbone
 from seam_dist.models.backbones.lite0 import Lite0
 from seam_dist.models.backbones.resnet38d import ResNet38d
-from seam_dist.models.weights.load import load_weights
+from seam_dist.models.weights.load import load_weights, read_weights
 
 HEADS = {"fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight"}
 
@@ -189,3 +189,14 @@ def test_package_weights_fill_lite0() -> None:
 def test_resnet38d_has_no_package_weights(make_resnet38d: Callable[..., Backbone]) -> None:
     with pytest.raises(ValueError, match=r"no package ships weights for resnet38d.*give the path"):
         load_weights(SEAM(make_resnet38d(), 2), "package")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_names_and_shapes_come_without_the_values(suffix: str, tmp_path: Path) -> None:
+    tensors = {"conv1a.weight": torch.arange(12.0).reshape(3, 4), "bn7.bias": torch.zeros(0)}
+    path = _save(tmp_path / f"w{suffix}", tensors)
+    read = read_weights(path, values=False)
+    assert {name: tensor.shape for name, tensor in read.items()} == {name: t.shape for name, t in tensors.items()}
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"whole|read safely"):
+        read_weights(path, values=False)

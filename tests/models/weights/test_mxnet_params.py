@@ -57,6 +57,11 @@ def test_reads_every_version_and_dtype(tmp_path: Path, version: int) -> None:
     path = tmp_path / "w.params"
     path.write_bytes(_list_bytes(expected, version))
     arrays = read_mxnet_params(path)
+    shapes = read_mxnet_params(path, values=False)
+    assert {name: (a.shape, a.dtype) for name, a in shapes.items()} == {
+        name: (a.shape, a.dtype) for name, a in arrays.items()
+    }
+    assert {array.device.type for array in shapes.values()} == {"meta"}
     assert list(arrays) == list(expected)
     for name, array in expected.items():
         assert arrays[name].dtype == array.dtype

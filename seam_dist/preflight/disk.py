@@ -1,0 +1,155 @@
+"""Places that the stages write to: permission, folders of the data set, and an estimate of the bytes against the disk.
+
+The estimate counts what dominates: shards, CAMs, label images, and the checkpoints of the trainings. Bytes that an
+interrupted stage has written already are taken off.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from seam_dist.artifacts.layout import LABEL_TYPES, stage_folder
+from seam_dist.config.findings import Findings
+from seam_dist.config.schema import Config, Stage
+from seam_dist.models.backbones.base import BackboneNetwork
+from seam_dist.preflight.plan import Plan
+
+# Bytes a pixel: the demo's scenes with their masks (measured: 0.49), and label images as PNG (0.019 to 0.030 on scenes
+# and on the masks of photographs).
+_SCENE_BYTES, _LABEL_BYTES = 0.5, 0.03
+_MEMBER_BYTES = 1024  # header and padding of a member of a tar
+_GIB = 2**30
+
+
+def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Findings:
+    """Return places that cannot be written to and disks that are too small for what the stages write."""
+    findings = Findings()
+    cfg = plan.cfg
+    places = {"run.dir": cfg.run_dir}
+    if "shard" in plan.stages and cfg.data.shards is not None:
+        places["data.shards"] = cfg.data.shards
+    for setting, path in places.items():
+        if (reason := _why_not_writable(path)) is not None:
+            remedy = f"set {setting} to a folder of your own"
+            findings.error(setting, f"{setting}: {path} cannot be written to, {reason}: {remedy}")
+    if not findings.errors:
+        _check_images_folders(plan, places, findings)
+        _check_space(plan, networks, findings)
+    return findings
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the path itself or the nearest path above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
+
+
+def _why_not_writable(path: Path) -> str | None:
+    """Return why nobody can create or fill a folder, or None."""
+    try:
+        place = existing_parent(path)
+    except OSError as error:
+        return f"{error.strerror}"
+    if not place.is_dir():
+        return f"{place} is a file" if place.is_file() else f"{place} is no folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} gives no permission to write"
+    return None
+
+
+def _check_images_folders(plan: Plan, places: Mapping[str, Path], findings: Findings) -> None:
+    """Refuse outputs among the images: a reader would list them as images the next time."""
+    records = [record for split in plan.splits(list(plan.data.splits if plan.data else ())) for record in split.records]
+    root = plan.cfg.source.root
+    folders = {path.parent.resolve() for record in records for path in record.files} - {root and root.resolve()}
+    for setting, path in places.items():
+        inside = folders & {path.resolve(), *path.resolve().parents}
+        if inside:
+            findings.error(
+                f"{setting}-in-images",
+                f"{setting}: {path} is inside {inside.pop()}, a folder of the data set's images: set {setting} to a "
+                "folder outside of it",
+            )
+
+
+def estimate(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> dict[Stage, float]:
+    """Return the bytes that each stage will write, 0 where nothing can be said."""
+    cfg, data = plan.cfg, plan.data
+    needed: dict[Stage, float] = dict.fromkeys(plan.stages, 0.0)
+    for stage in plan.trainings:
+        if stage in networks:
+            needed[stage] = _training_bytes(cfg, stage, networks[stage])
+    if data is None:
+        return needed
+
+    image_pixels = data.image_pixels
+
+    def num_pixels(stage: Stage) -> float:
+        return image_pixels * sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
+
+    for stage in plan.stages:
+        if stage == "shard":
+            samples = sum(split.num_samples for split in data.splits.values())
+            drawn = num_pixels(stage) * _SCENE_BYTES if cfg.source.kind == "synthetic" else 0
+            needed[stage] = data.num_bytes + drawn + samples * 3 * _MEMBER_BYTES
+        elif stage in ("infer_cam", "random_walk", "infer_seg"):
+            kinds = [label for label in LABEL_TYPES.values() if label.stage == stage]
+            section = getattr(cfg, stage)
+            num_kinds = sum(label.switch is None or bool(getattr(section, label.switch)) for label in kinds)
+            num_kinds += stage == "random_walk" and cfg.random_walk.files
+            samples = sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
+            needed[stage] = num_kinds * (num_pixels(stage) * _LABEL_BYTES + samples * _MEMBER_BYTES)
+        if stage == "infer_cam":
+            needed[stage] += num_pixels(stage) * _cam_bytes(cfg, data.image_classes) + samples * 3 * _MEMBER_BYTES
+    return needed
+
+
+def _cam_bytes(cfg: Config, classes: float) -> float:
+    """Return the bytes of an image's maps for each of its pixels."""
+    num_maps = 1 if cfg.infer_cam.cam == "plain" or cfg.loss.ablation in ("cam", "er") else 2
+    stored = 2 * num_maps * classes / cfg.infer_cam.cam_stride**2
+    if not cfg.infer_cam.interop:
+        return float(stored)
+    own_crf = cfg.infer_cam.crf and cfg.infer_cam.crf_from_interop is None
+    return float(stored) + 4 * classes + (2 * 4 * (classes + 1) if own_crf else 0)
+
+
+def _training_bytes(cfg: Config, stage: Stage, network: BackboneNetwork) -> float:
+    """Return the bytes of the checkpoints that are kept, of the one being written, and of the final weights."""
+    weights: float = 4 * sum(value.numel() for value in network.state_dict().values())
+    momentum: float = 4 * sum(value.numel() for value in network.parameters() if value.requires_grad)
+    return (cfg.schedule_of(stage).keep_checkpoints + 1) * (weights + momentum) + weights
+
+
+def _check_space(plan: Plan, networks: Mapping[Stage, BackboneNetwork], findings: Findings) -> None:
+    by_disk: dict[int, list[tuple[Stage, float]]] = {}
+    places: dict[int, Path] = {}
+    for stage, num_bytes in estimate(plan, networks).items():
+        folder = stage_folder(plan.cfg, stage)
+        place = existing_parent(folder)
+        disk = place.stat().st_dev
+        places.setdefault(disk, place)
+        by_disk.setdefault(disk, []).append((stage, max(0.0, num_bytes - _bytes_in(folder))))
+    for disk, parts in by_disk.items():
+        place = places[disk]
+        needed, free = sum(num_bytes for _, num_bytes in parts), shutil.disk_usage(place).free
+        if needed * 1.5 <= free:
+            continue
+        largest = sorted(parts, key=lambda part: -part[1])[:3]
+        setting = "data.shards" if largest[0][0] == "shard" and plan.cfg.data.shards is not None else "run.dir"
+        shares = ", ".join(f"{stage} {num_bytes / _GIB:.2f}" for stage, num_bytes in largest)
+        text = (
+            f"{setting}: the stages will write about {needed / _GIB:.2f} GiB ({shares}) and the disk of {place} has "
+            f"{free / _GIB:.2f} GiB free: make room, or set {setting} to a larger disk"
+        )
+        if free < needed:
+            findings.error(f"space-{disk}", text)
+        else:
+            findings.warning(f"space-{disk}", text)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0

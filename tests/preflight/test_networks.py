@@ -1,0 +1,40 @@
+"""Networks that are built without memory: what cannot be built, and what several GPUs cannot train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from kit import Probe, run_config
+from torch import nn
+
+from seam_dist.models import DeepLab
+from seam_dist.preflight import networks
+from seam_dist.preflight.plan import Plan
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A BatchNorm that does more than BatchNorm."""
+
+
+def test_a_setting_that_a_backbone_ignores_is_found(tmp_path: Path) -> None:
+    cfg = run_config(tmp_path, model={"backbone": "lite0", "width": 0.5})
+    built, findings = networks.build_networks(Plan(cfg, ("train_seam", "train_seg")))
+    assert not built.keys() - {"train_seg"}
+    assert findings.errors[0].text.startswith("model.width=0.5 has no effect on lite0")
+
+
+def test_batchnorm_that_several_gpus_cannot_share_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(cfg: object, num_classes: int) -> tuple[DeepLab, None]:
+        backbone = Probe()
+        backbone.norm = OwnNorm(4)
+        return DeepLab(backbone, num_classes, network="deeplabv1", width=4), None
+
+    monkeypatch.setattr(networks, "build_deeplab", build)
+    plan = Plan(run_config(tmp_path, run={"device": "auto"}), ("train_seg",), 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not len(networks.build_networks(plan)[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (finding,) = networks.build_networks(plan)[1]
+    assert "train_seg.freeze_batchnorm=false: probe has layers of type OwnNorm" in finding.text
