@@ -276,10 +276,11 @@ def test_all_bad_images_are_named_and_the_other_shards_kept(tmp_path: Path) -> N
     with pytest.raises(SourceError) as caught:
         run(kit.MemorySource(train=records), tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "3 images cannot be converted (bad-image): correct or remove them and rerun, whole shards stay"
+    for place, topic in enumerate(("damaged", "text", "too-large")):
+        assert lines[2 * place].startswith(f"1 image cannot be converted (image-{topic})")
     assert "image image 0: the JPEG is damaged (Premature end" in lines[1]
-    assert "image image 4: it is text that begins with 'hello', expected JPEG, PNG, " in lines[2]
-    assert "image image 5: the image has 1000 x 1001 pixels, more than data.max_pixels=1000000" in lines[3]
+    assert "image image 4: it is text that begins with 'hello', expected JPEG, PNG, " in lines[3]
+    assert "image image 5: the image has 1000 x 1001 pixels, more than data.max_pixels=1000000" in lines[5]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["train-00002.tar", "train-00003.tar"]
     assert not (tmp_path / "manifest.json").exists()
 
@@ -292,9 +293,9 @@ def test_errors_of_images_and_masks_come_together_with_the_first_of_each(tmp_pat
     with pytest.raises(SourceError) as caught:
         run(kit.MemorySource(train=records), tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("8 images cannot be converted (bad-image, the first 5 are):")
+    assert lines[0].startswith("8 images cannot be converted (image-text, the first 5 are):")
     assert all(line.startswith("  image image ") for line in lines[1:6])
-    assert lines[6].startswith("1 mask cannot be converted (bad-mask):")
+    assert lines[6].startswith("1 mask cannot be converted (mask-size):")
     assert lines[7].startswith("  mask of image image 9: ")
     assert len(lines) == 8
 
