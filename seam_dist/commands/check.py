@@ -12,12 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.cluster.launcher import count_ranks
 from seam_dist.cluster.place import read_place
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.commands.options import add_run_options, choose_stages, resolve_config
 from seam_dist.commands.status import run_status, stage_status
 from seam_dist.config.findings import Findings
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
 from seam_dist.data.sources import open_source
 from seam_dist.preflight.check import check_run
@@ -82,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_options(parser)
     parser.add_argument("--quick", action="store_true", help="do not open the images: no survey and no page")
     parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="where the survey goes (default: <run>/check/dataset.html)"
+        "--page", type=user_path, metavar="FILE", help="where the survey goes (default: <run>/check/dataset.html)"
     )
     return parser
 
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         findings = check_arguments(cfg, stages, arguments.ranks)
         if not arguments.quick and cfg.source.root is not None and cfg.source.kind != "synthetic":
             page = arguments.page or cfg.run_dir / "check" / "dataset.html"
+            OutputFolder(page.parent).check([page.name], remedy="give another --page")
             add_new(findings, survey(cfg, page))
     except (ValueError, OSError) as error:
         print(f"seam-dist: error: {error}", file=sys.stderr)
@@ -135,8 +138,9 @@ def survey(cfg: Config, page: Path) -> Findings:
                 open_source(cfg.source, splits),
                 splits,
                 max_pixels=cfg.data.max_pixels,
-                pixel_range=getattr(cfg.source, "pixel_range", None),
+                pixel_range=cfg.source.pixel_range,
                 train_split=cfg.data.train_split,
+                refuse_masks=cfg.source.check_masks == "refuse",
                 num_processes=len(os.sched_getaffinity(0)),
                 progress=bar.update,
             )

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from seam_dist.artifacts.atomic import atomic_write
+from seam_dist.artifacts.outputs import OutputFolder
 from seam_dist.data.duplicates import Duplicate
 from seam_dist.data.sources.base import Record
 from seam_dist.data.survey import Survey
@@ -61,8 +61,11 @@ class Group:
 
 
 def write_dataset_page(survey: Survey, path: Path) -> None:
-    """Write the page of a survey to `path`, whole or not at all; it opens the images that it shows once more."""
-    atomic_write(path, dataset_page(survey))
+    """Write the page of a survey to `path`, whole or not at all; it opens the images that it shows once more.
+
+    Raises OutputError when a file that is no such page is there.
+    """
+    OutputFolder(path.parent).write(path.name, dataset_page(survey).encode())
 
 
 def dataset_page(survey: Survey) -> str:
