@@ -77,10 +77,18 @@ class RunConfig:
 class SourceConfig:
     """The data set as it lies on disk, before conversion to shards."""
 
-    kind: Literal["voc", "folder", "synthetic"] = "folder"
-    """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
+    kind: Literal["voc", "coco", "folder", "synthetic"] = "folder"
+    """Reader: PASCAL VOC 2012 or COCO layout, a plain folder with labels.csv, or seeded synthetic scenes."""
     root: Path | None = None
     """Folder of the data set; not used by synthetic."""
+    image_list: str = "annotated"
+    """coco: images with at least one annotation (annotated), all, or a file of names, in which {split} is replaced."""
+    overlap: Literal["area", "order"] = "area"
+    """coco: the smaller annotation is on top (coco2voc), or the later one (ReCAM)."""
+    crowd: Literal["class", "background", "ignore"] = "class"
+    """coco: pixels of crowd annotations get their class (coco2voc), background (ReCAM) or 255."""
+    masks: Path | None = None
+    """coco: folder of ready-made masks with 91 ids or 81 class indices; unset: masks are drawn from the annotations."""
     num_images: tuple[int, ...] = (240, 60)
     """synthetic: images in each of data.splits."""
     num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)
