@@ -14,6 +14,7 @@ DEV = [
     *LITE,
     *CRF,
     *COCO,
+    *TIMM,
     *BENCH,
     "pytest>=8",
     "pytest-timeout>=2.3",
