@@ -148,7 +148,7 @@ def test_unknown_names_list_what_is_installed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / folder).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / folder)
     with pytest.raises(
-        ConfigError, match=r"--config=voc21 .*did you mean voc12\?.*one of demo, folder, voc12, or the path"
+        ConfigError, match=r"--config=voc21 .*did you mean voc12\?.*one of coco14, demo, folder, voc12, or the path"
     ):
         load_config("voc21")
     with pytest.raises(

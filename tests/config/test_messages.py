@@ -60,9 +60,12 @@ OVERRIDES = [
     ("run.dir=null", "run.dir=null (command line): expected a path, not null"),
     (
         "source.kind=vocc",
-        "source.kind='vocc' (command line): expected one of voc, folder, synthetic (did you mean voc?)",
+        "source.kind='vocc' (command line): expected one of voc, coco, folder, synthetic (did you mean voc?)",
     ),
-    ("source.kind=VOC", "source.kind='VOC' (command line): expected one of voc, folder, synthetic (did you mean voc?)"),
+    (
+        "source.kind=VOC",
+        "source.kind='VOC' (command line): expected one of voc, coco, folder, synthetic (did you mean voc?)",
+    ),
     ("model.output_stride=4", "model.output_stride='4' (command line): expected one of 8, 16"),
     (
         "model.backbone=resnet38",
@@ -94,7 +97,7 @@ def test_wrong_override_is_explained(override: str, message: str) -> None:
         ("deepspeed: 3\n", "deepspeed=3 (FILE:1): expected a mapping of names to values"),
         (
             "source: {kind: folders}\n",
-            "source.kind='folders' (FILE:1): expected one of voc, folder, synthetic (did you",
+            "source.kind='folders' (FILE:1): expected one of voc, coco, folder, synthetic (did you",
         ),
     ],
 )

@@ -24,6 +24,8 @@ SETTINGS = (
     "report.compare",
     "model.pretrained",
     "train_seg.pretrained",
+    "source.image_list",
+    "source.masks",
     "train_seam.schedule.resume",
     "train_seg.schedule.resume",
 )

@@ -224,7 +224,7 @@ CASES = [
         fault="another case of a config",
         run=named("VOC12"),
         refused=r"--config=VOC12 is not known \(did you mean voc12\?\): "
-        r"expected one of demo, folder, voc12, or the path",
+        r"expected one of coco14, demo, folder, voc12, or the path",
     ),
     settings(
         fault="a preset that is not beside the file, nor installed",

@@ -86,12 +86,12 @@ def test_findings_of_the_reader_are_passed_on_by_topic(tmp_path: Path, monkeypat
     for name in ("train", "val"):
         findings = Findings()
         findings.error("class", f"labels.csv: class 'kat' of {name}")
-        findings.warning("spaces", "a name with a space")
+        findings.warning("spaces", f"a name with a space in {name}")
         listings[name] = Listing(kit.records(3), findings)
     use_source(monkeypatch, **listings)
     assert texts(check_run(memory_config(tmp_path), ["shard"])) == [
         "labels.csv: class 'kat' of train (2 such cases)",
-        "a name with a space (2 such cases)",
+        "a name with a space in train (2 such cases)",
     ]
 
 
