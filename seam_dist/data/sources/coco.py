@@ -46,7 +46,8 @@ class CocoSource:
         return tuple(name for _, name in sorted(self._instances(self.splits[0]).categories.items()))
 
     @cached_property
-    def _root(self) -> Path:
+    def root(self) -> Path:
+        """Return the folder of the data set; raise SourceError when it is none, or for splits of both years."""
         assert self.cfg.root is not None
         years = {match[0] for split in self.splits if (match := _YEAR.search(split))}
         if len(years) > 1:
@@ -60,7 +61,7 @@ class CocoSource:
         return self.cfg.root
 
     def _instances(self, split: str) -> Instances:
-        path = self._root / "annotations" / f"instances_{split}.json"
+        path = self.root / "annotations" / f"instances_{split}.json"
         if not path.is_file():
             there = sorted(file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json"))
             raise SourceError(f"{path} is missing, found {', '.join(there) or 'none'}: add it or change data.splits")
@@ -78,7 +79,7 @@ class CocoSource:
                 "categories",
                 f"the categories of {split} differ from those of {self.splits[0]}: use files of one data set",
             )
-        places = [self._root / split, self._root / "images" / split]
+        places = [self.root / split, self.root / "images" / split]
         folder = next((place for place in places if place.is_dir()), places[0])
         require_folder(folder, what="image folder", remedy=f"unpack the images of {split} there")
         on_disk = {entry.name for entry in os.scandir(folder)}
