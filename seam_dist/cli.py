@@ -19,6 +19,7 @@ from seam_dist import __version__
 from seam_dist.cluster.place import is_first
 from seam_dist.commands.options import add_run_options, choose_stages, resolve_config
 from seam_dist.config.describe import format_config, format_settings
+from seam_dist.config.findings import error_text
 from seam_dist.config.load import ConfigError
 
 _DESCRIPTION = """\
@@ -82,8 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         try:
-            if command_line and command_line[0] in _COMMANDS:
-                return int(importlib.import_module(f"seam_dist.commands.{command_line[0]}").main(command_line[1:]))
             return _run(command_line)
         finally:
             sys.stdout.flush()
@@ -99,29 +98,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command_line: Sequence[str]) -> int:
+    is_command = bool(command_line) and command_line[0] in _COMMANDS
     # Settings may stand between options, in any order.
-    arguments = build_parser().parse_intermixed_args(command_line)
+    arguments = build_parser().parse_intermixed_args([] if is_command else command_line)
     if arguments.help_config:
         print(format_settings(), end="")
         return 0
     try:
+        if is_command:
+            return int(importlib.import_module(f"seam_dist.commands.{command_line[0]}").main(command_line[1:]))
         resolved = resolve_config(arguments)
         if arguments.print_config:
             print(format_config(resolved), end="")
             return 0
-        stages = choose_stages(arguments)
+        cfg, stages = resolved.config, choose_stages(arguments)
         # They import torch, which --help and --print-config need not wait for.
         from seam_dist.commands import check, run, status
 
         if arguments.dry_run:
-            print(status.format_status(status.run_status(resolved.config, stages), action=True))
-            findings = check.check_arguments(resolved.config, stages, arguments.ranks)
+            print(status.format_status(status.run_status(cfg, stages), action=True))
+            findings = check.check_stages(cfg, stages, check.num_ranks(cfg, arguments.ranks))
             if len(findings):
-                print(f"\n{check.format_findings(findings)}")
+                print("", *(finding.line for finding in findings), sep="\n")
             return 2 if findings.errors else 0
         if arguments.ranks is not None:
-            return run.run_on_ranks(resolved.config, stages, arguments.ranks, command_line)
-        return run.run_stages(resolved.config, stages)
+            return run.run_on_ranks(cfg, stages, arguments.ranks, command_line)
+        return run.run_stages(cfg, stages)
     except ValueError as error:
         if os.environ.get("SEAM_DIST_TRACEBACK"):
             traceback.print_exc()
@@ -132,7 +134,7 @@ def _run(command_line: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"seam-dist: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        print(f"seam-dist: error: {error_text(error)}", file=sys.stderr)
         return 2
 
 

@@ -21,16 +21,14 @@ from seam_dist.preflight.weights import check_weights
 def check_run(
     cfg: Config,
     stages: Sequence[str],
-    *,
     world_size: int = 1,
-    local_ranks: int | None = None,
+    *,
     done: Collection[str] = (),
     changed: Mapping[str, str] | None = None,
 ) -> Findings:
     """Return all that is wrong or odd with running `stages` now; errors would end the run, sooner or later.
 
     Args:
-        local_ranks: ranks that need a device of this host; unset: all.
         done: stages that will be skipped; nothing is asked of them.
         changed: stages whose outputs belong to other settings, with what differs.
     """
@@ -43,7 +41,7 @@ def check_run(
     networks, of_networks = ({}, Findings()) if packages.errors else build_networks(plan)
     findings.merge([*packages, *of_networks])
     checks: Sequence[Callable[[], Findings]] = (
-        lambda: check_machine(plan, local_ranks=world_size if local_ranks is None else local_ranks),
+        lambda: check_machine(plan),
         lambda: check_settings(plan),
         lambda: check_splits(plan),
         lambda: check_inputs(plan, changed or {}),

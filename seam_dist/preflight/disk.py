@@ -6,13 +6,13 @@ interrupted stage has written already are taken off.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from seam_dist.artifacts.layout import LABEL_TYPES, stage_folder
-from seam_dist.config.findings import Findings
+from seam_dist.artifacts.outputs import existing_parent, why_not_writable
+from seam_dist.config.findings import Finding, Findings
 from seam_dist.config.schema import Config, Stage
 from seam_dist.models.backbones.base import BackboneNetwork
 from seam_dist.preflight.plan import Plan
@@ -32,32 +32,13 @@ def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Finding
     if "shard" in plan.stages and cfg.data.shards is not None:
         places["data.shards"] = cfg.data.shards
     for setting, path in places.items():
-        if (reason := _why_not_writable(path)) is not None:
+        if (reason := why_not_writable(path)) is not None:
             remedy = f"set {setting} to a folder of your own"
             findings.error(setting, f"{setting}: {path} cannot be written to, {reason}: {remedy}")
     if not findings.errors:
         _check_images_folders(plan, places, findings)
         _check_space(plan, networks, findings)
     return findings
-
-
-def existing_parent(path: Path) -> Path:
-    """Return the path itself or the nearest path above it that exists."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
-
-
-def _why_not_writable(path: Path) -> str | None:
-    """Return why nobody can create or fill a folder, or None."""
-    try:
-        place = existing_parent(path)
-    except OSError as error:
-        return f"{error.strerror}"
-    if not place.is_dir():
-        return f"{place} is a file" if place.is_file() else f"{place} is no folder"
-    if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} gives no permission to write"
-    return None
 
 
 def _check_images_folders(plan: Plan, places: Mapping[str, Path], findings: Findings) -> None:
@@ -145,10 +126,7 @@ def _check_space(plan: Plan, networks: Mapping[Stage, BackboneNetwork], findings
             f"{setting}: the stages will write about {needed / _GIB:.2f} GiB ({shares}) and the disk of {place} has "
             f"{free / _GIB:.2f} GiB free: make room, or set {setting} to a larger disk"
         )
-        if free < needed:
-            findings.error(f"space-{disk}", text)
-        else:
-            findings.warning(f"space-{disk}", text)
+        findings.add(Finding("error" if free < needed else "warning", f"space-{disk}", text))
 
 
 def _bytes_in(folder: Path) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,11 +22,11 @@ from seam_dist.report.dataset_charts import cooccurrence_chart, histogram
 from seam_dist.report.dataset_text import (
     class_order,
     class_share,
+    describe_contents,
     describe_counts,
-    describe_sizes,
+    describe_split,
     format_survey,
     num_things,
-    of_all,
 )
 from seam_dist.report.overlay import draw_overlay
 from seam_dist.report.page import Section, render_page, render_template
@@ -70,12 +71,7 @@ def write_dataset_page(survey: Survey, path: Path) -> None:
 
 def dataset_page(survey: Survey) -> str:
     """Return the page's HTML, below 5 MB whatever the data set."""
-    errors, warnings = len(survey.findings.errors), len(survey.findings.warnings)
-    lead = (
-        f"{num_things(survey.num_samples, 'image')} in {num_things(len(survey.splits), 'split')}, "
-        f"{num_things(len(survey.classes), 'class')}; {num_things(errors, 'error')}, "
-        f"{num_things(warnings, 'warning')}. {survey.name}"
-    )
+    lead = f"{describe_contents(survey)}; {survey.findings.summary()}. {survey.name}"
     sections = [
         Section("findings", "Findings", render_template("dataset_findings.html", findings=list(survey.findings))),
         Section("splits", "Splits", _splits(survey)),
@@ -92,14 +88,7 @@ def dataset_page(survey: Survey) -> str:
 def _splits(survey: Survey) -> Markup:
     rows = [
         {
-            "name": split.name,
-            "num_samples": split.num_samples,
-            "labels": of_all(split.num_labeled, split.num_samples),
-            "masks": of_all(split.num_masks, split.num_samples),
-            "num_without_object": split.num_without_object,
-            "num_unusable": split.num_unusable,
-            "sizes": describe_sizes(split),
-            "formats": describe_counts(split.formats),
+            **describe_split(split),
             "modes": describe_counts(split.modes),
             "num_turned": sum(count for value, count in split.orientations.items() if value != 1),
             "void_share": split.void_share,
@@ -234,7 +223,7 @@ def _duplicates(survey: Survey) -> Markup:
     groups = [Group(_title(pair), "", pictures[2 * k : 2 * k + 2]) for k, pair in enumerate(shown)]
     rest = [
         f"{count} images of split {second} are in the list of split {first} as well."
-        for first, second, count in _count_by_splits(listed)
+        for (first, second), count in Counter((pair.first.split, pair.second.split) for pair in listed).items()
     ]
     if len(pairs) > len(shown):
         rest.append(f"{len(pairs) - len(shown)} more pairs are not shown.")
@@ -253,12 +242,6 @@ def _first_of_each(pairs: Sequence[Duplicate]) -> list[Duplicate]:
         by_sort.setdefault((pair.sort, pair.first.split, pair.second.split), []).append(pair)
     each = max(1, _MAX_PAIRS // max(1, len(by_sort)))
     return [pair for of_sort in by_sort.values() for pair in of_sort[:each]][:_MAX_PAIRS]
-
-
-def _count_by_splits(pairs: Sequence[Duplicate]) -> Iterator[tuple[str, str, int]]:
-    splits = [(pair.first.split, pair.second.split) for pair in pairs]
-    for first, second in dict.fromkeys(splits):
-        yield first, second, splits.count((first, second))
 
 
 def _pictures(survey: Survey, wanted: Sequence[tuple[str, Record, str]]) -> list[Picture]:

@@ -9,12 +9,13 @@ import torch
 from kit import run_config
 from stage_kit import cam_config, finish_seam
 
+from seam_dist.artifacts.outputs import existing_parent
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config, Stage
 from seam_dist.data.sources.base import Record
 from seam_dist.preflight.check import check_run
 from seam_dist.preflight.data_set import read_data_set
-from seam_dist.preflight.disk import check_disk, estimate, existing_parent
+from seam_dist.preflight.disk import check_disk, estimate
 from seam_dist.preflight.networks import build_networks
 from seam_dist.preflight.plan import DataSet, Plan, SplitOutline
 from seam_dist.stages import infer_cam, shard
@@ -96,6 +97,6 @@ def test_a_folder_that_nobody_may_look_into_is_one_line(tmp_path: Path, monkeypa
     def refuse(run_dir: Path, stage: str) -> None:
         raise PermissionError(13, "Permission denied", str(run_dir))
 
-    monkeypatch.setattr("seam_dist.preflight.inputs.lock_holder", refuse)
+    monkeypatch.setattr("seam_dist.preflight.inputs.check_unlocked", refuse)
     findings = check_run(run_config(tmp_path), ["shard"])
     assert [str(finding) for finding in findings] == [f"{tmp_path / 'runs' / 'run'}: Permission denied"]
