@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         try:
+            if command_line and command_line[0] in _COMMANDS:
+                return int(importlib.import_module(f"seam_dist.commands.{command_line[0]}").main(command_line[1:]))
             return _run(command_line)
         finally:
             sys.stdout.flush()
@@ -95,18 +97,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         print(f"seam-dist: error: {error.strerror or error}: {error.filename or 'standard output'}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        if os.environ.get("SEAM_DIST_TRACEBACK"):
+            traceback.print_exc()
+        # Every rank meets the same bad setting; one line of it is enough.
+        if is_first(os.environ) or not isinstance(error, ConfigError):
+            print(f"seam-dist: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(command_line: Sequence[str]) -> int:
-    is_command = bool(command_line) and command_line[0] in _COMMANDS
     # Settings may stand between options, in any order.
-    arguments = build_parser().parse_intermixed_args([] if is_command else command_line)
+    arguments = build_parser().parse_intermixed_args(command_line)
     if arguments.help_config:
         print(format_settings(), end="")
         return 0
     try:
-        if is_command:
-            return int(importlib.import_module(f"seam_dist.commands.{command_line[0]}").main(command_line[1:]))
         resolved = resolve_config(arguments)
         if arguments.print_config:
             print(format_config(resolved), end="")
@@ -124,13 +130,6 @@ def _run(command_line: Sequence[str]) -> int:
         if arguments.ranks is not None:
             return run.run_on_ranks(cfg, stages, arguments.ranks, command_line)
         return run.run_stages(cfg, stages)
-    except ValueError as error:
-        if os.environ.get("SEAM_DIST_TRACEBACK"):
-            traceback.print_exc()
-        # Every rank meets the same bad setting; one line of it is enough.
-        if is_first(os.environ) or not isinstance(error, ConfigError):
-            print(f"seam-dist: error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         raise
     except OSError as error:
