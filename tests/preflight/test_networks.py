@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,13 @@ def test_batchnorm_that_several_gpus_cannot_share_is_found(tmp_path: Path, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (finding,) = networks.build_networks(plan)[1]
     assert "train_seg.freeze_batchnorm=false: probe has layers of type OwnNorm" in finding.text
+
+
+def test_the_compiler_of_torch_is_not_imported() -> None:
+    """It takes more than a second, and random numbers on the meta device would ask for it."""
+    code = (
+        "import sys; from seam_dist.config.load import load_config; from seam_dist.preflight import networks, plan;"
+        "made = networks.build_networks(plan.Plan(load_config('demo').config, ('train_seam', 'train_seg')))[0];"
+        "sys.exit(len(made) != 2 or 'torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
