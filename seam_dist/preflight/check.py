@@ -12,7 +12,7 @@ from seam_dist.preflight.inputs import check_inputs
 from seam_dist.preflight.machine import check_machine
 from seam_dist.preflight.networks import build_networks
 from seam_dist.preflight.packages import check_packages
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 from seam_dist.preflight.settings import check_settings
 from seam_dist.preflight.splits import check_splits
 from seam_dist.preflight.weights import check_weights
@@ -36,7 +36,7 @@ def check_run(
     pending: list[Stage] = [stage for stage in STAGES if stage in stages and stage not in done]
     data, of_data = read_data_set(cfg, pending)
     findings.merge(of_data)
-    plan = Plan(cfg, tuple(pending), world_size, data)
+    plan = RunPlan(cfg, tuple(pending), world_size, data)
     packages = check_packages(plan)
     networks, of_networks = ({}, Findings()) if packages.errors else build_networks(plan)
     findings.merge([*packages, *of_networks])

@@ -15,7 +15,7 @@ from seam_dist.artifacts.outputs import existing_parent, why_not_writable
 from seam_dist.config.findings import Finding, Findings
 from seam_dist.config.schema import Config, Stage
 from seam_dist.models.backbones.base import BackboneNetwork
-from seam_dist.preflight.plan import Plan
+from seam_dist.preflight.plan import RunPlan
 
 # Bytes a pixel: the demo's scenes with their masks (measured: 0.49), and label images as PNG (0.019 to 0.030 on scenes
 # and on the masks of photographs).
@@ -24,7 +24,7 @@ _MEMBER_BYTES = 1024  # header and padding of a member of a tar
 _GIB = 2**30
 
 
-def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Findings:
+def check_disk(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork]) -> Findings:
     """Return places that cannot be written to and disks that are too small for what the stages write."""
     findings = Findings()
     cfg = plan.cfg
@@ -41,7 +41,7 @@ def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Finding
     return findings
 
 
-def _check_images_folders(plan: Plan, places: Mapping[str, Path], findings: Findings) -> None:
+def _check_images_folders(plan: RunPlan, places: Mapping[str, Path], findings: Findings) -> None:
     """Refuse outputs among the images: a reader would list them as images the next time."""
     records = [record for split in plan.splits(list(plan.data.splits if plan.data else ())) for record in split.records]
     root = plan.cfg.source.root
@@ -56,7 +56,7 @@ def _check_images_folders(plan: Plan, places: Mapping[str, Path], findings: Find
             )
 
 
-def estimate(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> dict[Stage, float]:
+def estimate(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork]) -> dict[Stage, float]:
     """Return the bytes that each stage will write, 0 where nothing can be said."""
     cfg, data = plan.cfg, plan.data
     needed: dict[Stage, float] = dict.fromkeys(plan.stages, 0.0)
@@ -105,7 +105,7 @@ def _training_bytes(cfg: Config, stage: Stage, network: BackboneNetwork) -> floa
     return (cfg.schedule_of(stage).keep_checkpoints + 1) * (weights + momentum) + weights
 
 
-def _check_space(plan: Plan, networks: Mapping[Stage, BackboneNetwork], findings: Findings) -> None:
+def _check_space(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork], findings: Findings) -> None:
     by_disk: dict[int, list[tuple[Stage, float]]] = {}
     places: dict[int, Path] = {}
     for stage, num_bytes in estimate(plan, networks).items():

@@ -11,7 +11,7 @@ from seam_dist.config.findings import Findings
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import scorable
 from seam_dist.models.deeplab import SEAM_STAGE
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
 
 def inputs_of(cfg: Config, stage: str) -> list[str]:
@@ -33,7 +33,7 @@ def inputs_of(cfg: Config, stage: str) -> list[str]:
     return inputs
 
 
-def check_inputs(plan: Plan, changed: Mapping[str, str]) -> Findings:
+def check_inputs(plan: RunPlan, changed: Mapping[str, str]) -> Findings:
     """Return what keeps stages from starting: missing inputs, other processes, foreign files, other settings.
 
     `changed` has the stages whose outputs belong to other settings or inputs, with what differs.

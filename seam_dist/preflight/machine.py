@@ -10,10 +10,10 @@ from seam_dist.cluster.distributed import check_device, check_world_size
 from seam_dist.cluster.place import read_place
 from seam_dist.config.findings import Findings
 from seam_dist.config.load import ConfigError
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
 
-def check_machine(plan: Plan) -> Findings:
+def check_machine(plan: RunPlan) -> Findings:
     """Return what this machine lacks; ranks against its GPUs are counted by seam_dist.cluster.launcher."""
     findings = Findings()
     run = plan.cfg.run

@@ -13,7 +13,7 @@ from seam_dist.cluster.distributed import World
 from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Stage
 from seam_dist.models import SEAM, AffinityNet, DeepLab, build_affinity_net, build_deeplab, build_seam
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 from seam_dist.training.seg_task import synchronize_batchnorm
 
 
@@ -27,7 +27,7 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_networks(plan: Plan) -> tuple[Mapping[Stage, SEAM | AffinityNet | DeepLab], Findings]:
+def build_networks(plan: RunPlan) -> tuple[Mapping[Stage, SEAM | AffinityNet | DeepLab], Findings]:
     """Return the network of each stage that will train, and SEAM's for infer_cam, on the meta device.
 
     Without a data set they have one class; backbones do not depend on it.

@@ -11,13 +11,13 @@ from seam_dist.config.packages import require_package
 from seam_dist.inference.crf_pool import check_crf
 from seam_dist.models.deeplab import seg_model_config
 from seam_dist.models.weights.load import PACKAGE
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
 # Tensorboard as torch.utils.tensorboard imports it.
 _OF_TRAINING = ("deepspeed", "tensorboard.compat.proto.event_pb2")
 
 
-def check_packages(plan: Plan) -> Findings:
+def check_packages(plan: RunPlan) -> Findings:
     """Return the packages that are missing or do not import, each with the setting that asks for it."""
     findings = Findings()
     cfg = plan.cfg

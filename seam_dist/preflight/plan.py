@@ -43,7 +43,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The stages of a command that are not finished, in their order; `data` is None where it cannot be read."""
 
     cfg: Config

@@ -24,9 +24,9 @@ from seam_dist.report.dataset_text import (
     class_share,
     describe_contents,
     describe_counts,
-    describe_split,
     format_survey,
     num_things,
+    split_values,
 )
 from seam_dist.report.overlay import draw_overlay
 from seam_dist.report.page import Section, render_page, render_template
@@ -53,7 +53,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
+class PictureGroup:
     """Pictures that belong together, below one line of text."""
 
     title: str
@@ -88,7 +88,7 @@ def dataset_page(survey: Survey) -> str:
 def _splits(survey: Survey) -> Markup:
     rows = [
         {
-            **describe_split(split),
+            **split_values(split),
             "modes": describe_counts(split.modes),
             "num_turned": sum(count for value, count in split.orientations.items() if value != 1),
             "void_share": split.void_share,
@@ -189,7 +189,7 @@ def _examples(survey: Survey) -> Markup:
     for (index, split), members in groupby(shown, key=lambda pair: (pair[0].class_id, pair[0].split)):
         title = survey.classes[index - 1] if index else "no object"
         number = num_things(int(counts[split][index - 1]), "image") + f" in {split}" if index else ""
-        groups.append(Group(title, number, [picture for _, picture in members]))
+        groups.append(PictureGroup(title, number, [picture for _, picture in members]))
     caption = "A few images of each class, with their masks where there are any; ignored pixels are light."
     compact = len(groups) > _FEW_CLASSES
     return render_template("dataset_pictures.html", caption=caption, groups=groups, rest="", compact=compact)
@@ -201,7 +201,7 @@ def _odd_images(survey: Survey) -> Markup:
     odd = sorted(survey.odd_images, key=lambda image: image.is_usable)[:_MAX_ODD]
     pictures = _pictures(survey, [(image.split, image.record, image.reason) for image in odd])
     groups = [
-        Group(title, "", chosen)
+        PictureGroup(title, "", chosen)
         for is_usable, title in ((False, "Cannot be used"), (True, "Can be used"))
         if (chosen := [picture for picture, image in zip(pictures, odd, strict=True) if image.is_usable == is_usable])
     ]
@@ -220,7 +220,7 @@ def _duplicates(survey: Survey) -> Markup:
     pictures = _pictures(
         survey, [(entry.split, entry.record, text) for entry, text in zip(entries, texts, strict=True)]
     )
-    groups = [Group(_title(pair), "", pictures[2 * k : 2 * k + 2]) for k, pair in enumerate(shown)]
+    groups = [PictureGroup(_title(pair), "", pictures[2 * k : 2 * k + 2]) for k, pair in enumerate(shown)]
     rest = [
         f"{count} images of split {second} are in the list of split {first} as well."
         for (first, second), count in Counter((pair.first.split, pair.second.split) for pair in listed).items()

@@ -35,7 +35,7 @@ def format_survey(survey: Survey) -> str:
 
 def _splits_table(splits: Sequence[SplitSurvey]) -> str:
     head = ["split", "images", "labels", "masks", "no object", "unusable", "sizes, width x height", "files"]
-    rows = [[str(value) for value in describe_split(split).values()] for split in splits]
+    rows = [[str(value) for value in split_values(split).values()] for split in splits]
     return aligned([head, *rows], rule=True)
 
 
@@ -76,7 +76,7 @@ def describe_contents(survey: Survey) -> str:
     return f"{num_things(survey.num_samples, 'image')} in {splits}, {classes}"
 
 
-def describe_split(split: SplitSurvey) -> dict[str, str | int]:
+def split_values(split: SplitSurvey) -> dict[str, str | int]:
     """Return what the tables of splits show in text and on the page, by name."""
     return {
         "name": split.name,
