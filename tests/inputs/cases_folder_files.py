@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from case import Case, Outcome
-from small_sets import HEADING, LABELS, TABLE, folder_set
+from small_sets import HEADING, LABELS, TABLE, Run, folder_set
 
 from seam_dist.data.sources.folder import FolderSource
 
-image_folder = partial(Case, "images")
-mask_folder = partial(Case, "masks")
+
+def image_folder(fault: str, run: Sequence[str] | Run, **outcome: Any) -> Case:
+    """A row by the files that lie there as well, or by all that is made."""
+    return Case("images", fault, run if callable(run) else folder_set(files=run), **outcome)
+
+
+def mask_folder(fault: str, run: Sequence[str] | Run, **outcome: Any) -> Case:
+    """A row by the files that lie there as well, or by all that is made."""
+    return Case("masks", fault, run if callable(run) else folder_set(files=run), **outcome)
 
 
 def _has_masks(root: Path) -> Outcome:
@@ -23,18 +31,18 @@ def _has_masks(root: Path) -> Outcome:
 CASES = [
     image_folder(
         "what desktops leave behind",
-        folder_set(files=[f"images/train/{name}" for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini")]),
+        [f"images/train/{name}" for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini")],
         works=LABELS,
     ),
     image_folder(
         "files that are no images",
-        folder_set(files=["images/train/notes.txt", "images/train/list.csv"]),
+        ["images/train/notes.txt", "images/train/list.csv"],
         works=LABELS,
         warns=r"list\.csv is no image by its name, so it is left out.*\(2 such cases\)",
     ),
     image_folder(
         "a folder of images between images",
-        folder_set(files=["images/train/old/c.jpg"]),
+        ["images/train/old/c.jpg"],
         works=LABELS,
         warns=r"images/train/old is a folder, so it is left out",
     ),
@@ -57,46 +65,39 @@ CASES = [
     mask_folder("all there, and what desktops leave behind", _has_masks, works=[True, True]),
     mask_folder(
         "one is missing",
-        folder_set(files=["masks/train/a.png", "masks/train/.b.png"]),
+        ["masks/train/a.png", "masks/train/.b.png"],
         refused=r"b\.jpg has no mask .*masks/train/b\.png: add it, or remove .*masks/train if masks",
     ),
     mask_folder(
         "the ending .PNG",
-        folder_set(files=["masks/train/a.PNG", "masks/train/b.PNG"]),
+        ["masks/train/a.PNG", "masks/train/b.PNG"],
         refused=r"a\.jpg has no mask .*a\.png, but there is 'a\.PNG': rename it \(2 such cases\)",
     ),
     mask_folder(
         "the ending _mask",
-        folder_set(files=["masks/train/a.png", "masks/train/b_mask.png"]),
+        ["masks/train/a.png", "masks/train/b_mask.png"],
         refused=r"b\.jpg has no mask .*, but there is 'b_mask\.png': rename it$",
     ),
     mask_folder(
-        "the ending -GT",
-        folder_set(files=["masks/train/a-GT.png", "masks/train/b-GT.png"]),
-        refused=r"there is 'a-GT\.png': rename it",
+        "the ending -GT", ["masks/train/a-GT.png", "masks/train/b-GT.png"], refused=r"there is 'a-GT\.png': rename it"
     ),
     mask_folder(
         "a JPEG",
-        folder_set(files=["masks/train/a.jpg", "masks/train/b.png"]),
+        ["masks/train/a.jpg", "masks/train/b.png"],
         refused=r"a\.jpg has no mask .*a\.png, but there is 'a\.jpg'",
     ),
     mask_folder(
         "a mask of no image",
-        folder_set(files=[f"masks/train/{name}.png" for name in "abc"]),
+        [f"masks/train/{name}.png" for name in "abc"],
         works=LABELS,
         warns=r"c\.png is the mask of no image in split 'train'",
     ),
     mask_folder(
         "no folder of the split",
-        folder_set(files=["masks/a.png", "masks/b.png"]),
+        ["masks/a.png", "masks/b.png"],
         works=LABELS,
         warns=r"masks/a\.png is not used, the masks of split 'train' "
         r"are expected in .*masks/train: move them \(2 such cases\)",
     ),
-    mask_folder(
-        "the folder in another case",
-        folder_set(files=["masks/Train/a.png"]),
-        works=LABELS,
-        warns=r"masks/Train is not used",
-    ),
+    mask_folder("the folder in another case", ["masks/Train/a.png"], works=LABELS, warns=r"masks/Train is not used"),
 ]
