@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from seam_dist.artifacts.layout import LABEL_TYPES, stage_folder
+from seam_dist.artifacts.layout import LABEL_STAGES, LABEL_TYPES, stage_folder
 from seam_dist.artifacts.outputs import existing_parent, why_not_writable
 from seam_dist.config.findings import Finding, Findings
 from seam_dist.config.schema import Config, Stage
@@ -66,25 +66,19 @@ def estimate(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork]) -> dict[S
     if data is None:
         return needed
 
-    image_pixels = data.image_pixels
-
-    def num_pixels(stage: Stage) -> float:
-        return image_pixels * sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
-
-    for stage in plan.stages:
+    for stage in (stage for stage in plan.stages if stage in ("shard", *LABEL_STAGES)):
+        samples = sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
+        pixels = samples * data.image_pixels
         if stage == "shard":
-            samples = sum(split.num_samples for split in data.splits.values())
-            drawn = num_pixels(stage) * _SCENE_BYTES if cfg.source.kind == "synthetic" else 0
+            drawn = pixels * _SCENE_BYTES if cfg.source.kind == "synthetic" else 0
             needed[stage] = data.num_bytes + drawn + samples * 3 * _MEMBER_BYTES
-        elif stage in ("infer_cam", "random_walk", "infer_seg"):
-            kinds = [label for label in LABEL_TYPES.values() if label.stage == stage]
-            section = getattr(cfg, stage)
-            num_kinds = sum(label.switch is None or bool(getattr(section, label.switch)) for label in kinds)
-            num_kinds += stage == "random_walk" and cfg.random_walk.files
-            samples = sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
-            needed[stage] = num_kinds * (num_pixels(stage) * _LABEL_BYTES + samples * _MEMBER_BYTES)
+            continue
+        types = [label for label in LABEL_TYPES.values() if label.stage == stage]
+        num_types = sum(label.switch is None or getattr(getattr(cfg, stage), label.switch) for label in types)
+        num_types += stage == "random_walk" and cfg.random_walk.files
+        needed[stage] = num_types * (pixels * _LABEL_BYTES + samples * _MEMBER_BYTES)
         if stage == "infer_cam":
-            needed[stage] += num_pixels(stage) * _cam_bytes(cfg, data.image_classes) + samples * 3 * _MEMBER_BYTES
+            needed[stage] += pixels * _cam_bytes(cfg, data.image_classes) + samples * 3 * _MEMBER_BYTES
     return needed
 
 
