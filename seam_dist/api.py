@@ -10,7 +10,6 @@ no CAM. Every error is a ValueError that says what was expected.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from seam_dist.config.load import from_tree
+from seam_dist.config.messages import nearest
 from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, SourceConfig, Stage
 from seam_dist.data.image_files import read_image_file
 from seam_dist.data.images import BadImageError
@@ -286,9 +286,7 @@ def _class_id(entry: AnyClass, names: tuple[str, ...]) -> int:
     if entry in ("background", 0):
         raise ValueError(f"class {entry!r} is the background, which has no CAM: {known}")
     if isinstance(entry, str):
-        nearest = difflib.get_close_matches(entry, names, n=1, cutoff=0.5)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        raise ValueError(f"class {entry!r} is not one of the model's{hint}: {known}")
+        raise ValueError(f"class {entry!r} is not one of the model's{nearest(entry, names)}: {known}")
     if not 1 <= entry <= len(names):
         raise ValueError(f"class id {entry} is not one of the model's: {known}")
     return int(entry)

@@ -19,6 +19,7 @@ from seam_dist import __version__
 from seam_dist.cluster.place import is_first
 from seam_dist.commands.options import add_run_options, choose_stages, resolve_config
 from seam_dist.config.describe import format_config, format_settings
+from seam_dist.config.findings import error_text
 from seam_dist.config.load import ConfigError
 
 _DESCRIPTION = """\
@@ -96,6 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         print(f"seam-dist: error: {error.strerror or error}: {error.filename or 'standard output'}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        if os.environ.get("SEAM_DIST_TRACEBACK"):
+            traceback.print_exc()
+        # Every rank meets the same bad setting; one line of it is enough.
+        if is_first(os.environ) or not isinstance(error, ConfigError):
+            print(f"seam-dist: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(command_line: Sequence[str]) -> int:
@@ -109,30 +117,23 @@ def _run(command_line: Sequence[str]) -> int:
         if arguments.print_config:
             print(format_config(resolved), end="")
             return 0
-        stages = choose_stages(arguments)
+        cfg, stages = resolved.config, choose_stages(arguments)
         # They import torch, which --help and --print-config need not wait for.
         from seam_dist.commands import check, run, status
 
         if arguments.dry_run:
-            print(status.format_status(status.run_status(resolved.config, stages), action=True))
-            findings = check.check_arguments(resolved.config, stages, arguments.ranks)
+            print(status.format_status(status.run_status(cfg, stages), action=True))
+            findings = check.check_stages(cfg, stages, check.num_ranks(cfg, arguments.ranks))
             if len(findings):
-                print(f"\n{check.format_findings(findings)}")
+                print("", *(finding.line for finding in findings), sep="\n")
             return 2 if findings.errors else 0
         if arguments.ranks is not None:
-            return run.run_on_ranks(resolved.config, stages, arguments.ranks, command_line)
-        return run.run_stages(resolved.config, stages)
-    except ValueError as error:
-        if os.environ.get("SEAM_DIST_TRACEBACK"):
-            traceback.print_exc()
-        # Every rank meets the same bad setting; one line of it is enough.
-        if is_first(os.environ) or not isinstance(error, ConfigError):
-            print(f"seam-dist: error: {error}", file=sys.stderr)
-        return 2
+            return run.run_on_ranks(cfg, stages, arguments.ranks, command_line)
+        return run.run_stages(cfg, stages)
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"seam-dist: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        print(f"seam-dist: error: {error_text(error)}", file=sys.stderr)
         return 2
 
 

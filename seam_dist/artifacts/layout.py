@@ -45,6 +45,7 @@ _TYPES = (
 )
 # In the order of the pipeline; the CAM itself comes before them.
 LABEL_TYPES = {label_type.name: label_type for label_type in _TYPES}
+LABEL_STAGES = tuple(dict.fromkeys(label_type.stage for label_type in _TYPES))
 CAM = "cam"
 """The name of the CAM's scores, beside those of the label types."""
 

@@ -37,11 +37,7 @@ def stage_lock(run_dir: Path, stage: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = lock_holder(run_dir, stage) or {}
-            raise StageError(
-                f"stage {stage} of {run_dir} is running already (process {holder.get('pid', 'unknown')} on "
-                f"{holder.get('host', 'an unknown host')}): wait for it or end it, or give this run another run.name"
-            ) from None
+            raise _is_running(run_dir, stage, lock_holder(run_dir, stage) or {}) from None
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()
@@ -52,6 +48,19 @@ def stage_lock(run_dir: Path, stage: str) -> Iterator[None]:
             _held.remove(path)
             # Removed while it is held: who waits for it meets a file without a name, or none.
             path.unlink(missing_ok=True)
+
+
+def check_unlocked(run_dir: Path, stage: str) -> None:
+    """Raise StageError when a process runs the stage now."""
+    if (holder := lock_holder(run_dir, stage)) is not None:
+        raise _is_running(run_dir, stage, holder)
+
+
+def _is_running(run_dir: Path, stage: str, holder: dict[str, Any]) -> StageError:
+    return StageError(
+        f"stage {stage} of {run_dir} is running already (process {holder.get('pid', 'unknown')} on "
+        f"{holder.get('host', 'an unknown host')}): wait for it or end it, or give this run another run.name"
+    )
 
 
 def lock_holder(run_dir: Path, stage: str) -> dict[str, Any] | None:

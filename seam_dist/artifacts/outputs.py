@@ -19,14 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seam_dist.artifacts.atomic import TEMPORARY, atomic_file, atomic_write
+from seam_dist.artifacts.atomic import TEMPORARY, atomic_file
 from seam_dist.artifacts.provenance import sha256_file
 
 JOURNAL = ".seam-dist-outputs.jsonl"
 
 _NUM_SHOWN = 3
 _ABANDONED_S = 3600  # a temporary file this old belongs to no process that still writes it
-_SPARE_LINES = 1000
 
 
 class OutputError(ValueError):
@@ -51,7 +50,7 @@ class OutputFolder:
         self.path = Path(path)
         self._journal = self.path / JOURNAL
         self._known: dict[str, list[_Written]] = {}
-        self._inode, self._offset, self._num_lines = 0, 0, 0
+        self._inode, self._offset = 0, 0
 
     def is_own(self, name: str) -> bool:
         """Return whether the file `name` is there as a command wrote it."""
@@ -153,19 +152,18 @@ class OutputFolder:
         try:
             file = open(self._journal, "rb")  # noqa: SIM115
         except (FileNotFoundError, NotADirectoryError):
-            self._known, self._inode, self._offset, self._num_lines = {}, 0, 0, 0
+            self._known, self._inode, self._offset = {}, 0, 0
             return
         with file:
             inode, size = (status := os.fstat(file.fileno())).st_ino, status.st_size
             if inode != self._inode or size < self._offset:
-                self._known, self._inode, self._offset, self._num_lines = {}, inode, 0, 0
+                self._known, self._inode, self._offset = {}, inode, 0
             if size == self._offset:
                 return
             file.seek(self._offset)
             # A last line without its end is still being written, or was cut.
             whole = file.read().rpartition(b"\n")[0]
         for line in whole.split(b"\n"):
-            self._num_lines += 1
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry: dict[str, Any] = json.loads(line)
                 written = _Written(int(entry["size"]), int(entry["mtime_ns"]), str(entry["sha256"]))
@@ -175,35 +173,17 @@ class OutputFolder:
     def _append(self, name: str, temporary: Path) -> None:
         """Add the line of a file that is about to be renamed to `name`."""
         status = temporary.stat()
-        line = _line(name, _Written(status.st_size, status.st_mtime_ns, sha256_file(temporary)))
+        written = _Written(status.st_size, status.st_mtime_ns, sha256_file(temporary))
+        line = json.dumps({"name": name, **written._asdict()}).encode() + b"\n"
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        while True:
-            with open(os.open(self._journal, flags, 0o666), "ab") as file:
-                with contextlib.suppress(OSError):  # some network file systems have no locks
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                status = os.fstat(file.fileno())
-                if not self._journal.exists() or self._journal.stat().st_ino != status.st_ino:
-                    continue  # another process has shortened it meanwhile
-                cut = status.st_size > 0 and os.pread(file.fileno(), 1, status.st_size - 1) != b"\n"
-                file.write(b"\n" * cut + line)
-                file.flush()
-                os.fsync(file.fileno())
-                self._refresh()
-                if self._num_lines > 3 * len(self._known) + _SPARE_LINES:
-                    self._shorten()
-                return
-
-    def _shorten(self) -> None:
-        """Keep the last line of each file, and that of the file that is there; the journal's lock must be held."""
-        kept = []
-        for name, all_written in self._known.items():
-            last = all_written[-1]
-            with contextlib.suppress(OSError):
-                now = os.lstat(self.path / name)
-                at = (now.st_size, now.st_mtime_ns)
-                kept += [_line(name, w) for w in all_written[:-1] if (w.size, w.mtime_ns) == at and w != last][:1]
-            kept.append(_line(name, last))
-        atomic_write(self._journal, b"".join(kept))
+        with open(os.open(self._journal, flags, 0o666), "ab") as file:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            size = os.fstat(file.fileno()).st_size
+            cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.write(b"\n" * cut + line)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @lru_cache(maxsize=64)
@@ -212,8 +192,21 @@ def output_folder(path: Path) -> OutputFolder:
     return OutputFolder(path)
 
 
-def _line(name: str, written: _Written) -> bytes:
-    return json.dumps({"name": name, **written._asdict()}).encode() + b"\n"
+def existing_parent(path: Path) -> Path:
+    """Return the path itself or the nearest path above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Return why this process cannot create or fill a folder, or None."""
+    try:
+        place = existing_parent(path)
+    except OSError as error:
+        return f"{error.strerror}"
+    if not place.is_dir():
+        return f"{printable(place)} is a file" if place.is_file() else f"{printable(place)} is no folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{printable(place)} gives no permission to write"
 
 
 def printable(path: Path | str) -> str:

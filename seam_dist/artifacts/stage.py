@@ -82,7 +82,6 @@ def open_stage(
     settings: Sequence[str],
     ignore: Sequence[str] = (),
     inputs: Mapping[str, str] | None = None,
-    is_main: bool = True,
     precious: bool = False,
     directory: Path | None = None,
 ) -> StageRun:
@@ -92,7 +91,6 @@ def open_stage(
         settings: dotted keys or sections that the outputs depend on, for example ("model", "run.seed").
         ignore: keys below them that change nothing in the outputs, for example ("model.pcm_impl",).
         inputs: name -> fingerprint of each input, for example of an earlier stage.
-        is_main: only the main rank writes and removes; the others must pass a barrier after it.
         precious: refuse to replace outputs of other settings unless run.overwrite is set.
         directory: the stage's folder; unset: runs/<name>/<stage>.
 
@@ -103,8 +101,6 @@ def open_stage(
     run = StageRun(stage=stage, dir=folder, identity=identity)
     record = folder / RECORD
     reset_peak_memory()
-    if not is_main:
-        return run
     old = read_json(record) if record.is_file() else None
     if isinstance(old, dict) and "fingerprint" in old:
         remove_temporaries(folder)
@@ -112,26 +108,32 @@ def open_stage(
             if not (folder / SETTINGS).is_file():  # of a process that was killed between the two
                 atomic_write(folder / SETTINGS, dump_yaml(cfg))
             return run
-        if precious and not cfg.run.overwrite:
-            changes = "; ".join(differences(old, identity)) or "unknown"
-            remedy = "give the run another run.name, or set run.overwrite=true to replace it"
-            raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
+        if precious:
+            check_replaceable(cfg, folder, "; ".join(differences(old, identity)) or "unknown")
         remove_stage_files(folder, MANIFEST)
-    elif foreign := foreign_files(folder):
-        raise StageError(
-            f"{folder} holds files that stage {stage} did not make, the first {foreign[0]} (no {RECORD} of a stage): "
-            "give an empty or a new folder"
-        )
     else:
+        check_foreign(cfg, stage, folder)
         remove_temporaries(folder)
     run.begin(cfg)
     return run
 
 
-def foreign_files(folder: Path) -> list[str]:
-    """Return the names in a folder without a record, but for what is left of a process killed writing one."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in names if (match := TEMPORARY.fullmatch(name)) is None or match["name"] != RECORD]
+def check_replaceable(cfg: Config, folder: Path, changes: str) -> None:
+    """Raise StageError for outputs of other settings that cost hours, unless run.overwrite is set."""
+    if not cfg.run.overwrite:
+        remedy = "give the run another run.name, or set run.overwrite=true to replace it"
+        raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
+
+
+def check_foreign(cfg: Config, stage: str, folder: Path) -> None:
+    """Raise StageError when a folder without a record holds more than what a process killed writing one leaves."""
+    for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        if (match := TEMPORARY.fullmatch(name)) is None or match["name"] != RECORD:
+            setting = "data.shards" if stage == "shard" and cfg.data.shards is not None else "run.name"
+            raise StageError(
+                f"{folder} holds files that stage {stage} did not make, the first {name} (no {RECORD} of a stage): set "
+                f"{setting} to an empty or a new folder"
+            )
 
 
 def damaged_outputs(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ def init_world(cfg: Config) -> World:
     Raises ValueError when the launcher's variables are incomplete or contradictory, or when the number of ranks is not
     run.world_size (a wrong --hostfile path would otherwise silently train on one rank).
     """
-    place = _place()
+    place = read_place(os.environ, terminal=os.isatty(0))
     check_world_size(cfg, place.size)
     device = _device(cfg.run.device, place)
     # The number of the GPU where each task has its own: DeepSpeed takes the device of this number, too.
@@ -82,6 +82,12 @@ def check_world_size(cfg: Config, size: int) -> None:
             f"run.world_size={cfg.run.world_size} but {size} rank(s) were started: check the launcher's "
             "--hostfile, --num_nodes and --num_accelerators, or change run.world_size"
         )
+
+
+def check_device(wanted: str) -> None:
+    """Raise ValueError when run.device is cuda and there is no GPU."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device=cuda but torch sees no GPU: install a GPU build of torch, or set run.device=cpu")
 
 
 def barrier(world: World) -> None:
@@ -201,11 +207,9 @@ def interface_to(address: str, port: int, *, crosses_hosts: bool) -> str | None:
 
 
 def _device(wanted: str, place: Place) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted == "cpu" or (wanted == "auto" and not available):
+    check_device(wanted)
+    if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if not available:
-        raise ValueError("run.device=cuda but torch sees no GPU: install a GPU build of torch, or set run.device=cpu")
     count = torch.cuda.device_count()
     # srun --gpus-per-task=1 shows each task its own GPU alone, under the number 0.
     alone = place.by_scheduler and count == 1 and any(os.environ.get(name) for name in _VISIBLE_DEVICES)
@@ -218,10 +222,6 @@ def _device(wanted: str, place: Place) -> torch.device:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
-
-
-def _place() -> Place:
-    return read_place(os.environ, terminal=os.isatty(0))
 
 
 def _publish(place: Place, local_rank: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,15 +32,15 @@ Exit codes: 0 nothing stands in the way of the run, 2 there are errors.
 """
 
 
-def check_stages(cfg: Config, stages: Sequence[str], *, world_size: int, local_ranks: int) -> Findings:
-    """Return the findings on those of `stages` that are not done; `local_ranks` of all ranks need a device here."""
+def check_stages(cfg: Config, stages: Sequence[str], world_size: int) -> Findings:
+    """Return the findings on those of `stages` that are not done, on a job of `world_size` ranks."""
     try:
         statuses = run_status(cfg, stages)
         changed = changed_stages(cfg, [status.stage for status in statuses if status.state == "outdated"])
     except OSError:  # the check says which folder cannot be read
         statuses, changed = [], {}
     done = {status.stage for status in statuses if status.state == "done"} - {"report"}
-    return check_run(cfg, stages, world_size=world_size, local_ranks=local_ranks, done=done, changed=changed)
+    return check_run(cfg, stages, world_size, done=done, changed=changed)
 
 
 def changed_stages(cfg: Config, stages: Sequence[str]) -> Mapping[str, str]:
@@ -55,13 +54,6 @@ def changed_stages(cfg: Config, stages: Sequence[str]) -> Mapping[str, str]:
         if status.state == "outdated":
             changed[stage] = status.detail
     return changed
-
-
-def check_arguments(cfg: Config, stages: Sequence[str], ranks: str | None) -> Findings:
-    """Return the findings on `stages` on the ranks that a command line asks for, or that a launcher would start."""
-    size = num_ranks(cfg, ranks)
-    # Only --ranks puts all of them on this host.
-    return check_stages(cfg, stages, world_size=size, local_ranks=1 if ranks is None else size)
 
 
 def num_ranks(cfg: Config, ranks: str | None) -> int:
@@ -90,33 +82,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `seam-dist check ...`; return 0, or 2 when there are errors."""
+    """Run `seam-dist check ...`; return 0, or 2 when there are errors. Raises ValueError and OSError."""
     arguments = build_parser().parse_intermixed_args(argv)
     started = time.monotonic()
-    try:
-        cfg = resolve_config(arguments).config
-        stages = choose_stages(arguments)
-        findings = check_arguments(cfg, stages, arguments.ranks)
-        if not arguments.quick and cfg.source.root is not None and cfg.source.kind != "synthetic":
-            page = arguments.page or cfg.run_dir / "check" / "dataset.html"
-            OutputFolder(page.parent).check([page.name], remedy="give another --page")
-            add_new(findings, survey(cfg, page))
-    except (ValueError, OSError) as error:
-        print(f"seam-dist: error: {error}", file=sys.stderr)
-        return 2
-    if len(findings):
-        print(format_findings(findings))
-    took = f"({time.monotonic() - started:.1f} s)"
-    if len(findings):
-        print(f"{_count(len(findings.errors), 'error')}, {_count(len(findings.warnings), 'warning')} {took}")
-    else:
-        print(f"everything needed is there: {', '.join(stages)} {took}")
+    cfg, stages = resolve_config(arguments).config, choose_stages(arguments)
+    findings = check_stages(cfg, stages, num_ranks(cfg, arguments.ranks))
+    if not arguments.quick and cfg.source.root is not None and cfg.source.kind != "synthetic":
+        page = arguments.page or cfg.run_dir / "check" / "dataset.html"
+        OutputFolder(page.parent).check([page.name], remedy="give another --page")
+        add_new(findings, survey(cfg, page))
+    for finding in findings:
+        print(finding.line)
+    outcome = findings.summary() if len(findings) else f"everything needed is there: {', '.join(stages)}"
+    print(f"{outcome} ({time.monotonic() - started:.1f} s)")
     return 2 if findings.errors else 0
-
-
-def format_findings(findings: Findings) -> str:
-    """Return the errors, then the warnings, a line each."""
-    return "\n".join(f"{finding.severity}: {finding}" for finding in findings)
 
 
 def add_new(findings: Findings, others: Findings) -> None:
@@ -152,7 +131,3 @@ def survey(cfg: Config, page: Path) -> Findings:
     write_dataset_page(result, page)
     print(f"page: {page.resolve()}\n")
     return result.findings
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from seam_dist.artifacts.outputs import OutputFolder, printable
+from seam_dist.artifacts.outputs import OutputFolder, printable, why_not_writable
 from seam_dist.data.image_folder import ImageFolder, count_of, list_images
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError
 
@@ -67,9 +67,8 @@ def check_targets(images: Iterable[str], out: Path, overlay: bool) -> dict[str, 
             )
     outputs = OutputFolder(out)
     outputs.check((name for name in names if not _too_long(name)), remedy=_ELSEWHERE)
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {printable(out)}: {printable(there)} may not be written: {_ELSEWHERE}")
+    if (reason := why_not_writable(out)) is not None:
+        raise ValueError(f"--out {printable(out)} cannot be written to, {reason}: {_ELSEWHERE}")
     outputs.remove_abandoned(names)
     return targets
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from seam_dist.artifacts.layout import LABEL_STAGES
 from seam_dist.artifacts.lock import stage_lock
 from seam_dist.cluster import distributed
 from seam_dist.cluster.launcher import DONE_FILE_VARIABLE, count_ranks, launch, mark_done
@@ -19,15 +20,13 @@ from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Config
 from seam_dist.preflight.machine import check_port
 
-_MAKE_LABELS = ("infer_cam", "random_walk", "infer_seg")
-
 
 def with_evaluations(stages: Sequence[str]) -> list[str]:
     """Return the stages with evaluate after each one that makes labels, if evaluate is among them."""
     planned: list[str] = []
     for stage, following in zip(stages, [*stages[1:], ""], strict=True):
         planned.append(stage)
-        if "evaluate" in stages and stage in _MAKE_LABELS and following != "evaluate":
+        if "evaluate" in stages and stage in LABEL_STAGES and following != "evaluate":
             planned.append("evaluate")
     return planned
 
@@ -42,8 +41,7 @@ def run_stages(cfg: Config, stages: Sequence[str]) -> int:
     world = distributed.init_world(cfg)
     try:
         if DONE_FILE_VARIABLE not in os.environ:
-            # Each rank has its device by now, so no more of them is asked of this host.
-            check = partial(check_stages, cfg, stages, world_size=world.size, local_ranks=1)
+            check = partial(check_stages, cfg, stages, world.size)
             if report_findings(distributed.on_main(check, world), show=world.is_main):
                 return 2
         for stage in with_evaluations(stages):
@@ -65,7 +63,7 @@ def run_on_ranks(cfg: Config, stages: Sequence[str], ranks: str, command_line: S
     No process is started, and the exit code is 2, when the check of `stages` finds errors.
     """
     count = count_ranks(ranks, cfg.run.device)
-    if report_findings(check_stages(cfg, stages, world_size=count, local_ranks=count)):
+    if report_findings(check_stages(cfg, stages, count)):
         return 2
     return launch(count, without_ranks(command_line))
 
@@ -73,7 +71,7 @@ def run_on_ranks(cfg: Config, stages: Sequence[str], ranks: str, command_line: S
 def report_findings(findings: Findings, *, show: bool = True) -> bool:
     """Print all findings to stderr, a line each, and return whether there are errors; no finding, no line."""
     for finding in findings if show else ():
-        print(f"seam-dist: {finding.severity}: {finding}", file=sys.stderr, flush=True)
+        print(f"seam-dist: {finding.line}", file=sys.stderr, flush=True)
     return bool(findings.errors)
 
 

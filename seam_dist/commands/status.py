@@ -22,6 +22,7 @@ from seam_dist.artifacts.layout import read_run_config, stage_folder
 from seam_dist.artifacts.lock import lock_holder
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import MANIFEST, RECORD, StageError, damaged_outputs, differences, input_fingerprint
+from seam_dist.config.findings import error_text
 from seam_dist.config.load import flatten
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import STAGES, Config
@@ -209,12 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, folder in enumerate(folders):
         try:
             text = format_status(run_status(read_run_config(folder)))
-        except OSError as error:
-            print(f"seam-dist: error: {error.filename or folder}: {error.strerror or error}", file=sys.stderr)
-            code = 2
-            continue
-        except ValueError as error:
-            print(f"seam-dist: error: {error}", file=sys.stderr)
+        except (OSError, ValueError) as error:
+            print(f"seam-dist: error: {error_text(error)}", file=sys.stderr)
             code = 2
             continue
         if len(folders) > 1:

@@ -26,6 +26,11 @@ class Finding:
         """Return the text and how many more cases there are."""
         return self.text if self.count == 1 else f"{self.text} ({self.count} such cases)"
 
+    @property
+    def line(self) -> str:
+        """The finding as commands print it."""
+        return f"{self.severity}: {self}"
+
 
 @dataclass
 class Findings:
@@ -71,7 +76,19 @@ class Findings:
         """Return the findings that do not."""
         return [finding for finding in self if finding.severity == "warning"]
 
+    def summary(self) -> str:
+        """Return the numbers of errors and warnings."""
+        numbers = {"error": len(self.errors), "warning": len(self.warnings)}
+        return ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in numbers.items())
+
     def raise_errors(self, error_type: type[ValueError]) -> None:
         """Raise `error_type` with all errors, a line each, when there are any."""
         if errors := self.errors:
             raise error_type("\n".join(str(finding) for finding in errors))
+
+
+def error_text(error: Exception) -> str:
+    """Return what an exception says; one of the operating system with its file first."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from seam_dist.config.messages import explain, origin_of, refuse_booleans
-from seam_dist.config.messages import nearest as _nearest
+from seam_dist.config.messages import explain, nearest, origin_of, refuse_booleans
 from seam_dist.config.paths import user_path
 from seam_dist.config.schema import Config
 from seam_dist.config.text_file import TextError, read_text
@@ -96,12 +95,12 @@ def _find(option: str, source: str | Path, places: Sequence[Path], folder: Path 
             inside = sorted(inner.name for inner in path.glob("*.y*ml"))
             hint = f", which holds {', '.join(inside)}" if inside else ""
             raise ConfigError(f"{option}={name} is a folder{hint}: give the path of a YAML file in it")
-        near = _nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.y*ml")])
+        near = nearest(path.name, [neighbor.name for neighbor in path.parent.glob("*.y*ml")])
         raise ConfigError(f"{option}={name} does not exist{near}: {listed} the path of a YAML file")
     other, kind = (places[-1] / "presets", "preset") if places[-1].name != "presets" else (places[-1].parent, "config")
     if os.path.isfile(other / f"{name}.yaml"):
         raise ConfigError(f"{option}={name} is a {kind}, not what is expected here: use --{kind} {name}")
-    near = _nearest(name, names) or _nearest(name.lower(), names)
+    near = nearest(name, names)
     example = f"./{name}.yaml" if folder is None else str(folder / f"{name}.yaml")
     raise ConfigError(f"{option}={name} is not known{near}: {listed} the path of a file, for example {example}")
 
@@ -255,10 +254,10 @@ def _check_names(
                 raise ConfigError(f"{where}{key}={value!r} is a section: give keys below it: {key}.key=value")
             _check_names(value, known[name], origins, f"{key}.")
         elif not prefix:
-            raise ConfigError(f"{where}unknown section {key}{_nearest(key, known)}: expected one of {', '.join(known)}")
+            raise ConfigError(f"{where}unknown section {key}{nearest(key, known)}: expected one of {', '.join(known)}")
         else:
             keys = list(flatten(Config()))
             elsewhere = [k for k in keys if k.endswith(f".{name}")]
-            near = _nearest(key, [k for k in keys if k.startswith(prefix)])
+            near = nearest(key, [k for k in keys if k.startswith(prefix)])
             hint = near or (f" (did you mean {elsewhere[0]}?)" if elsewhere else "")
             raise ConfigError(f"{where}unknown key {key}{hint}: `seam-dist --help-config` lists all keys")

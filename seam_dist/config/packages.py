@@ -14,11 +14,12 @@ _OTHER_NUMPY = re.compile(
 _broken: dict[str, str] = {}
 
 
-def require_package(module: str, *, extra: str, needed_by: str) -> None:
+def require_package(module: str, *, needed_by: str, extra: str | None = None) -> None:
     """Import `module`; raise ValueError with the reason and the remedy when that fails.
 
-    extra: the extra of seam-dist that installs it; needed_by: the setting or option that asks for it, with its value.
+    needed_by: the setting or option that asks for it, with its value; extra: the extra of seam-dist that installs it.
     """
+    source = f"'seam-dist[{extra}]'" if extra else "seam-dist"
     package = module.partition(".")[0]
     if (problem := _broken.get(module)) is None:
         try:
@@ -27,7 +28,7 @@ def require_package(module: str, *, extra: str, needed_by: str) -> None:
         except ModuleNotFoundError as error:
             if error.name is not None and f"{module}.".startswith(f"{error.name}."):
                 raise ValueError(
-                    f"{needed_by} needs the package {package}, which is not installed: pip install 'seam-dist[{extra}]'"
+                    f"{needed_by} needs the package {package}, which is not installed: pip install {source}"
                 ) from None
             problem = str(error)
         # A broken extension raises anything: ImportError, ValueError, AttributeError, SystemError, OSError.
@@ -40,5 +41,5 @@ def require_package(module: str, *, extra: str, needed_by: str) -> None:
     distribution = next(iter(packages_distributions().get(package, [package])))
     raise ValueError(
         f"{needed_by} needs the package {package}, which is installed but broken ({problem}): reinstall it, pip "
-        f"uninstall -y {distribution} && pip install --no-cache-dir 'seam-dist[{extra}]'"
+        f"uninstall -y {distribution} && pip install --no-cache-dir {source}"
     )

@@ -136,7 +136,7 @@ def plan_conversion(
     identity = _identity(settings, len(classes))
     manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
     is_same = manifest is not None and _identity(manifest.source, manifest.num_classes) == identity
-    empty_splits = [_empty_split(name, records) for name, records in splits.items()]
+    empty_splits = [check_split(name, records) for name, records in splits.items()]
     notes = {path: note for path in noted_shards(folder) if (note := read_note(path)) is not None}
     usable = {path: note for path, note in notes.items() if note.settings == identity}
     parts: list[SplitPlan] = []
@@ -173,7 +173,7 @@ def _identity(settings: Mapping[str, Any], num_classes: int) -> str:
     return fingerprint([kept, num_classes])
 
 
-def _empty_split(name: str, records: Sequence[Record]) -> Split:
+def check_split(name: str, records: Sequence[Record]) -> Split:
     """Return a split without its shards; raise SourceError when it cannot be converted."""
     if not _SPLIT_NAME.fullmatch(name):
         raise SourceError(f"split name {name!r} has other characters than letters, digits, _ and -: rename it")

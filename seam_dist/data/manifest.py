@@ -49,6 +49,10 @@ class Split:
     has_labels: bool
     shards: tuple[Shard, ...]
 
+    def has_tars(self, folder: Path) -> bool:
+        """Return whether a folder of outputs has a tar for each shard."""
+        return all((folder / shard.file).is_file() for shard in self.shards)
+
 
 @dataclass(frozen=True)
 class Manifest:

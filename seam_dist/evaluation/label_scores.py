@@ -50,7 +50,7 @@ def evaluate_labels(
     records: list[dict[str, Any]] = []
     masked = splits_with_masks(cfg, manifest)
     for label_type in label_types:
-        splits = [name for name in masked.splits if _has_labels(cfg, manifest, label_type, name)]
+        splits = [name for name in masked.splits if manifest.split(name).has_tars(label_folder(cfg, label_type))]
         waiting = [name for name in masked.splits if name not in splits]
         stage = on_main(partial(open_scores, cfg, label_type.name, waiting), world)
         if on_main(stage.is_done, world):
@@ -107,11 +107,6 @@ def confusion_matrix(labels: NDArray[np.uint8], mask: NDArray[np.uint8], num_lab
         raise ValueError(f"they hold class {largest}, expected 0 .. {num_labels - 1}")
     counts = np.bincount(truth * num_labels + predicted, minlength=num_labels**2)
     return torch.from_numpy(counts.reshape(num_labels, num_labels))
-
-
-def _has_labels(cfg: Config, manifest: Manifest, label_type: LabelType, split: str) -> bool:
-    folder = label_folder(cfg, label_type)
-    return all((folder / shard.file).is_file() for shard in manifest.split(split).shards)
 
 
 def _matrices(cfg: Config, manifest: Manifest, folder: Path, shard: Shard) -> Iterator[tuple[str, Tensor]]:

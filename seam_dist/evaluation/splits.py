@@ -61,7 +61,7 @@ def splits_of_cams(cfg: Config, manifest: Manifest) -> ScoredSplits:
 
 
 def _has_cams(cfg: Config, manifest: Manifest, name: str) -> bool:
-    return all((cam_folder(cfg) / shard.file).is_file() for shard in manifest.split(name).shards)
+    return manifest.split(name).has_tars(cam_folder(cfg))
 
 
 def _why_not_chooser(cfg: Config, manifest: Manifest) -> str | None:

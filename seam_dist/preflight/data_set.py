@@ -11,7 +11,7 @@ from PIL import Image
 
 from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Config, Stage
-from seam_dist.data.conversion_plan import count_shards
+from seam_dist.data.conversion_plan import check_split, count_shards
 from seam_dist.data.images import BadSampleError
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw
@@ -55,7 +55,13 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
         with reported(findings, "source"):
             listing = source.listing(name)
             findings.merge(listing.findings)
-            splits[name] = _outline(cfg, name, listing.records, findings)
+            planned = check_split(name, listing.records)
+            shards = count_shards(
+                planned.num_samples, samples_per_shard=cfg.data.samples_per_shard, streams=cfg.data.streams
+            )
+            splits[name] = SplitOutline(
+                name, planned.num_samples, shards, planned.has_masks, planned.has_labels, listing.records
+            )
     records = [record for split in splits.values() for record in split.records]
     labels = [len(record.classes) for record in records if record.classes is not None]
     pixels = [cfg.source.image_size[0] * cfg.source.image_size[1]] if cfg.source.kind == "synthetic" else []
@@ -69,23 +75,6 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
         image_pixels=sum(pixels) / max(1, len(pixels)),
         image_classes=sum(labels) / max(1, len(labels)),
     )
-
-
-def _outline(cfg: Config, name: str, records: Sequence[Record], findings: Findings) -> SplitOutline:
-    has = {"mask": False, "classes": False}
-    for field in has:
-        without = sum(getattr(record, field) is None for record in records)
-        has[field] = without == 0
-        if 0 < without < len(records):
-            example = next(record for record in records if getattr(record, field) is None)
-            findings.error(
-                f"some-{field}",
-                f"split {name!r}: image {example.source_id} has no {field} ({without} of {len(records)} images), "
-                "others have: give all of them or none",
-            )
-    data = cfg.data
-    shards = count_shards(len(records), samples_per_shard=data.samples_per_shard, streams=data.streams)
-    return SplitOutline(name, len(records), shards, has["mask"], has["classes"], records)
 
 
 def _file_size(record: Record, findings: Findings) -> int:

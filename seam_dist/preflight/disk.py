@@ -6,16 +6,16 @@ interrupted stage has written already are taken off.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from seam_dist.artifacts.layout import LABEL_TYPES, stage_folder
-from seam_dist.config.findings import Findings
+from seam_dist.artifacts.layout import LABEL_STAGES, LABEL_TYPES, stage_folder
+from seam_dist.artifacts.outputs import existing_parent, why_not_writable
+from seam_dist.config.findings import Finding, Findings
 from seam_dist.config.schema import Config, Stage
 from seam_dist.models.backbones.base import BackboneNetwork
-from seam_dist.preflight.plan import Plan
+from seam_dist.preflight.plan import RunPlan
 
 # Bytes a pixel: the demo's scenes with their masks (measured: 0.49), and label images as PNG (0.019 to 0.030 on scenes
 # and on the masks of photographs).
@@ -24,7 +24,7 @@ _MEMBER_BYTES = 1024  # header and padding of a member of a tar
 _GIB = 2**30
 
 
-def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Findings:
+def check_disk(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork]) -> Findings:
     """Return places that cannot be written to and disks that are too small for what the stages write."""
     findings = Findings()
     cfg = plan.cfg
@@ -32,7 +32,7 @@ def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Finding
     if "shard" in plan.stages and cfg.data.shards is not None:
         places["data.shards"] = cfg.data.shards
     for setting, path in places.items():
-        if (reason := _why_not_writable(path)) is not None:
+        if (reason := why_not_writable(path)) is not None:
             remedy = f"set {setting} to a folder of your own"
             findings.error(setting, f"{setting}: {path} cannot be written to, {reason}: {remedy}")
     if not findings.errors:
@@ -41,26 +41,7 @@ def check_disk(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> Finding
     return findings
 
 
-def existing_parent(path: Path) -> Path:
-    """Return the path itself or the nearest path above it that exists."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists() or place.is_symlink())
-
-
-def _why_not_writable(path: Path) -> str | None:
-    """Return why nobody can create or fill a folder, or None."""
-    try:
-        place = existing_parent(path)
-    except OSError as error:
-        return f"{error.strerror}"
-    if not place.is_dir():
-        return f"{place} is a file" if place.is_file() else f"{place} is no folder"
-    if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} gives no permission to write"
-    return None
-
-
-def _check_images_folders(plan: Plan, places: Mapping[str, Path], findings: Findings) -> None:
+def _check_images_folders(plan: RunPlan, places: Mapping[str, Path], findings: Findings) -> None:
     """Refuse outputs among the images: a reader would list them as images the next time."""
     records = [record for split in plan.splits(list(plan.data.splits if plan.data else ())) for record in split.records]
     root = plan.cfg.source.root
@@ -75,7 +56,7 @@ def _check_images_folders(plan: Plan, places: Mapping[str, Path], findings: Find
             )
 
 
-def estimate(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> dict[Stage, float]:
+def estimate(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork]) -> dict[Stage, float]:
     """Return the bytes that each stage will write, 0 where nothing can be said."""
     cfg, data = plan.cfg, plan.data
     needed: dict[Stage, float] = dict.fromkeys(plan.stages, 0.0)
@@ -85,25 +66,19 @@ def estimate(plan: Plan, networks: Mapping[Stage, BackboneNetwork]) -> dict[Stag
     if data is None:
         return needed
 
-    image_pixels = data.image_pixels
-
-    def num_pixels(stage: Stage) -> float:
-        return image_pixels * sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
-
-    for stage in plan.stages:
+    for stage in (stage for stage in plan.stages if stage in ("shard", *LABEL_STAGES)):
+        samples = sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
+        pixels = samples * data.image_pixels
         if stage == "shard":
-            samples = sum(split.num_samples for split in data.splits.values())
-            drawn = num_pixels(stage) * _SCENE_BYTES if cfg.source.kind == "synthetic" else 0
+            drawn = pixels * _SCENE_BYTES if cfg.source.kind == "synthetic" else 0
             needed[stage] = data.num_bytes + drawn + samples * 3 * _MEMBER_BYTES
-        elif stage in ("infer_cam", "random_walk", "infer_seg"):
-            kinds = [label for label in LABEL_TYPES.values() if label.stage == stage]
-            section = getattr(cfg, stage)
-            num_kinds = sum(label.switch is None or bool(getattr(section, label.switch)) for label in kinds)
-            num_kinds += stage == "random_walk" and cfg.random_walk.files
-            samples = sum(split.num_samples for split in plan.splits(cfg.splits_of(stage)))
-            needed[stage] = num_kinds * (num_pixels(stage) * _LABEL_BYTES + samples * _MEMBER_BYTES)
+            continue
+        types = [label for label in LABEL_TYPES.values() if label.stage == stage]
+        num_types = sum(label.switch is None or getattr(getattr(cfg, stage), label.switch) for label in types)
+        num_types += stage == "random_walk" and cfg.random_walk.files
+        needed[stage] = num_types * (pixels * _LABEL_BYTES + samples * _MEMBER_BYTES)
         if stage == "infer_cam":
-            needed[stage] += num_pixels(stage) * _cam_bytes(cfg, data.image_classes) + samples * 3 * _MEMBER_BYTES
+            needed[stage] += pixels * _cam_bytes(cfg, data.image_classes) + samples * 3 * _MEMBER_BYTES
     return needed
 
 
@@ -124,7 +99,7 @@ def _training_bytes(cfg: Config, stage: Stage, network: BackboneNetwork) -> floa
     return (cfg.schedule_of(stage).keep_checkpoints + 1) * (weights + momentum) + weights
 
 
-def _check_space(plan: Plan, networks: Mapping[Stage, BackboneNetwork], findings: Findings) -> None:
+def _check_space(plan: RunPlan, networks: Mapping[Stage, BackboneNetwork], findings: Findings) -> None:
     by_disk: dict[int, list[tuple[Stage, float]]] = {}
     places: dict[int, Path] = {}
     for stage, num_bytes in estimate(plan, networks).items():
@@ -145,10 +120,7 @@ def _check_space(plan: Plan, networks: Mapping[Stage, BackboneNetwork], findings
             f"{setting}: the stages will write about {needed / _GIB:.2f} GiB ({shares}) and the disk of {place} has "
             f"{free / _GIB:.2f} GiB free: make room, or set {setting} to a larger disk"
         )
-        if free < needed:
-            findings.error(f"space-{disk}", text)
-        else:
-            findings.warning(f"space-{disk}", text)
+        findings.add(Finding("error" if free < needed else "warning", f"space-{disk}", text))
 
 
 def _bytes_in(folder: Path) -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from seam_dist.artifacts.layout import LABEL_TYPES, stage_folder
-from seam_dist.artifacts.lock import lock_holder
-from seam_dist.artifacts.stage import MANIFEST, RECORD, foreign_files, input_fingerprint
+from seam_dist.artifacts.layout import LABEL_STAGES, LABEL_TYPES, stage_folder
+from seam_dist.artifacts.lock import check_unlocked
+from seam_dist.artifacts.stage import MANIFEST, RECORD, check_foreign, check_replaceable, input_fingerprint
 from seam_dist.config.findings import Findings
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.evaluation.score_folders import scorable
 from seam_dist.models.deeplab import SEAM_STAGE
-from seam_dist.preflight.plan import Plan, reported
-
-_MAKE_LABELS = ("infer_cam", "random_walk", "infer_seg")
+from seam_dist.preflight.plan import RunPlan, reported
 
 
 def inputs_of(cfg: Config, stage: str) -> list[str]:
@@ -35,7 +33,7 @@ def inputs_of(cfg: Config, stage: str) -> list[str]:
     return inputs
 
 
-def check_inputs(plan: Plan, changed: Mapping[str, str]) -> Findings:
+def check_inputs(plan: RunPlan, changed: Mapping[str, str]) -> Findings:
     """Return what keeps stages from starting: missing inputs, other processes, foreign files, other settings.
 
     `changed` has the stages whose outputs belong to other settings or inputs, with what differs.
@@ -46,42 +44,17 @@ def check_inputs(plan: Plan, changed: Mapping[str, str]) -> Findings:
     for name in (stage for stage in STAGES if stage in missing and stage != "shard"):
         with reported(findings, f"input-{name}"):
             input_fingerprint(cfg.stage_dir(name), name)
-    if "evaluate" in plan.stages and not scorable(cfg) and not set(_MAKE_LABELS) & set(plan.stages):
+    if "evaluate" in plan.stages and not scorable(cfg) and not set(LABEL_STAGES) & set(plan.stages):
         with reported(findings, "input-infer_cam"):
             input_fingerprint(cfg.stage_dir("infer_cam"), "infer_cam")
     for stage in plan.stages:
-        if (holder := lock_holder(cfg.run_dir, stage)) is not None:
-            findings.error(
-                f"lock-{stage}",
-                f"stage {stage} of {cfg.run_dir} is running already (process {holder.get('pid', 'unknown')} on "
-                f"{holder.get('host', 'an unknown host')}): wait for it or end it, or give this run another run.name",
-            )
-        elif stage != "evaluate" and _holds_foreign_files(cfg, stage):
-            setting = "data.shards" if stage == "shard" and cfg.data.shards is not None else "run.name"
-            findings.error(
-                f"foreign-{stage}",
-                f"{stage_folder(cfg, stage)} holds files that stage {stage} did not make (no {RECORD}): set {setting} "
-                "to an empty or a new folder",
-            )
-    _check_replaced(plan, changed, findings)
+        folder = stage_folder(cfg, stage)
+        with reported(findings, f"lock-{stage}"):
+            check_unlocked(cfg.run_dir, stage)
+        if stage != "evaluate" and not any((folder / name).is_file() for name in (RECORD, MANIFEST)):
+            with reported(findings, f"foreign-{stage}"):
+                check_foreign(cfg, stage, folder)
+        if stage in plan.trainings and stage in changed:
+            with reported(findings, f"replace-{stage}"):
+                check_replaceable(cfg, folder, changed[stage])
     return findings
-
-
-def _holds_foreign_files(cfg: Config, stage: str) -> bool:
-    folder = stage_folder(cfg, stage)
-    if any((folder / name).is_file() for name in (RECORD, MANIFEST)):
-        return False
-    return bool(foreign_files(folder))
-
-
-def _check_replaced(plan: Plan, changed: Mapping[str, str], findings: Findings) -> None:
-    """Trainings are replaced only when the user says so."""
-    cfg = plan.cfg
-    if cfg.run.overwrite:
-        return
-    for stage in (stage for stage in plan.trainings if stage in changed):
-        findings.error(
-            f"replace-{stage}",
-            f"{cfg.stage_dir(stage)} was made with other settings ({changed[stage]}): give the run another run.name, "
-            "or set run.overwrite=true to replace it",
-        )

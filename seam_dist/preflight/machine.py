@@ -6,32 +6,21 @@ import os
 import socket
 from collections.abc import Mapping
 
-import torch
-
-from seam_dist.cluster.distributed import check_world_size
+from seam_dist.cluster.distributed import check_device, check_world_size
 from seam_dist.cluster.place import read_place
 from seam_dist.config.findings import Findings
 from seam_dist.config.load import ConfigError
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
 
-def check_machine(plan: Plan, *, local_ranks: int) -> Findings:
-    """Return what this machine lacks for `local_ranks` of the job's ranks."""
+def check_machine(plan: RunPlan) -> Findings:
+    """Return what this machine lacks; ranks against its GPUs are counted by seam_dist.cluster.launcher."""
     findings = Findings()
     run = plan.cfg.run
     with reported(findings, "run.world_size"):
         check_world_size(plan.cfg, plan.world_size)
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if run.device == "cuda" and num_gpus == 0:
-        findings.error(
-            "run.device",
-            "run.device=cuda but torch sees no GPU: install a GPU build of torch, or set run.device=cpu",
-        )
-    elif run.device != "cpu" and 0 < num_gpus < local_ranks:
-        findings.error(
-            "ranks",
-            f"{local_ranks} ranks on a host with {num_gpus} GPUs: start at most {num_gpus}, or set run.device=cpu",
-        )
+    with reported(findings, "run.device"):
+        check_device(run.device)
     cores = len(os.sched_getaffinity(0))
     if run.threads is not None and run.threads > cores:
         findings.warning(

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from seam_dist.cluster.distributed import World
 from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Stage
 from seam_dist.models import SEAM, AffinityNet, DeepLab, build_affinity_net, build_deeplab, build_seam
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 from seam_dist.training.seg_task import synchronize_batchnorm
 
 
-def build_networks(plan: Plan) -> tuple[Mapping[Stage, SEAM | AffinityNet | DeepLab], Findings]:
+class _Unfilled(TorchFunctionMode):
+    """Draws no random numbers: on the meta device there is nothing to fill, and torch would import its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, or return the tensor that it would fill."""
+        if func.__name__.endswith(("normal_", "uniform_")):
+            return (kwargs or {}).get("tensor", *args[:1])
+        return func(*args, **(kwargs or {}))
+
+
+def build_networks(plan: RunPlan) -> tuple[Mapping[Stage, SEAM | AffinityNet | DeepLab], Findings]:
     """Return the network of each stage that will train, and SEAM's for infer_cam, on the meta device.
 
     Without a data set they have one class; backbones do not depend on it.
@@ -38,7 +50,7 @@ def build_networks(plan: Plan) -> tuple[Mapping[Stage, SEAM | AffinityNet | Deep
         topic = "train_seg" if stage == "train_seg" else "model"
         if stage == "infer_cam" and plan.cfg.infer_cam.checkpoint is None:
             continue  # that of train_seam, or none
-        with reported(findings, topic), torch.device("meta"):
+        with reported(findings, topic), torch.device("meta"), _Unfilled():
             networks[stage] = builders[stage]()
     final = networks.get("train_seg")
     if isinstance(final, DeepLab) and cfg.run.device != "cpu" and torch.cuda.is_available():

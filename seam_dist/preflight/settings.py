@@ -12,12 +12,12 @@ from seam_dist.config.findings import Findings
 from seam_dist.data.loader import check_streams
 from seam_dist.data.order import Order
 from seam_dist.inference.voc_server import check_server_name, check_server_split
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 from seam_dist.training.checkpoint import verify
 from seam_dist.training.engine import micro_batches, num_steps
 
 
-def check_settings(plan: Plan) -> Findings:
+def check_settings(plan: RunPlan) -> Findings:
     """Return what the stages would refuse in their settings."""
     findings = Findings()
     cfg = plan.cfg
@@ -57,7 +57,7 @@ def check_settings(plan: Plan) -> Findings:
     return findings
 
 
-def _check_implementations(plan: Plan, findings: Findings) -> None:
+def _check_implementations(plan: RunPlan, findings: Findings) -> None:
     cfg = plan.cfg
     on_gpu = cfg.run.device != "cpu" and torch.cuda.is_available()
     if on_gpu or os.environ.get("TRITON_INTERPRET") == "1":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +10,12 @@ from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Config, Stage
 from seam_dist.data.manifest import Split, load_manifest
 from seam_dist.inference.run_shards import check_has_labels
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
 _INFERENCE: tuple[Stage, ...] = ("infer_cam", "random_walk", "infer_seg", "evaluate")
 
 
-def check_splits(plan: Plan) -> Findings:
+def check_splits(plan: RunPlan) -> Findings:
     """Return what is wrong with the splits of the stages; splits without masks are warnings, they are left out."""
     findings = Findings()
     cfg, data = plan.cfg, plan.data
@@ -61,10 +60,6 @@ def splits_setting(cfg: Config, stage: Stage) -> str:
     return splits_setting(cfg, "infer_cam") if stage == "random_walk" else "data.splits"
 
 
-def _listed(names: Iterable[str]) -> str:
-    return f"[{','.join(names)}]"
-
-
 def _unknown(findings: Findings, setting: str, name: str, known: set[str]) -> None:
     findings.error(
         f"unknown-split-{setting}-{name}",
@@ -73,7 +68,7 @@ def _unknown(findings: Findings, setting: str, name: str, known: set[str]) -> No
     )
 
 
-def _check_cams_and_labels(plan: Plan, findings: Findings) -> None:
+def _check_cams_and_labels(plan: RunPlan, findings: Findings) -> None:
     """Each split that random_walk, a training or evaluate reads has CAMs or labels, made before or about to be."""
     cfg, train = plan.cfg, plan.cfg.data.train_split
     if "train_affinity" in plan.stages:
@@ -102,17 +97,14 @@ def _check_cams_and_labels(plan: Plan, findings: Findings) -> None:
             _lacking(findings, setting, train, f"labels of {made.title}", made.remedy)
 
 
-def _has_outputs(plan: Plan, name: str, folder: Path, split: str) -> bool:
+def _has_outputs(plan: RunPlan, name: str, folder: Path, split: str) -> bool:
     """Return whether stage `name` will make, or has made, its tars of a split; True where that cannot be known."""
     cfg, stage = plan.cfg, cast(Stage, name)
     if stage in plan.stages:
         return split in cfg.splits_of(stage)
-    if not plan.is_finished(stage) or plan.data is None or split not in plan.data.splits:
-        return True  # reported elsewhere
-    if "shard" in plan.stages:
-        return True  # the shards are about to change
-    shards = load_manifest(cfg.shards_dir).split(split).shards
-    return all((folder / shard.file).is_file() for shard in shards)
+    if not plan.is_finished(stage) or not plan.splits([split]) or "shard" in plan.stages:
+        return True  # reported elsewhere, or the shards are about to change
+    return load_manifest(cfg.shards_dir).split(split).has_tars(folder)
 
 
 def _lacking(findings: Findings, setting: str, split: str, what: str, remedy: str) -> None:
@@ -122,7 +114,7 @@ def _lacking(findings: Findings, setting: str, split: str, what: str, remedy: st
     )
 
 
-def _check_evaluation(plan: Plan, known: set[str], findings: Findings) -> None:
+def _check_evaluation(plan: RunPlan, known: set[str], findings: Findings) -> None:
     cfg = plan.cfg
     names = cfg.splits_of("evaluate")
     splits = plan.splits(names)
@@ -130,7 +122,7 @@ def _check_evaluation(plan: Plan, known: set[str], findings: Findings) -> None:
     without = [split.name for split in splits if not split.has_masks]
     if splits and len(without) == len(splits):
         findings.warning(
-            "no-masks", f"evaluate is skipped: no split of {setting}={_listed(names)} has masks to compare with"
+            "no-masks", f"evaluate is skipped: no split of {setting}=[{','.join(names)}] has masks to compare with"
         )
         return
     if without:

@@ -19,12 +19,12 @@ from seam_dist.models.backbones.resnet38d import ResNet38d
 from seam_dist.models.deeplab import SEAM_STAGE, check_seg_weights
 from seam_dist.models.weights.load import PACKAGE, fit_weights, read_weights
 from seam_dist.models.weights.trained import WEIGHTS, check_classes
-from seam_dist.preflight.plan import Plan, reported
+from seam_dist.preflight.plan import RunPlan, reported
 
 Networks = Mapping[Stage, BackboneNetwork]
 
 
-def check_weights(plan: Plan, networks: Networks) -> Findings:
+def check_weights(plan: RunPlan, networks: Networks) -> Findings:
     """Return what is wrong with the weights and the authors' files that the stages will read."""
     findings = Findings()
     cfg = plan.cfg
@@ -63,7 +63,7 @@ def _check_start(setting: str, source: str, stages: list[Stage], networks: Netwo
                 fit_weights(networks[stage], tensors, source)
 
 
-def _check_seam_as_start(plan: Plan, networks: Networks, findings: Findings) -> None:
+def _check_seam_as_start(plan: RunPlan, networks: Networks, findings: Findings) -> None:
     """The final network starts from SEAM's backbone: from the network that will be trained, or from its file."""
     weights = plan.cfg.stage_dir(SEAM_STAGE) / "final" / WEIGHTS
     tensors: Mapping[str, Tensor] | None = None
@@ -77,7 +77,7 @@ def _check_seam_as_start(plan: Plan, networks: Networks, findings: Findings) -> 
             fit_weights(networks["train_seg"], tensors, f"train_seg.pretrained={SEAM_STAGE}")
 
 
-def _check_checkpoints(plan: Plan, networks: Networks, findings: Findings) -> None:
+def _check_checkpoints(plan: RunPlan, networks: Networks, findings: Findings) -> None:
     cfg = plan.cfg
     classes = None if plan.data is None else plan.data.classes
     settings: dict[Stage, tuple[Path | None, Stage]] = {
@@ -98,7 +98,7 @@ def _check_checkpoints(plan: Plan, networks: Networks, findings: Findings) -> No
                 fit_weights(networks[stage], tensors, str(trained.weights), require_heads=True)
 
 
-def _check_authors_files(plan: Plan, findings: Findings) -> None:
+def _check_authors_files(plan: RunPlan, findings: Findings) -> None:
     """The folders of the authors' dicts, and a dict for each image where the images are known."""
     cfg = plan.cfg
     if "infer_cam" not in plan.stages:

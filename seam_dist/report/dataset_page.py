@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,11 +22,11 @@ from seam_dist.report.dataset_charts import cooccurrence_chart, histogram
 from seam_dist.report.dataset_text import (
     class_order,
     class_share,
+    describe_contents,
     describe_counts,
-    describe_sizes,
     format_survey,
     num_things,
-    of_all,
+    split_values,
 )
 from seam_dist.report.overlay import draw_overlay
 from seam_dist.report.page import Section, render_page, render_template
@@ -52,7 +53,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
+class PictureGroup:
     """Pictures that belong together, below one line of text."""
 
     title: str
@@ -70,12 +71,7 @@ def write_dataset_page(survey: Survey, path: Path) -> None:
 
 def dataset_page(survey: Survey) -> str:
     """Return the page's HTML, below 5 MB whatever the data set."""
-    errors, warnings = len(survey.findings.errors), len(survey.findings.warnings)
-    lead = (
-        f"{num_things(survey.num_samples, 'image')} in {num_things(len(survey.splits), 'split')}, "
-        f"{num_things(len(survey.classes), 'class')}; {num_things(errors, 'error')}, "
-        f"{num_things(warnings, 'warning')}. {survey.name}"
-    )
+    lead = f"{describe_contents(survey)}; {survey.findings.summary()}. {survey.name}"
     sections = [
         Section("findings", "Findings", render_template("dataset_findings.html", findings=list(survey.findings))),
         Section("splits", "Splits", _splits(survey)),
@@ -92,14 +88,7 @@ def dataset_page(survey: Survey) -> str:
 def _splits(survey: Survey) -> Markup:
     rows = [
         {
-            "name": split.name,
-            "num_samples": split.num_samples,
-            "labels": of_all(split.num_labeled, split.num_samples),
-            "masks": of_all(split.num_masks, split.num_samples),
-            "num_without_object": split.num_without_object,
-            "num_unusable": split.num_unusable,
-            "sizes": describe_sizes(split),
-            "formats": describe_counts(split.formats),
+            **split_values(split),
             "modes": describe_counts(split.modes),
             "num_turned": sum(count for value, count in split.orientations.items() if value != 1),
             "void_share": split.void_share,
@@ -200,7 +189,7 @@ def _examples(survey: Survey) -> Markup:
     for (index, split), members in groupby(shown, key=lambda pair: (pair[0].class_id, pair[0].split)):
         title = survey.classes[index - 1] if index else "no object"
         number = num_things(int(counts[split][index - 1]), "image") + f" in {split}" if index else ""
-        groups.append(Group(title, number, [picture for _, picture in members]))
+        groups.append(PictureGroup(title, number, [picture for _, picture in members]))
     caption = "A few images of each class, with their masks where there are any; ignored pixels are light."
     compact = len(groups) > _FEW_CLASSES
     return render_template("dataset_pictures.html", caption=caption, groups=groups, rest="", compact=compact)
@@ -212,7 +201,7 @@ def _odd_images(survey: Survey) -> Markup:
     odd = sorted(survey.odd_images, key=lambda image: image.is_usable)[:_MAX_ODD]
     pictures = _pictures(survey, [(image.split, image.record, image.reason) for image in odd])
     groups = [
-        Group(title, "", chosen)
+        PictureGroup(title, "", chosen)
         for is_usable, title in ((False, "Cannot be used"), (True, "Can be used"))
         if (chosen := [picture for picture, image in zip(pictures, odd, strict=True) if image.is_usable == is_usable])
     ]
@@ -231,10 +220,10 @@ def _duplicates(survey: Survey) -> Markup:
     pictures = _pictures(
         survey, [(entry.split, entry.record, text) for entry, text in zip(entries, texts, strict=True)]
     )
-    groups = [Group(_title(pair), "", pictures[2 * k : 2 * k + 2]) for k, pair in enumerate(shown)]
+    groups = [PictureGroup(_title(pair), "", pictures[2 * k : 2 * k + 2]) for k, pair in enumerate(shown)]
     rest = [
         f"{count} images of split {second} are in the list of split {first} as well."
-        for first, second, count in _count_by_splits(listed)
+        for (first, second), count in Counter((pair.first.split, pair.second.split) for pair in listed).items()
     ]
     if len(pairs) > len(shown):
         rest.append(f"{len(pairs) - len(shown)} more pairs are not shown.")
@@ -253,12 +242,6 @@ def _first_of_each(pairs: Sequence[Duplicate]) -> list[Duplicate]:
         by_sort.setdefault((pair.sort, pair.first.split, pair.second.split), []).append(pair)
     each = max(1, _MAX_PAIRS // max(1, len(by_sort)))
     return [pair for of_sort in by_sort.values() for pair in of_sort[:each]][:_MAX_PAIRS]
-
-
-def _count_by_splits(pairs: Sequence[Duplicate]) -> Iterator[tuple[str, str, int]]:
-    splits = [(pair.first.split, pair.second.split) for pair in pairs]
-    for first, second in dict.fromkeys(splits):
-        yield first, second, splits.count((first, second))
 
 
 def _pictures(survey: Survey, wanted: Sequence[tuple[str, Record, str]]) -> list[Picture]:

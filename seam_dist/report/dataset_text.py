@@ -19,8 +19,7 @@ _MAX_UNUSABLE = 5
 def format_survey(survey: Survey) -> str:
     """Return the numbers of a survey as plain text, about 30 lines for 20 classes; its findings are not in it."""
     parts = [
-        f"{survey.name}: {num_things(survey.num_samples, 'image')} in {num_things(len(survey.splits), 'split')}, "
-        f"{num_things(len(survey.classes), 'class')}",
+        f"{survey.name}: {describe_contents(survey)}",
         _splits_table(survey.splits),
         _classes_table(survey),
     ]
@@ -36,19 +35,7 @@ def format_survey(survey: Survey) -> str:
 
 def _splits_table(splits: Sequence[SplitSurvey]) -> str:
     head = ["split", "images", "labels", "masks", "no object", "unusable", "sizes, width x height", "files"]
-    rows = [
-        [
-            split.name,
-            f"{split.num_samples}",
-            of_all(split.num_labeled, split.num_samples),
-            of_all(split.num_masks, split.num_samples),
-            f"{split.num_without_object}",
-            f"{split.num_unusable}",
-            describe_sizes(split),
-            describe_counts(split.formats),
-        ]
-        for split in splits
-    ]
+    rows = [[str(value) for value in split_values(split).values()] for split in splits]
     return aligned([head, *rows], rule=True)
 
 
@@ -81,6 +68,26 @@ def _classes_table(survey: Survey) -> str:
     notes = [f"{absent} more classes are in no image"] if absent else []
     notes += [f"rest of the masks of {'; '.join(rest)}"] if rest else []
     return "\n".join([table, *notes])
+
+
+def describe_contents(survey: Survey) -> str:
+    """Return the numbers of images, splits and classes."""
+    splits, classes = num_things(len(survey.splits), "split"), num_things(len(survey.classes), "class")
+    return f"{num_things(survey.num_samples, 'image')} in {splits}, {classes}"
+
+
+def split_values(split: SplitSurvey) -> dict[str, str | int]:
+    """Return what the tables of splits show in text and on the page, by name."""
+    return {
+        "name": split.name,
+        "num_samples": split.num_samples,
+        "labels": of_all(split.num_labeled, split.num_samples),
+        "masks": of_all(split.num_masks, split.num_samples),
+        "num_without_object": split.num_without_object,
+        "num_unusable": split.num_unusable,
+        "sizes": describe_sizes(split),
+        "formats": describe_counts(split.formats),
+    }
 
 
 def class_order(survey: Survey) -> list[int]:

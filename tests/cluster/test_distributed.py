@@ -151,7 +151,7 @@ def test_threads(
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     place = Place(0, 1, 0, local_size)
-    monkeypatch.setattr(distributed, "_place", lambda: place)
+    monkeypatch.setattr(distributed, "read_place", lambda *arguments, **options: place)
     if environment is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:

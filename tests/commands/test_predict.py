@@ -108,37 +108,6 @@ def test_damaged_images_are_named_left_out_and_end_with_1(tmp_path: Path, capsys
     assert files_in(tmp_path / "out") == ["good.png", "good_overlay.jpg"]
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda d: (picture().save(d / "a.png"), picture().save(d / "a.jpg")), "would both become a.png: rename"),
-        (lambda d: (d / "notes.txt").write_text("x"), "holds no .jpg, .jpeg, "),
-    ],
-)
-def test_folder_that_cannot_be_predicted_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, message: str
-) -> None:
-    (tmp_path / "images").mkdir()
-    make(tmp_path / "images")
-    assert run(tmp_path / "images", tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_images_are_never_overwritten_or_taken_from_the_output(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture().save(tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
-    for source in (tmp_path, tmp_path / "a.png"):
-        assert run(source, tmp_path) == 2
-        assert "give another" in capsys.readouterr().err
-    for _ in range(2):
-        assert run(tmp_path, tmp_path / "out") == 0
-    assert files_in(tmp_path) == ["a.png", "out/a.png", "out/a_overlay.jpg"]
-    assert (tmp_path / "a.png").read_bytes() == before
-
-
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
         (["--weights", str(trained_run())], "neither --images nor --export"),

@@ -110,7 +110,8 @@ def test_output_that_may_not_be_written_is_said_first(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     monkeypatch.setattr(predict, "load_deeplab", None)  # it is not reached
     assert run(images, tmp_path / "new/out") == 2
-    assert f"--out {tmp_path / 'new/out'}: {tmp_path} may not be written: give another --out" in capsys.readouterr().err
+    reason = f"--out {tmp_path / 'new/out'} cannot be written to, {tmp_path} gives no permission to write: give another"
+    assert reason in capsys.readouterr().err
 
 
 def test_image_that_may_not_be_read_is_named(

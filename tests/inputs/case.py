@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class Outcome(NamedTuple):
     warnings: Sequence[str] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """An input, made in an empty folder and read by `run`, with exactly one outcome.
 
@@ -26,6 +26,7 @@ class Case:
     reader: str
     fault: str
     run: Callable[[Path], Outcome]
+    _: KW_ONLY
     works: Any = None
     warns: str | None = None
     refused: str | None = None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from case import Case, Outcome
-from small_sets import HEADING, LABELS, TABLE, folder_set
+from small_sets import HEADING, LABELS, TABLE, Run, folder_set
 
 from seam_dist.data.sources.folder import FolderSource
 
-image_folder = functools.partial(Case, reader="images")
-mask_folder = functools.partial(Case, reader="masks")
+
+def image_folder(fault: str, run: Sequence[str] | Run, **outcome: Any) -> Case:
+    """A row by the files that lie there as well, or by all that is made."""
+    return Case("images", fault, run if callable(run) else folder_set(files=run), **outcome)
+
+
+def mask_folder(fault: str, run: Sequence[str] | Run, **outcome: Any) -> Case:
+    """A row by the files that lie there as well, or by all that is made."""
+    return Case("masks", fault, run if callable(run) else folder_set(files=run), **outcome)
 
 
 def _has_masks(root: Path) -> Outcome:
@@ -22,81 +30,74 @@ def _has_masks(root: Path) -> Outcome:
 
 CASES = [
     image_folder(
-        fault="what desktops leave behind",
-        run=folder_set(files=[f"images/train/{name}" for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini")]),
+        "what desktops leave behind",
+        [f"images/train/{name}" for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini")],
         works=LABELS,
     ),
     image_folder(
-        fault="files that are no images",
-        run=folder_set(files=["images/train/notes.txt", "images/train/list.csv"]),
+        "files that are no images",
+        ["images/train/notes.txt", "images/train/list.csv"],
         works=LABELS,
         warns=r"list\.csv is no image by its name, so it is left out.*\(2 such cases\)",
     ),
     image_folder(
-        fault="a folder of images between images",
-        run=folder_set(files=["images/train/old/c.jpg"]),
+        "a folder of images between images",
+        ["images/train/old/c.jpg"],
         works=LABELS,
         warns=r"images/train/old is a folder, so it is left out",
     ),
     image_folder(
-        fault="a folder a class",
-        run=folder_set(images=(), files=["images/train/cat/1.jpg"]),
+        "a folder a class",
+        folder_set(images=(), files=["images/train/cat/1.jpg"]),
         refused=r"has no images, but its folder 'cat' has: move them",
     ),
     image_folder(
-        fault="an image without a suffix, with its row",
-        run=folder_set(images=["a", "b.jpg"], table=TABLE.replace("a.jpg", "a")),
+        "an image without a suffix, with its row",
+        folder_set(images=["a", "b.jpg"], table=TABLE.replace("a.jpg", "a")),
         works={"a": (1,), "b.jpg": (2, 3)},
     ),
     image_folder(
-        fault="one stem, two formats",
-        run=folder_set(images=["a.jpg", "a.png"], table=HEADING + ("a.jpg,train,cat\na.png,train,cat\n")),
+        "one stem, two formats",
+        folder_set(images=["a.jpg", "a.png"], table=HEADING + ("a.jpg,train,cat\na.png,train,cat\n")),
         refused=r"a\.jpg and a\.png have the same key 'a'",
     ),
-    image_folder(fault="no image", run=folder_set(images=()), refused=r"split 'train' is empty"),
-    mask_folder(fault="all there, and what desktops leave behind", run=_has_masks, works=[True, True]),
+    image_folder("no image", folder_set(images=()), refused=r"split 'train' is empty"),
+    mask_folder("all there, and what desktops leave behind", _has_masks, works=[True, True]),
     mask_folder(
-        fault="one is missing",
-        run=folder_set(files=["masks/train/a.png", "masks/train/.b.png"]),
+        "one is missing",
+        ["masks/train/a.png", "masks/train/.b.png"],
         refused=r"b\.jpg has no mask .*masks/train/b\.png: add it, or remove .*masks/train if masks",
     ),
     mask_folder(
-        fault="the ending .PNG",
-        run=folder_set(files=["masks/train/a.PNG", "masks/train/b.PNG"]),
+        "the ending .PNG",
+        ["masks/train/a.PNG", "masks/train/b.PNG"],
         refused=r"a\.jpg has no mask .*a\.png, but there is 'a\.PNG': rename it \(2 such cases\)",
     ),
     mask_folder(
-        fault="the ending _mask",
-        run=folder_set(files=["masks/train/a.png", "masks/train/b_mask.png"]),
+        "the ending _mask",
+        ["masks/train/a.png", "masks/train/b_mask.png"],
         refused=r"b\.jpg has no mask .*, but there is 'b_mask\.png': rename it$",
     ),
     mask_folder(
-        fault="the ending -GT",
-        run=folder_set(files=["masks/train/a-GT.png", "masks/train/b-GT.png"]),
-        refused=r"there is 'a-GT\.png': rename it",
+        "the ending -GT", ["masks/train/a-GT.png", "masks/train/b-GT.png"], refused=r"there is 'a-GT\.png': rename it"
     ),
     mask_folder(
-        fault="a JPEG",
-        run=folder_set(files=["masks/train/a.jpg", "masks/train/b.png"]),
+        "a JPEG",
+        ["masks/train/a.jpg", "masks/train/b.png"],
         refused=r"a\.jpg has no mask .*a\.png, but there is 'a\.jpg'",
     ),
     mask_folder(
-        fault="a mask of no image",
-        run=folder_set(files=[f"masks/train/{name}.png" for name in "abc"]),
+        "a mask of no image",
+        [f"masks/train/{name}.png" for name in "abc"],
         works=LABELS,
         warns=r"c\.png is the mask of no image in split 'train'",
     ),
     mask_folder(
-        fault="no folder of the split",
-        run=folder_set(files=["masks/a.png", "masks/b.png"]),
+        "no folder of the split",
+        ["masks/a.png", "masks/b.png"],
         works=LABELS,
         warns=r"masks/a\.png is not used, the masks of split 'train' "
         r"are expected in .*masks/train: move them \(2 such cases\)",
     ),
-    mask_folder(
-        fault="the folder in another case",
-        run=folder_set(files=["masks/Train/a.png"]),
-        works=LABELS,
-        warns=r"masks/Train is not used",
-    ),
+    mask_folder("the folder in another case", ["masks/Train/a.png"], works=LABELS, warns=r"masks/Train is not used"),
 ]

@@ -98,7 +98,7 @@ CASES = [
     ),
     case("GIF is read", encode(RGB.quantize(4), "GIF"), works=COLORS),
     *(
-        Case(reader="API", fault=f"{suffix} is read", run=api(encode(RGB, format), suffix), works=COLORS)
+        Case("API", f"{suffix} is read", api(encode(RGB, format), suffix), works=COLORS)
         for suffix, format in (
             (".tif", "TIFF"),
             (".bmp", "BMP"),

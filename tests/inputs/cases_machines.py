@@ -1,45 +1,35 @@
-"""Machines: variables of launchers, paths, optional packages and values of settings, as people have them."""
+"""Machines: variables of launchers, paths, values of settings and empty tensors, an input of each sort.
+
+More of them are in tests/cluster/test_place.py, tests/config and tests/kernels/test_autocast.py, packages in
+cases_preflight_files.py.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from case import Case, Outcome
-from kit import hide_package, plant_module
 from seam_kernels import dense_crf
 
-from seam_dist.artifacts.layout import read_run_config
 from seam_dist.cluster.launcher import count_ranks
-from seam_dist.cluster.place import expand_hosts, read_place
+from seam_dist.cluster.place import read_place
 from seam_dist.config.load import load_config
 from seam_dist.config.paths import user_path
-from seam_dist.config.schema import CrfConfig
-from seam_dist.inference.crf_pool import check_crf
 
-SRUN = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_ID": "0",
-    "SLURM_PROCID": "3",
-    "SLURM_NTASKS": "4",
-    "SLURM_LOCALID": "1",
-    "SLURM_NODEID": "1",
-    "SLURM_TASKS_PER_NODE": "2(x2)",
-    "SLURM_STEP_NODELIST": "gpu[08-09]",
-}
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+SRUN |= {"SLURM_NODEID": "1", "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NODELIST": "gpu[08-09]"}
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
 MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+ALONE = (0, 1, 0, 1, "")
+BATCH_STEP = {"SLURM_STEP_ID": "4294967291", "SLURM_PROCID": "0"}
 
 
-def place(*variables: Mapping[str, str | None]) -> Callable[[Path], Outcome]:
-    env = {name: value for part in variables for name, value in part.items()}
-
+def place(*variables: Mapping[str, str]) -> Callable[[Path], Outcome]:
     def run(folder: Path) -> Outcome:
-        found = read_place({name: value for name, value in env.items() if value is not None})
+        found = read_place({name: value for part in variables for name, value in part.items()})
         return Outcome((found.rank, found.size, found.local_rank, found.local_size, found.master_addr))
 
     return run
@@ -56,28 +46,8 @@ def path(text: str, *, make: str | None = None) -> Callable[[Path], Outcome]:
     return run
 
 
-def setting(*overrides: str, get: Callable[[Any], Any] = lambda cfg: None) -> Callable[[Path], Outcome]:
-    return lambda folder: Outcome(get(load_config(None, overrides).config))
-
-
-def settings_file(text: str) -> Callable[[Path], Outcome]:
-    def run(folder: Path) -> Outcome:
-        (folder / "a.yaml").write_text(text)
-        return Outcome(load_config("a.yaml").config)
-
-    return run
-
-
-def package(text: str | None) -> Callable[[Path], Outcome]:
-    def run(folder: Path) -> Outcome:
-        with pytest.MonkeyPatch.context() as patch:
-            if text is None:
-                hide_package(patch, "pydensecrf")
-            else:
-                plant_module(patch, folder, "pydensecrf.densecrf", text)
-            return Outcome(check_crf(CrfConfig()))
-
-    return run
+def setting(override: str) -> Callable[[Path], Outcome]:
+    return lambda folder: Outcome(load_config(None, [override]))
 
 
 def ranks(text: str) -> Callable[[Path], Outcome]:
@@ -93,274 +63,36 @@ def crf(*shape: int, autocast: torch.dtype | None = None) -> Callable[[Path], Ou
     return run
 
 
-def run_folder(name: str, text: str | None) -> Callable[[Path], Outcome]:
-    def run(folder: Path) -> Outcome:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if text is None:
-            target.mkdir()
-        else:
-            target.write_text(text)
-        return Outcome(read_run_config(folder / name.split(os.sep)[0]))
-
-    return run
-
-
-_RANKS = [
-    Case(reader="launcher", fault="no variables at all", run=place({}), works=(0, 1, 0, 1, "")),
-    Case(reader="launcher", fault="srun without RANK", run=place(SRUN), works=(3, 4, 1, 2, "gpu08")),
-    Case(
-        reader="launcher",
-        fault="srun with a MASTER_ADDR of the user",
-        run=place(SRUN, {"MASTER_ADDR": "10.1.1.1"}),
-        works=(3, 4, 1, 2, "10.1.1.1"),
+CASES = [
+    Case("launcher", "no variables at all", place({}), works=ALONE),
+    Case("launcher", "srun without RANK", place(SRUN), works=(3, 4, 1, 2, "gpu08")),
+    Case("launcher", "batch step of sbatch", place(SRUN, BATCH_STEP), works=ALONE),
+    Case("launcher", "torchrun under srun", place(SRUN, TORCHRUN), works=(1, 2, 1, None, "a")),
+    Case("launcher", "mpirun without an address", place(MPI), refused=r"set MASTER_ADDR .* MASTER_PORT"),
+    Case("launcher", "RANK is empty", place({"RANK": ""}), refused=r"^RANK='' .* is empty.*unset RANK"),
+    Case("launcher", "RANK is a word", place(TORCHRUN, {"RANK": "x"}), refused=r"^RANK='x' .*not a number"),
+    Case("launcher", "WORLD_SIZE alone", place({"WORLD_SIZE": "8"}), refused=r"^RANK, LOCAL_RANK, .*not set"),
+    Case("--ranks", "zero", ranks("0"), refused=r"^--ranks=0 is not a number of ranks: give auto or"),
+    Case("--ranks", "negative", ranks("-1"), refused=r"^--ranks=-1 is not a number of ranks"),
+    Case("--ranks", "a digit that int() does not take", ranks("²"), refused=r"^--ranks=² is not"),
+    Case("path", "home folder", path("~/data"), works="/home/me/data"),
+    Case("path", "variable in quotes", path("$SCRATCH/x"), refused=r"holds \$SCRATCH, which is not expanded"),
+    Case("path", "folder with a dollar that exists", path("$x/new", make="$x"), works="$x/new"),
+    Case("path", "object storage", path("s3://b/x"), refused=r"'s3://b/x' is remote, .* not supported yet"),
+    Case("path", "Windows", path("C:\\voc\\2012"), refused=r"is a path of Windows: write it with /"),
+    Case("path", "unknown user", path("~nobody9/x"), refused=r"\(~nobody9\) that this system does not know"),
+    Case("setting", "variable that was not set", setting("data.shards="), refused=r"^data.shards= has no value: give"),
+    Case("setting", "object storage", setting("model.pretrained=gs://b/w"), refused=r"\(command line\): .*is remote"),
+    Case("setting", "NaN in a list", setting("infer_cam.scales=[1,.nan]"), refused=r"entry 2 \(nan\): expected a"),
+    Case("setting", "decimal comma", setting("train_seam.schedule.lr=0,1"), refused=r"a number with a point, 0.1$"),
+    Case("setting", "list without brackets", setting("data.splits=a,b"), refused=r"a list: write \[a,b\]$"),
+    Case("setting", "null", setting("run.seed=null"), refused=r"^run.seed=null .*a whole number, not null"),
+    *(
+        Case("dense_crf", f"under {dtype}", crf(1, 2, 3, 4, autocast=dtype), works=((1, 2, 3, 4), torch.float32, True))
+        for dtype in (torch.bfloat16, torch.float16)
     ),
-    Case(
-        reader="launcher",
-        fault="script of sbatch",
-        run=place(SRUN, {"SLURM_STEP_ID": None, "SLURM_PROCID": "0"}),
-        works=(0, 1, 0, 1, ""),
-    ),
-    Case(
-        reader="launcher",
-        fault="batch step of sbatch",
-        run=place(SRUN, {"SLURM_STEP_ID": "4294967291", "SLURM_PROCID": "0"}),
-        works=(0, 1, 0, 1, ""),
-    ),
-    Case(
-        reader="launcher",
-        fault="shell of salloc",
-        run=place(SRUN, {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0"}),
-        works=(0, 1, 0, 1, ""),
-    ),
-    Case(
-        reader="launcher",
-        fault="srun -n 1",
-        run=place(SRUN, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}),
-        works=(0, 1, 0, 1, ""),
-    ),
-    Case(
-        reader="launcher",
-        fault="mpirun with an address",
-        run=place(MPI, {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}),
-        works=(1, 2, 1, None, "a"),
-    ),
-    Case(reader="launcher", fault="torchrun under srun", run=place(SRUN, TORCHRUN), works=(1, 2, 1, None, "a")),
-    Case(
-        reader="launcher", fault="mpirun without an address", run=place(MPI), refused=r"set MASTER_ADDR .* MASTER_PORT"
-    ),
-    Case(
-        reader="launcher", fault="RANK is empty", run=place({"RANK": ""}), refused=r"^RANK='' .* is empty.*unset RANK"
-    ),
-    Case(
-        reader="launcher",
-        fault="RANK is a word",
-        run=place(TORCHRUN, {"RANK": "x"}),
-        refused=r"^RANK='x' .*not a number",
-    ),
-    Case(
-        reader="launcher", fault="RANK too large", run=place(TORCHRUN, {"RANK": "2"}), refused=r"^RANK=2 is not below"
-    ),
-    Case(
-        reader="launcher",
-        fault="WORLD_SIZE alone",
-        run=place({"WORLD_SIZE": "8"}),
-        refused=r"^RANK, LOCAL_RANK, .*not set",
-    ),
-    Case(
-        reader="launcher",
-        fault="LOCAL_RANK missing",
-        run=place(TORCHRUN, {"LOCAL_RANK": None}),
-        refused=r"^LOCAL_RANK not set .*set it as well",
-    ),
-    Case(
-        reader="launcher",
-        fault="MASTER_PORT is a word",
-        run=place(TORCHRUN, {"MASTER_PORT": "http"}),
-        refused=r"^MASTER_PORT='http' .*set it to a free port",
-    ),
-    Case(
-        reader="launcher",
-        fault="SLURM_PROCID is a word",
-        run=place(SRUN, {"SLURM_PROCID": "a"}),
-        refused=r"^SLURM_PROCID='a' .*not a number",
-    ),
-    Case(
-        reader="launcher",
-        fault="node list cut off",
-        run=place(SRUN, {"SLURM_STEP_NODELIST": "gpu[08"}),
-        refused=r"^SLURM_STEP_NODELIST='gpu\[08' is no list",
-    ),
-    Case(
-        reader="node list",
-        fault="ranges with zeros, and a plain name",
-        run=lambda folder: Outcome(expand_hosts("n[08-10,2],login")),
-        works=["n08", "n09", "n10", "n2", "login"],
-    ),
-    Case(reader="--ranks", fault="zero", run=ranks("0"), refused=r"^--ranks=0 is not a number of ranks: give auto or"),
-    Case(reader="--ranks", fault="negative", run=ranks("-1"), refused=r"^--ranks=-1 is not a number of ranks"),
-    Case(reader="--ranks", fault="a digit that int() does not take", run=ranks("²"), refused=r"^--ranks=² is not"),
-]
-
-_PATHS = [
-    Case(reader="path", fault="home folder", run=path("~/data"), works="/home/me/data"),
-    Case(
-        reader="path",
-        fault="variable in quotes",
-        run=path("$SCRATCH/x"),
-        refused=r"holds \$SCRATCH, which is not expanded",
-    ),
-    Case(reader="path", fault="folder with a dollar that exists", run=path("$x/new", make="$x"), works="$x/new"),
-    Case(
-        reader="path",
-        fault="object storage",
-        run=path("s3://b/x"),
-        refused=r"'s3://b/x' is remote, .* not supported yet",
-    ),
-    Case(reader="path", fault="URL of a file", run=path("file:///data"), refused=r"is a URL: write the path alone"),
-    Case(reader="path", fault="Windows", run=path("C:\\voc\\2012"), refused=r"is a path of Windows: write it with /"),
-    Case(reader="path", fault="empty", run=path(""), refused=r"is empty: give a path"),
-    Case(reader="path", fault="space at the end", run=path("data "), refused=r"begins or ends with a space"),
-    Case(reader="path", fault="space at the end that exists", run=path("data ", make="data "), works="data "),
-    Case(
-        reader="path",
-        fault="unknown user",
-        run=path("~nobody9/x"),
-        refused=r"\(~nobody9\) that this system does not know",
-    ),
-    Case(reader="path", fault="line break", run=path("da\nta"), refused=r"holds a line break"),
-    Case(
-        reader="setting",
-        fault="home folder",
-        run=lambda folder: setting(
-            f"source.root={Path.home()}", "data.shards=~", get=lambda c: c.data.shards == c.source.root
-        )(folder),
-        works=True,
-    ),
-    Case(
-        reader="setting",
-        fault="variable of the shell that was not set",
-        run=setting("data.shards="),
-        refused=r"^data.shards= has no value: give one, or null",
-    ),
-    Case(
-        reader="setting",
-        fault="weights in object storage",
-        run=setting("model.pretrained=gs://b/w.pth"),
-        refused=r"^model.pretrained='gs://b/w.pth' \(command line\): .*is remote",
+    *(
+        Case("dense_crf", fault, crf(*shape), works=(shape, torch.float32, True))
+        for fault, shape in (("no images", (0, 2, 3, 4)), ("no rows", (1, 2, 0, 4)), ("no columns", (1, 2, 3, 0)))
     ),
 ]
-
-_VALUES = [
-    Case(
-        reader="setting",
-        fault="not a number among scales",
-        run=setting("infer_cam.scales=[1,.nan]"),
-        refused=r"^infer_cam.scales=\[1, nan\] \(command line\): entry 2 \(nan\): expected a finite number$",
-    ),
-    Case(
-        reader="setting",
-        fault="infinity",
-        run=setting("train_seam.schedule.lr=.inf"),
-        refused=r"^train_seam.schedule.lr='.inf' \(command line\): expected a",
-    ),
-    Case(
-        reader="setting",
-        fault="decimal comma",
-        run=setting("train_seam.schedule.lr=0,1"),
-        refused=r"expected a number with a point, 0.1$",
-    ),
-    Case(
-        reader="setting",
-        fault="choice in another case",
-        run=setting("source.kind=VOC"),
-        refused=r"^source.kind='VOC' .*expected one of voc, .*did you mean voc\?\)$",
-    ),
-    Case(
-        reader="setting",
-        fault="list without brackets",
-        run=setting("data.splits=a,b"),
-        refused=r"a list: write \[a,b\]$",
-    ),
-    Case(
-        reader="setting",
-        fault="too many entries",
-        run=setting("train_seg.scale=[1,2,3]"),
-        refused=r"^train_seg.scale=\[1, 2, 3\] .*: expected 2 entries, not 3$",
-    ),
-    Case(
-        reader="setting",
-        fault="null",
-        run=setting("run.seed=null"),
-        refused=r"^run.seed=null .*a whole number, not null",
-    ),
-    Case(
-        reader="setting",
-        fault="words for true of YAML",
-        run=setting("run.overwrite=yes", "infer_cam.flip=off", get=lambda c: (c.run.overwrite, c.infer_cam.flip)),
-        works=(True, False),
-    ),
-    Case(
-        reader="settings file",
-        fault="yes where a number is expected",
-        run=settings_file("run:\n  seed: yes\n"),
-        refused=r"^run.seed=true \(a.yaml:2\): expected a number, not true or false$",
-    ),
-    Case(
-        reader="settings file",
-        fault="name that is a number",
-        run=settings_file("run: {name: 007}\n"),
-        refused=r"^run.name=7 \(a.yaml:1\): expected text: put it in quotes, '7'$",
-    ),
-    Case(
-        reader="run folder",
-        fault="a file",
-        run=run_folder("run", ""),
-        refused=r"run is a file, not the folder of a run",
-    ),
-    Case(reader="run folder", fault="empty", run=run_folder("run", None), refused=r"holds no stage of a run"),
-    Case(
-        reader="run folder",
-        fault="config.yaml cut off",
-        run=run_folder("run/shard/config.yaml", "run: {name"),
-        refused=r"run/shard/config.yaml.*(cannot be read|not valid YAML)",
-    ),
-]
-
-_PACKAGES = [
-    Case(
-        reader="package",
-        fault="absent",
-        run=package(None),
-        refused=r"pydensecrf, which is not installed: pip install '",
-    ),
-    Case(
-        reader="package",
-        fault="built for another numpy",
-        run=package("raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')"),
-        refused=r"^crf.impl=lattice needs .* pydensecrf, which is installed but broken .*another version of numpy",
-    ),
-    Case(
-        reader="package",
-        fault="shared library missing",
-        run=package("raise ImportError('libgomp.so.1: cannot open shared object file')"),
-        refused=r"installed but broken \(ImportError: libgomp.so.1: cannot open .*pip install --no-cache-dir",
-    ),
-    Case(reader="package", fault="whole", run=package(""), works=None),
-]
-
-_CRF = [
-    Case(
-        reader="dense_crf",
-        fault=f"autocast to {name}",
-        run=crf(1, 2, 3, 4, autocast=dtype),
-        works=((1, 2, 3, 4), torch.float32, True),
-    )
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16))
-]
-_CRF += [
-    Case(reader="dense_crf", fault=fault, run=crf(*shape), works=(shape, torch.float32, True))
-    for fault, shape in (("no images", (0, 2, 3, 4)), ("no rows", (1, 2, 0, 4)), ("no columns", (1, 2, 3, 0)))
-]
-
-CASES = [*_RANKS, *_PATHS, *_VALUES, *_PACKAGES, *_CRF]

@@ -47,7 +47,7 @@ def found(
     def run(folder: Path) -> Outcome:
         prepare(folder)
         cfg = config(folder, **{name: _in(folder, values) for name, values in sections.items()})
-        findings = check_run(cfg, stages or STAGES, world_size=ranks, done=done, changed=changed)
+        findings = check_run(cfg, stages or STAGES, ranks, done=done, changed=changed)
         findings.raise_errors(ValueError)
         return Outcome(READY, [str(finding) for finding in findings.warnings])
 

@@ -11,6 +11,7 @@ from seam_dist.data.sources.base import Source
 from seam_dist.data.sources.folder import FolderSource
 from seam_dist.data.sources.voc import VOCSource
 
+Run = Callable[[Path], Outcome]
 CLASSES = "cat\ndog\nsofa\n"
 HEADING = "image,split,classes\n"
 TABLE = f"{HEADING}a.jpg,train,cat\nb.jpg,train,dog;sofa\n"
@@ -40,7 +41,7 @@ def folder_set(
     classes: str | bytes = CLASSES,
     images: Iterable[str] = ("a.jpg", "b.jpg"),
     files: Mapping[str, str | bytes] | Iterable[str] = (),
-) -> Callable[[Path], Outcome]:
+) -> Run:
     """Make a plain folder with a train split and list it; `files` are more files by their paths."""
 
     def run(root: Path) -> Outcome:
@@ -70,7 +71,7 @@ def voc_set(
     without: Iterable[str] = (),
     place: str = "Segmentation/train",
     split: str = "train",
-) -> Callable[[Path], Outcome]:
+) -> Run:
     """Make a set in VOC's layout and list it; 2007_1 shows a cat or has `xml`, 2007_2 shows a dog and a sofa."""
 
     def run(root: Path) -> Outcome:

@@ -45,7 +45,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         report={"compare": ["/nope"]},
         deepspeed={"zero": 1},
     )
-    found = texts(check_run(cfg, STAGES, world_size=3))
+    found = texts(check_run(cfg, STAGES, 3))
     for part in ("run.world_size=2", "deepspeed.zero is unknown", "data.streams=1", "model.pretrained: /nope.params"):
         assert any(part in text for text in found), part
     for part in ("train_seg.pretrained: /nope.pth", "infer_seg.splits: split 'test'", "report.compare: run folder"):
@@ -61,7 +61,7 @@ def test_the_installed_configs_are_in_order(config: str, preset: str, tmp_path: 
     settings = [f"run.dir={tmp_path}", f"data.shards={tmp_path / 'shards'}", "source.kind=synthetic", "run.threads=1"]
     settings += ["data.splits=[train,val]", "data.train_split=train"]
     cfg = load_config(config, settings, preset).config
-    found = texts(check_run(cfg, STAGES, world_size=2))
+    found = texts(check_run(cfg, STAGES, 2))
     assert not found
 
 
@@ -78,7 +78,7 @@ def test_shards_that_are_there_are_not_listed_again(tmp_path: Path, monkeypatch:
     cfg = kit.run_config(tmp_path)
     shard.run(cfg)
     monkeypatch.setattr(data_set, "open_source", lambda *arguments: pytest.fail("the source was opened"))
-    assert not texts(check_stages(cfg, ["shard"], world_size=1, local_ranks=1))
+    assert not texts(check_stages(cfg, ["shard"], 1))
 
 
 def test_findings_of_the_reader_are_passed_on_by_topic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

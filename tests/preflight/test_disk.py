@@ -9,20 +9,21 @@ import torch
 from kit import run_config
 from stage_kit import cam_config, finish_seam
 
+from seam_dist.artifacts.outputs import existing_parent
 from seam_dist.cluster.distributed import init_world
 from seam_dist.config.schema import Config, Stage
 from seam_dist.data.sources.base import Record
 from seam_dist.preflight.check import check_run
 from seam_dist.preflight.data_set import read_data_set
-from seam_dist.preflight.disk import check_disk, estimate, existing_parent
+from seam_dist.preflight.disk import check_disk, estimate
 from seam_dist.preflight.networks import build_networks
-from seam_dist.preflight.plan import DataSet, Plan, SplitOutline
+from seam_dist.preflight.plan import DataSet, RunPlan, SplitOutline
 from seam_dist.stages import infer_cam, shard
 from seam_dist.training.checkpoint import CheckpointStore, TrainState
 
 
-def plan_for(cfg: Config, *stages: Stage) -> Plan:
-    return Plan(cfg, stages, 1, read_data_set(cfg, stages)[0])
+def plan_for(cfg: Config, *stages: Stage) -> RunPlan:
+    return RunPlan(cfg, stages, 1, read_data_set(cfg, stages)[0])
 
 
 def bytes_in(folder: Path) -> int:
@@ -43,7 +44,7 @@ def test_shards_and_cams_take_about_what_was_estimated(tmp_path: Path) -> None:
 
 def test_checkpoints_take_what_was_estimated(tmp_path: Path) -> None:
     cfg = cam_config(tmp_path, train_seam={"schedule": {"keep_checkpoints": 1}})
-    plan = Plan(cfg, ("train_seam",), 1, DataSet(("cat", "dog", "horse"), {}))
+    plan = RunPlan(cfg, ("train_seam",), 1, DataSet(("cat", "dog", "horse"), {}))
     networks, _ = build_networks(plan)
     network = networks["train_seam"]
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
@@ -64,11 +65,11 @@ def test_outputs_do_not_go_among_the_images(tmp_path: Path) -> None:
     record = Record("a", "a.jpg", (1,), bytes, files=(images / "a.jpg",))
     data = DataSet(("cat",), {"train": SplitOutline("train", 1, 1, False, True, (record,))})
     cfg = run_config(tmp_path, run={"dir": str(images / "runs")}, data={"shards": None})
-    (finding,) = check_disk(Plan(cfg, ("shard",), 1, data), {})
+    (finding,) = check_disk(RunPlan(cfg, ("shard",), 1, data), {})
     assert finding.severity == "error"
     assert f"is inside {images}, a folder of the data set's images" in finding.text
     beside = run_config(tmp_path, run={"dir": str(tmp_path / "data" / "runs")}, data={"shards": None})
-    assert not len(check_disk(Plan(beside, ("shard",), 1, data), {}))
+    assert not len(check_disk(RunPlan(beside, ("shard",), 1, data), {}))
 
 
 def test_what_is_written_already_needs_no_space_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +97,6 @@ def test_a_folder_that_nobody_may_look_into_is_one_line(tmp_path: Path, monkeypa
     def refuse(run_dir: Path, stage: str) -> None:
         raise PermissionError(13, "Permission denied", str(run_dir))
 
-    monkeypatch.setattr("seam_dist.preflight.inputs.lock_holder", refuse)
+    monkeypatch.setattr("seam_dist.preflight.inputs.check_unlocked", refuse)
     findings = check_run(run_config(tmp_path), ["shard"])
     assert [str(finding) for finding in findings] == [f"{tmp_path / 'runs' / 'run'}: Permission denied"]

@@ -1,12 +1,14 @@
-"""What several tests of stages use: the independent, slow version of the stages, and a world that is left again."""
+"""What several tests of stages use: the slow version of the stages, a world that is left again, a set that changes."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import changing_set
 import pytest
 
 from seam_dist.cluster.distributed import init_world, shutdown
@@ -29,3 +31,21 @@ def own_world() -> Iterator[None]:
     """Leave the world that the stages of a test file joined, so that the next file joins its own."""
     yield
     shutdown(init_world(Config()))
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert without worker processes, which would cost more than tiny images."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A plain folder of tiny images, for tests that change it; others have a `root` of their own."""
+    return changing_set.make_set(tmp_path / "set")
+
+
+@pytest.fixture
+def cfg(tmp_path: Path, root: Path) -> Config:
+    """Settings of a run that converts `root`."""
+    return changing_set.config(tmp_path, root)

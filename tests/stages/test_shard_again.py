@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,6 @@ from changing_set import (
     data_of,
     edit_labels,
     image,
-    make_set,
     rewritten,
     state,
     swap_images,
@@ -32,21 +30,7 @@ from seam_dist.data.sources.base import Listing, SourceError
 from seam_dist.data.sources.folder import FolderSource
 from seam_dist.stages.shard import run
 
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert without worker processes, which would cost more than these images."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_set(tmp_path / "set")
-
-
-@pytest.fixture
-def cfg(tmp_path: Path, root: Path) -> Config:
-    return config(tmp_path, root)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.mark.parametrize("function", ["mark_unfinished", "write_shard", "sha256_file", "write_note", "write_json"])

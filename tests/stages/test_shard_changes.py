@@ -15,7 +15,6 @@ from changing_set import (
     data_of,
     edit_labels,
     image,
-    make_set,
     mask,
     rewritten,
     state,
@@ -32,21 +31,7 @@ from seam_dist.data.shards import parse_info, read_raw
 from seam_dist.stages import shard
 from seam_dist.stages.shard import run
 
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert without worker processes, which would cost more than these images."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_set(tmp_path / "set")
-
-
-@pytest.fixture
-def cfg(tmp_path: Path, root: Path) -> Config:
-    return config(tmp_path, root)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def add_image(root: Path) -> None:

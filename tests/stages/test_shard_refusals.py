@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import kit
 import numpy as np
 import pytest
-from changing_set import config, data_of, make_set, mask, state
+from changing_set import config, data_of, mask, state
 
 from seam_dist.artifacts.stage import StageError
 from seam_dist.config.findings import Findings
@@ -25,14 +24,7 @@ from seam_dist.stages.shard import run
 SetOf = Callable[..., None]
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return make_set(tmp_path / "set")
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture
