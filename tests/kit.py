@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.config import packages
+from seam_dist.config.findings import Findings
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import (
     AugmentConfig,
@@ -35,6 +36,8 @@ from seam_dist.config.schema import (
 from seam_dist.data.convert import convert
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
+from seam_dist.data.mask_check import mask_findings
+from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.shards import read_raw
 from seam_dist.data.sources.base import Listing, Record, Source
 from seam_dist.models.backbones.base import Backbone, Features
@@ -313,3 +316,13 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self.largest = max(self.largest, value.untyped_storage().nbytes() // value.element_size())
         return result
+
+
+def check_masks(
+    classes: Sequence[str], rows: Sequence[MaskRow], split: str = "train", *, refuse: bool = True
+) -> Findings:
+    """How the masks of some images disagree with their labels."""
+    counts = MaskLabels()
+    for row in rows:
+        counts.add(row)
+    return mask_findings(counts, split, classes, refuse=refuse)

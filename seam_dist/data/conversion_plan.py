@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seam_dist.artifacts.provenance import fingerprint
+from seam_dist.config.phrases import count_of, first_of
 from seam_dist.data.manifest import MANIFEST, Manifest, ShardError, Split, load_manifest
 from seam_dist.data.mask_labels import MaskLabels
 from seam_dist.data.shard_notes import (
@@ -26,7 +27,6 @@ from seam_dist.data.shard_notes import (
 )
 from seam_dist.data.sources.base import Record, SourceError
 
-_NUM_NAMED = 3
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 # Settings that the manifest keeps and that change no byte of a shard of the same records.
 _NOT_IDENTIFYING = ("root", "empty_images")
@@ -275,8 +275,7 @@ def _describe(sort: str, names: Sequence[str]) -> str:
     if sort == "image moved":
         return "images in another order"
     thing, _, what = sort.partition(" ")
-    shown = ", ".join(names[:_NUM_NAMED]) + (", ..." if len(names) > _NUM_NAMED else "")
-    return f"{len(names)} {thing}{'' if len(names) == 1 else 's'} {what}: {shown}"
+    return f"{count_of(len(names), thing)} {what}: {first_of(names, 3)}"
 
 
 def _has_size(path: Path, num_bytes: int) -> bool:

@@ -22,6 +22,7 @@ from seam_dist.artifacts.atomic import atomic_file, fsync, write_json
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import RECORD
 from seam_dist.config.findings import Finding, Findings
+from seam_dist.config.phrases import count_of
 from seam_dist.data.conversion_plan import Plan, ShardTask, plan_conversion
 from seam_dist.data.images import single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
@@ -143,14 +144,6 @@ def write_shards(
     return load_manifest(plan.folder), warnings
 
 
-def convert_record(record: Record, *, num_classes: int, max_pixels: int) -> RawSample:
-    """Return one record as it is stored; raise SourceError with its name when it cannot be used."""
-    inspection = inspect_record(record, num_classes=num_classes, max_pixels=max_pixels)
-    inspection.findings.raise_errors(SourceError)
-    assert inspection.sample is not None
-    return inspection.sample
-
-
 def mark_unfinished(folder: Path) -> None:
     """Remove the manifest, so that shards which are about to change do not look finished, and keep whose they are."""
     if not (folder / MANIFEST).is_file():
@@ -212,19 +205,18 @@ def _write_shard(job: _Job) -> _Failure | None:
             raise SourceError  # the temporary file goes away
 
     try:
-        for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
-            left_over.unlink()
-        before = read_note(path) or ShardNote(job.identity, None, ())
-        write_note(path, replace(before, shard=None))
-        with atomic_file(path) as temporary:
-            with open(temporary, "wb") as file:
-                write_shard(file, samples())
-            shard = Shard(path.name, len(notes), temporary.stat().st_size, sha256_file(temporary))
-        write_note(path, ShardNote(job.identity, shard, tuple(notes), tuple(warnings)))
+        with _writing(path):
+            for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
+                left_over.unlink()
+            before = read_note(path) or ShardNote(job.identity, None, ())
+            write_note(path, replace(before, shard=None))
+            with atomic_file(path) as temporary:
+                with open(temporary, "wb") as file:
+                    write_shard(file, samples())
+                shard = Shard(path.name, len(notes), temporary.stat().st_size, sha256_file(temporary))
+            write_note(path, ShardNote(job.identity, shard, tuple(notes), tuple(warnings)))
     except SourceError:
         return failure
-    except OSError as error:
-        raise _not_written(path, error) from None
     return None
 
 
@@ -296,21 +288,11 @@ def _image_errors(failures: Sequence[_Failure]) -> list[str]:
             by_topic.setdefault(error.topic, []).append(error.text)
     lines = []
     for topic, texts in by_topic.items():
-        thing = ("mask" if "mask" in topic else "image") + ("" if len(texts) == 1 else "s")
+        number = count_of(len(texts), "mask" if "mask" in topic else "image")
         more = f", the first {_MAX_REPORTED} are" if len(texts) > _MAX_REPORTED else ""
-        lines.append(
-            f"{len(texts)} {thing} cannot be converted ({topic}{more}): correct or remove them and rerun, whole shards "
-            "stay"
-        )
+        lines.append(f"{number} cannot be converted ({topic}{more}): correct them and rerun, whole shards stay")
         lines += [f"  {text}" for text in texts[:_MAX_REPORTED]]
     return lines
-
-
-def _not_written(path: Path, error: OSError) -> ShardError:
-    return ShardError(
-        f"{path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or choose "
-        "another data.shards, then rerun; whole shards are kept"
-    )
 
 
 @contextmanager
@@ -319,4 +301,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(path, error) from None
+        raise ShardError(
+            f"{path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or choose "
+            "another data.shards, then rerun; whole shards are kept"
+        ) from None

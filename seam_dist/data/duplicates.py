@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.config.findings import Findings
+from seam_dist.config.phrases import count_of, first_of
 from seam_dist.data.images import Pixels
 from seam_dist.data.sources.base import Record
 
@@ -31,7 +32,6 @@ MIN_LIKENESS = 0.9
 _GRID, _LOWEST = 64, 16
 _MIN_CONTRAST = 2.0  # standard deviation of gray values: of a blank picture only noise would be compared
 _BLOCK = 4096  # pictures on each side that are compared at a time: 64 MiB
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def duplicate_findings(
             why = "scores on images that were trained on are too good" if leak else "the two are not independent"
             findings.warning(
                 f"{sort}-duplicates-{first}-{second}",
-                f"split {second} has {len(pairs)} image{'s' * (len(pairs) > 1)} {how} ({_shown(pairs)}): {why}; keep "
+                f"split {second} has {count_of(len(pairs), 'image')} {how} ({_shown(pairs)}): {why}; keep "
                 "each image in one split",
             )
     return findings
@@ -191,4 +191,4 @@ def _names(ids: tuple[int, ...] | None, classes: Sequence[str]) -> str:
 
 
 def _shown(pairs: Sequence[Duplicate]) -> str:
-    return "; ".join(f"{pair.second} = {pair.first}" for pair in pairs[:_SHOWN]) + ("; ..." * (len(pairs) > _SHOWN))
+    return first_of([f"{pair.second} = {pair.first}" for pair in pairs], 3, "; ")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.config.findings import Finding, Findings
+from seam_dist.config.findings import Finding
 from seam_dist.data.manifest import Shard
 from seam_dist.data.mask_labels import MaskRow
 from seam_dist.data.sources.base import Record
@@ -65,12 +65,6 @@ class ShardNote:
     shard: Shard | None
     records: tuple[RecordNote, ...]
     warnings: tuple[Finding, ...] = ()
-
-    def findings(self) -> Findings:
-        """Return the warnings."""
-        findings = Findings()
-        findings.merge(self.warnings)
-        return findings
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ class SplitTally:
 
     def add(self, record: Record, opened: OpenedRecord) -> None:
         """Count one image."""
+        oddities = list(_oddities(opened))
         self.findings.merge(opened.findings)
         self._num.update(
             all=1,
@@ -130,34 +131,19 @@ class SplitTally:
             for value, count in opened.mask_pixels.items():
                 self._shares[value] += count / total
             self._num["pixel_masks"] += 1
-            self.mask_labels.add(MaskRow(record.source_id, record.classes, opened.mask_pixels))
-        for sort, reason in (*_oddities(opened), *self._contradictions(record, opened)):
+            if self.mask_labels.add(MaskRow(record.source_id, record.classes, opened.mask_pixels)):
+                held = sorted(value for value in opened.mask_pixels if 0 < value < IGNORE_INDEX)
+                oddities.append(("mask", f"labels: {self._names(record.classes)}; mask: {self._names(held)}"))
+        for sort, reason in oddities:
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:
                 self.odd.append(OddImage(self.name, record, reason, opened.is_usable))
         if opened.is_usable and opened.frequencies is None:
-            self.findings.warning(
-                "blank-image",
-                f"image {record.source_id} of split {self.name} has one color all over, expected a picture: look at it,"
-                " and remove it or convert it again",
-            )
+            text = f"image {record.source_id} of split {self.name} has one color all over, expected a picture"
+            self.findings.warning("blank-image", f"{text}: look at it, and remove it or convert it again")
 
-    def _contradictions(self, record: Record, opened: OpenedRecord) -> Iterator[tuple[str, str]]:
-        """Yield how a mask contradicts the labels: it holds something else, or something or nothing where they do not.
-
-        A labeled object without pixels and pixels without a label are honest where some class is in both.
-        """
-        if not opened.is_usable or opened.mask_pixels is None or record.classes is None:
-            return
-        held = {value for value in opened.mask_pixels if 0 < value < IGNORE_INDEX}
-        if not held and not opened.mask_pixels.get(0):  # nothing but ignored pixels
-            return
-        labels = set(record.classes)
-        if labels != held and not (labels & held and (labels <= held or held <= labels)):
-            named, drawn = (
-                ", ".join(self.classes[i - 1] for i in sorted(ids)) or "no object" for ids in (labels, held)
-            )
-            yield "mask", f"labels: {named}; mask: {drawn}"
+    def _names(self, ids: Sequence[int] | None) -> str:
+        return ", ".join(self.classes[index - 1] for index in ids or ()) or "no object"
 
     def result(self) -> SplitSurvey:
         """Return the numbers."""

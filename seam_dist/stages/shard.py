@@ -20,6 +20,7 @@ from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.stage import RECORD, StageError, StageRun, open_stage, select
 from seam_dist.cluster.distributed import all_gather_object, barrier, init_world, on_main
 from seam_dist.config.findings import Findings
+from seam_dist.config.phrases import count_of
 from seam_dist.config.schema import Config, SourceConfig
 from seam_dist.data.conversion_plan import Plan, SplitPlan, plan_conversion
 from seam_dist.data.convert import foreign_files, remove_shards, write_shards
@@ -114,7 +115,7 @@ def compare_source(cfg: Config, *, max_bytes: int | None = None) -> Comparison:
         return Comparison(manifest, findings=findings)
     unreadable = [error for part in plan.splits for error in part.unreadable]
     if serves and unreadable:
-        number = f"{len(unreadable)} source file{'' if len(unreadable) == 1 else 's'} cannot be read"
+        number = f"{count_of(len(unreadable), 'source file')} cannot be read"
         raise SourceError(f"{number}, first {unreadable[0]}: make the whole data set readable{_untouched(folder)}")
     if plan.is_done:
         for part in plan.splits:
