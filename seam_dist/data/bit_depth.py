@@ -113,9 +113,8 @@ def scale_pixels(
     samples that cannot be read.
     """
     if pixel_range is None:
-        raise BadImageError(
-            f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}: {_remedy(depth)}", "depth"
-        )
+        text = f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}"
+        raise BadImageError(f"{text}: {_remedy(depth)}", "depth")
     raw = _read_samples(data, depth, max_pixels)
     if depth.samples == "float" and np.isnan(raw).any():
         raise BadImageError(f"its pixels are {depth} with {int(np.isnan(raw).sum())} NaN: give these a value", "depth")
@@ -172,13 +171,11 @@ def _describe_range(data: bytes, depth: Depth, max_pixels: int) -> str:
 def _read_samples(data: bytes, depth: Depth, max_pixels: int, *, with_range: bool = True) -> NDArray[Any]:
     """Return the raw samples (H, W) or (H, W, 3) RGB."""
     if with_range and (not depth.has_range or depth.samples == "complex" or depth.bits <= 8):
-        raise BadImageError(
-            f"its pixels are {depth}, to which no range can be applied: convert it to 8-bit PNG", "depth"
-        )
+        text = f"its pixels are {depth}, to which no range can be applied"
+        raise BadImageError(f"{text}: convert it to 8-bit PNG", "depth")
     if depth.num_channels not in (1, 3, 4):
-        raise BadImageError(
-            f"its pixels are {depth}, expected 1, 3 or 4 channels: convert it to 8-bit RGB or gray", "depth"
-        )
+        text = f"its pixels are {depth}, expected 1, 3 or 4 channels"
+        raise BadImageError(f"{text}: convert it to 8-bit RGB or gray", "depth")
     is_packed = depth.bits == 12 and format_of(data) == "TIFF"
     if is_packed or format_of(data) == "PNG":
         # Pillow unpacks 12 bits; OpenCV prints what is wrong with a damaged PNG.
@@ -228,15 +225,12 @@ def _tiff_depth(data: bytes, max_pixels: int) -> Depth:
     check_size(width, height, max_pixels)
     check_size(*tile, max_pixels)
     if is_preview:
-        raise BadImageError(
-            "its first picture is a preview, as in camera raw files (DNG, NEF, ARW): export the picture as JPEG or PNG",
-            "format",
-        )
+        text = "its first picture is a preview, as in camera raw files (DNG, NEF, ARW)"
+        raise BadImageError(f"{text}: export the picture as JPEG or PNGformat")
     kind = _SAMPLES.get(samples, "unsigned")
     if channels > _MAX_CHANNELS:
-        raise BadImageError(
-            f"it has {channels} channels, expected gray, RGB or CMYK: choose three and save them as RGB"
-        )
+        text = f"it has {channels} channels, expected gray, RGB or CMYK"
+        raise BadImageError(f"{text}: choose three and save them as RGB")
     white = 2**bits - 1 if kind == "unsigned" and bits <= 16 else None
     has_range = photometric in (_WHITE_IS_ZERO, 1, 2)
     return Depth(

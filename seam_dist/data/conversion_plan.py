@@ -160,10 +160,8 @@ def plan_conversion(
         if task.path not in notes and task.path.name not in listed and task.path.exists()
     ]
     if foreign:
-        raise ShardError(
-            f"{foreign[0]} has the name of a shard ({len(foreign)} such files) but was not written by a conversion: "
-            "move it away, or choose another data.shards"
-        )
+        text = f"{foreign[0]} has the name of a shard ({len(foreign)} such files) but was not written by a conversion"
+        raise ShardError(f"{text}: move it away, or choose another data.shards")
     return Plan(tuple(classes), folder, settings, identity, max_pixels, tuple(parts), manifest, bool(notes), refreshed)
 
 
@@ -187,10 +185,8 @@ def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
     """Return whether all records have the field; raise SourceError when only some have it."""
     without = [record for record in records if getattr(record, field) is None]
     if without and len(without) < len(records):
-        raise SourceError(
-            f"split {split!r}: image {without[0].source_id} has no {field} ({len(without)} of {len(records)} images), "
-            "others have: give all of them or none"
-        )
+        text = f"split {split!r}: image {without[0].source_id} has no {field} ({len(without)} of {len(records)} images)"
+        raise SourceError(f"{text}, others have: give all of them or none")
     return not without
 
 

@@ -164,10 +164,8 @@ def duplicate_findings(
     for (sort, first, second), pairs in groups.items():
         if first == second:
             copies = "1 image that is a copy of another" if len(pairs) == 1 else f"{len(pairs)} copies of other images"
-            findings.warning(
-                f"duplicates-in-{first}",
-                f"split {first} has {copies} ({_shown(pairs)}): what is there twice counts twice; remove the copies",
-            )
+            text = f"split {first} has {copies} ({_shown(pairs)})"
+            findings.warning(f"duplicates-in-{first}", f"{text}: what is there twice counts twice; remove the copies")
         elif sort == "file" and is_training(first) and is_training(second):
             continue  # such as trainaug, which holds train
         else:
@@ -178,11 +176,8 @@ def duplicate_findings(
             }[sort]
             leak = is_training(first) or is_training(second)
             why = "scores on images that were trained on are too good" if leak else "the two are not independent"
-            findings.warning(
-                f"{sort}-duplicates-{first}-{second}",
-                f"split {second} has {count_of(len(pairs), 'image')} {how} ({_shown(pairs)}): {why}; keep "
-                "each image in one split",
-            )
+            text = f"split {second} has {count_of(len(pairs), 'image')} {how} ({_shown(pairs)})"
+            findings.warning(f"{sort}-duplicates-{first}-{second}", f"{text}: {why}; keep each image in one split")
     return findings
 
 

@@ -70,9 +70,8 @@ def inspect_record(
             infos.append(SampleInfo(record.classes or (), header.size, orientation, record.source_id))
             _warn_of_image(findings, where, data, header, max_pixels, pixel_range)
         if infos[0].size != infos[-1].size:
-            raise BadImageError(
-                f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes", "pair-size"
-            )
+            text = f"the two images have {infos[0].size} and {infos[-1].size} pixels"
+            raise BadImageError(f"{text}: give equal sizes", "pair-size")
         if record.mask is not None:
             where = f"mask of image {record.source_id}"
             members["png"], mask_pixels = _prepare_mask(

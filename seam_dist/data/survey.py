@@ -198,10 +198,8 @@ def _open_chunks(
                 results = pool.map(_open_chunk, [inspector] * len(chunks), chunks)
             yield from results
         except BrokenProcessPool:
-            raise ChildProcessError(
-                "a process that opened images has died, most likely for want of memory: free some, or lower "
-                "data.max_pixels"
-            ) from None
+            text = "a process that opened images has died, most likely for want of memory"
+            raise ChildProcessError(f"{text}: free some, or lower data.max_pixels") from None
 
 
 def _start_worker() -> None:

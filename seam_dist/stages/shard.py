@@ -129,10 +129,8 @@ def without_empty_images(records: Iterable[Record], split: str) -> list[Record]:
     """Return the records with at least one object; raise SourceError when none is left."""
     kept = [record for record in records if record.classes != ()]
     if not kept:
-        raise SourceError(
-            f"split {split!r} has images without any object alone, and source.empty_images=drop leaves them out: label "
-            "the objects or set source.empty_images=keep"
-        )
+        text = f"split {split!r} has images without any object alone, and source.empty_images=drop leaves them out"
+        raise SourceError(f"{text}: label the objects or set source.empty_images=keep")
     return kept
 
 
@@ -177,10 +175,8 @@ def _prepare(cfg: Config) -> Comparison:
     is_other = record.is_file() and read_json(record).get("fingerprint") != stage.fingerprint
     if is_other and (cfg.run.overwrite or not is_shared):
         if foreign := foreign_files(folder):
-            raise ShardError(
-                f"{folder} holds {foreign[0]} ({len(foreign)} such files), which no conversion wrote: move them away, "
-                "or choose another data.shards"
-            )
+            text = f"{folder} holds {foreign[0]} ({len(foreign)} such files), which no conversion wrote"
+            raise ShardError(f"{text}: move them away, or choose another data.shards")
         remove_shards(folder)
     open_stage(cfg, "shard", settings=settings, ignore=ignore, precious=is_shared, directory=folder)
     return replace(comparison, plan=replace(plan, refreshed={}))
@@ -205,10 +201,8 @@ def _refuse_folder(cfg: Config, splits: Iterable[Iterable[Record]]) -> None:
     folders = {os.path.dirname(file) for records in splits for record in records for file in record.files}
     inside = {Path(folder).resolve() for folder in folders} & {shards, *shards.parents}
     if shards == root or inside:
-        raise SourceError(
-            f"data.shards: {cfg.shards_dir} lies in the data set's own folder {next(iter(inside), root)}: choose "
-            "another place for the shards"
-        )
+        text = f"data.shards: {cfg.shards_dir} lies in the data set's own folder {next(iter(inside), root)}"
+        raise SourceError(f"{text}: choose another place for the shards")
 
 
 def source_settings(cfg: Config) -> dict[str, Any]:

@@ -75,10 +75,8 @@ class CocoSource:
         findings.merge(instances.findings)
         names = [name for _, name in sorted(instances.categories.items())]
         if tuple(names) != self.classes:
-            findings.error(
-                "categories",
-                f"the categories of {split} differ from those of {self.splits[0]}: use files of one data set",
-            )
+            text = f"the categories of {split} differ from those of {self.splits[0]}"
+            findings.error("categories", f"{text}: use files of one data set")
         places = [self.root / split, self.root / "images" / split]
         folder = next((place for place in places if place.is_dir()), places[0])
         require_folder(folder, what="image folder", remedy=f"unpack the images of {split} there")

@@ -42,9 +42,8 @@ def ready_made_masks(
     """
     folder = masks / split if (masks / split).is_dir() else masks
     if not folder.is_dir():
-        raise SourceError(
-            f"source.masks={folder} is not a folder: give the folder of the masks, or unset it to draw them"
-        )
+        text = f"source.masks={folder} is not a folder"
+        raise SourceError(f"{text}: give the folder of the masks, or unset it to draw them")
     paths = {image_number(entry.name): Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".png")}
     by_image = {image: paths.get(image_number(instances.images[image][0])) for image in chosen}
     for image, path in by_image.items():

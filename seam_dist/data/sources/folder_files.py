@@ -20,11 +20,8 @@ def list_images(folder: Path, listed: Collection[str], findings: Findings) -> li
     others = sorted(set(entries) - set(images))
     inner = next((path for path in others if path.is_dir() and any(map(_is_image, path.iterdir()))), None)
     if inner is not None and not images:
-        findings.error(
-            "images-in-subfolder",
-            f"{folder} has no images, but its folder {inner.name!r} has: move them to {folder} and write their classes "
-            "to labels.csv",
-        )
+        text = f"{folder} has no images, but its folder {inner.name!r} has"
+        findings.error("images-in-subfolder", f"{text}: move them to {folder} and write their classes to labels.csv")
     elif others:
         other = inner or others[0]
         what = "a folder" if other.is_dir() else "no file" if not other.is_file() else "no image by its name"

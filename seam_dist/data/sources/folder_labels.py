@@ -102,11 +102,8 @@ def _report_unlabelled(table: LabelTable, split: str, names: ImageNames, finding
             count=len(strays),
         )
     elif not split.startswith("test"):
-        findings.warning(
-            "unlabelled-split",
-            f"{table.path} has no line of split {split!r}: its {len(names.names)} images count as unlabelled, which "
-            "serves inference alone",
-        )
+        text = f"{table.path} has no line of split {split!r}: its {len(names.names)} images count as unlabelled"
+        findings.warning("unlabelled-split", f"{text}, which serves inference alone")
 
 
 def _report_twice(table: LabelTable, earlier: Row, row: Row, same: bool, findings: Findings) -> None:

@@ -61,10 +61,8 @@ class VOCSource:
                 return folder / f"{split}.txt"
         lists = sorted({path.stem for folder in folders for path in folder.glob("*.txt") if "_" not in path.stem})
         hint = " (the list of the 10,582 images of the augmented set comes with SegmentationClassAug)"
-        raise SourceError(
-            f"{folders[0] / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}: "
-            f"add the list{hint if split == 'trainaug' else ''} or change data.splits"
-        )
+        text = f"{folders[0] / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}"
+        raise SourceError(f"{text}: add the list{hint if split == 'trainaug' else ''} or change data.splits")
 
     def listing(self, split: str) -> Listing:
         """Return the images of a list, in its order; the findings say what is missing or wrong."""
