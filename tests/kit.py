@@ -33,7 +33,8 @@ from seam_dist.config.schema import (
     TrainSeamConfig,
     TrainSegConfig,
 )
-from seam_dist.data.convert import convert
+from seam_dist.data.conversion_plan import plan_conversion
+from seam_dist.data.convert import write_shards
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
 from seam_dist.data.mask_check import mask_findings
@@ -143,6 +144,19 @@ def records(count: int, *, masks: bool = True, first: int = 0) -> list[Record]:
         )
         for i in range(first, first + count)
     ]
+
+
+def convert(
+    classes: Sequence[str],
+    splits: Mapping[str, Sequence[Record]],
+    folder: Path,
+    *,
+    num_processes: int = 1,
+    **options: Any,
+) -> Manifest:
+    """Convert records in this process alone; `options` as in `plan_conversion`."""
+    plan = plan_conversion(classes, splits, folder, **options)
+    return write_shards(plan, check_masks="warn", num_processes=num_processes)[0]
 
 
 def convert_records(folder: Path, count: int = 24, *, samples_per_shard: int = 3, streams: int = 4) -> Manifest:

@@ -10,7 +10,7 @@ removed first and written last.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import RECORD
 from seam_dist.config.findings import Finding, Findings
 from seam_dist.config.phrases import count_of
-from seam_dist.data.conversion_plan import Plan, ShardTask, plan_conversion
+from seam_dist.data.conversion_plan import Plan, ShardTask
 from seam_dist.data.images import single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, load_manifest
@@ -31,7 +31,6 @@ from seam_dist.data.mask_check import mask_findings
 from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.shard_notes import FOLDER as NOTES
 from seam_dist.data.shard_notes import (
-    FileState,
     RecordNote,
     ShardNote,
     file_state,
@@ -65,34 +64,6 @@ class _Failure:
     shard: Path
     errors: list[Finding] = field(default_factory=list)
     mask_rows: list[MaskRow] = field(default_factory=list)
-
-
-def convert(
-    classes: Sequence[str],
-    splits: Mapping[str, Sequence[Record]],
-    folder: Path,
-    *,
-    settings: Mapping[str, Any],
-    samples_per_shard: int,
-    streams: int,
-    max_pixels: int,
-    num_processes: int = 1,
-) -> Manifest:
-    """Convert the records of each split to shards in `folder`, in this process alone, and return their manifest.
-
-    Arguments as in `plan_conversion`; raises as it and `write_shards` do. Masks that contradict the labels are not
-    refused: `write_shards` reports them.
-    """
-    plan = plan_conversion(
-        classes,
-        splits,
-        folder,
-        settings=settings,
-        samples_per_shard=samples_per_shard,
-        streams=streams,
-        max_pixels=max_pixels,
-    )
-    return write_shards(plan, check_masks="warn", num_processes=num_processes)[0]
 
 
 def write_shards(
@@ -223,10 +194,9 @@ def _write_shard(job: _Job) -> _Failure | None:
 def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspection]:
     """Return the note of a record, None where it cannot be used, and what was found."""
     # Before the files are read: what changes in between is seen the next time.
-    files: tuple[FileState, ...] = ()
-    unreadable = None
+    files, unreadable = [], None
     try:
-        files = tuple(file_state(path) for path in record.files)
+        files += [file_state(path) for path in record.files]
     except OSError as error:
         unreadable = error
     inspection = inspect_record(
@@ -237,7 +207,7 @@ def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspecti
     if inspection.findings.errors:
         return None, inspection
     pixels = None if record.mask is None else tuple((inspection.mask_pixels or {}).items())
-    return RecordNote(record.key, record.source_id, record.classes, record.content, files, pixels), inspection
+    return RecordNote(record.key, record.source_id, record.classes, record.content, tuple(files), pixels), inspection
 
 
 def _finish(plan: Plan, failures: Sequence[_Failure], *, refuse: bool) -> Findings:

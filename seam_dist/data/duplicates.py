@@ -1,13 +1,10 @@
 """Images that occur twice in a data set: the same bytes, or the same picture encoded, scaled or trimmed anew.
 
-Equal files are found by the SHA-256 of their bytes. Pictures are compared by their 255 lowest frequencies (DCT of 64 x
-64 gray pixels, without the mean) as in the perceptual hash pHash, but with their sizes: the signed square root of each
-(Perronnin et al., ECCV 2010), then the cosine. Bits alone would be noise where a picture is smooth.
+Pictures are compared by their lowest frequencies (DCT of 64 x 64 gray pixels, without the mean) as in the perceptual
+hash pHash, but with their sizes: the signed square root of each (Perronnin et al., ECCV 2010), then the cosine.
 
 At a cosine of 0.9 lie all copies of 787 photographs in JPEG of quality 20, at half the size, in gray, or with 1 % cut
-off at each side, and 93 % of those with 2 %; the nearest unrelated ones, cut-outs on one background, are at 0.87.
-Copies that are cut more, or mirrored, are not found. OpenCV has all that it takes; imagehash would add scipy and
-PyWavelets for less.
+off at each side, and 93 % of those with 2 %; the nearest unrelated ones are at 0.87. Mirrored copies are not found.
 """
 
 from __future__ import annotations
@@ -40,12 +37,8 @@ class ImageEntry:
 
     split: str
     record: Record
-    sha256: bytes
+    sha256: str
     frequencies: bytes | None
-
-    def is_same_file(self, other: ImageEntry) -> bool:
-        """Return whether two lists name one file, rather than two files having the same bytes."""
-        return bool(self.record.files) and self.record.files[:1] == other.record.files[:1]
 
     def __str__(self) -> str:
         """Return split and name."""
@@ -90,14 +83,16 @@ def find_duplicates(entries: Sequence[ImageEntry], *, is_training: Callable[[str
 
 
 def _equal_files(entries: Sequence[ImageEntry]) -> Iterator[Duplicate]:
-    groups: dict[bytes, list[ImageEntry]] = defaultdict(list)
+    groups: dict[str, list[ImageEntry]] = defaultdict(list)
     for entry in entries:
         groups[entry.sha256].append(entry)
     for group in groups.values():
         first_of: dict[str, ImageEntry] = {}
         for entry in group:
             for first in first_of.values():
-                yield Duplicate("file" if first.is_same_file(entry) else "equal", first, entry)
+                # Two lists name one file, or two files have the same bytes.
+                is_same = first.record.files and first.record.files[:1] == entry.record.files[:1]
+                yield Duplicate("file" if is_same else "equal", first, entry)
             first_of.setdefault(entry.split, entry)
 
 
@@ -155,12 +150,8 @@ def duplicate_findings(
     if different := [pair for pair in duplicates if pair.sort != "near" and pair.labels_differ]:
         pair = different[0]
         one, other = (_names(entry.record.classes, classes) for entry in (pair.first, pair.second))
-        findings.warning(
-            "duplicate-labels",
-            f"{pair.first} and {pair.second} are the same image with different labels: {one}, and {other}; correct "
-            "the labels or remove one of them",
-            len(different),
-        )
+        text = f"{pair.first} and {pair.second} are the same image with different labels: {one}, and {other}"
+        findings.warning("duplicate-labels", f"{text}; correct the labels or remove one of them", len(different))
     for (sort, first, second), pairs in groups.items():
         if first == second:
             copies = "1 image that is a copy of another" if len(pairs) == 1 else f"{len(pairs)} copies of other images"

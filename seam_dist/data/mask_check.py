@@ -50,8 +50,8 @@ class _Report:
             self._add(findings, "masks-of-0-and-255", f"{text}, write {self._all_indices()} for objects")
         if not counts.num_compared:
             return findings
-        if text := self._contradiction():
-            self._add(findings, "masks-contradict-labels", text, is_error=True)
+        if contradiction := self._contradiction():
+            self._add(findings, "masks-contradict-labels", contradiction, is_error=True)
             return findings
         # What images without any object, or without any label, explain is said in their line.
         classes, values = counts.labeled - counts.explained_labels, counts.held - counts.explained_values

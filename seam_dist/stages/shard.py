@@ -144,10 +144,8 @@ def changes_of_source(cfg: Config) -> tuple[str, str]:
         return "", ""
     plan = comparison.plan
     redated = [name for part in plan.splits for name in part.redated]
-    note = ""
-    if redated:
-        number = f"{len(redated)} image{' has' if len(redated) == 1 else 's have'}"
-        note = f"files of {number} another date, the stage compares their content"
+    number = count_of(len(redated), "image has", "images have")
+    note = f"files of {number} another date, the stage compares their content" if redated else ""
     changes = [f"{part.split.name}: {text}" for part in plan.splits if (text := part.describe_changes())]
     return "" if plan.is_done else "; ".join(changes) or "the data set changed", note
 
@@ -245,11 +243,8 @@ def _report(cfg: Config, manifest: Manifest, comparison: Comparison, warnings: F
         print(f"seam-dist: warning: {finding}", file=sys.stderr, flush=True)
     if comparison.num_dropped:
         total = comparison.num_dropped + manifest.split(train).num_samples
-        print(
-            f"{train}: {comparison.num_dropped} of {total} images without any object left out "
-            "(source.empty_images=drop)",
-            flush=True,
-        )
+        left_out = f"{comparison.num_dropped} of {total} images without any object left out"
+        print(f"{train}: {left_out} (source.empty_images=drop)", flush=True)
     parts = {part.split.name: part for part in (() if plan is None else plan.splits)}
     for name in cfg.splits_of("shard"):
         verify_shards(folder, manifest, name, cfg.data.verify)
@@ -270,7 +265,5 @@ def describe(manifest: Manifest, name: str) -> str:
     split = manifest.split(name)
     size = sum(shard.num_bytes for shard in split.shards) / 2**20
     masks = "with masks" if split.has_masks else "without masks"
-    return (
-        f"{name}: {split.num_samples} images {masks}, {manifest.num_classes} classes, "
-        f"{len(split.shards)} shards, {size:.1f} MiB,"
-    )
+    images = f"{split.num_samples} images {masks}, {manifest.num_classes} classes"
+    return f"{name}: {images}, {len(split.shards)} shards, {size:.1f} MiB,"

@@ -74,7 +74,6 @@ class Names:
         return forms
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is a name that is spelled exactly so."""
         return name in self._exact
 
     def matches(self, written: str) -> Sequence[str]:

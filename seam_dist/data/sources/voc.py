@@ -95,11 +95,8 @@ class VOCSource:
         matched = {entry.image: self._annotations.matches(f"{image_stem(entry.image)}.xml") for entry in entries}
         if entries and not any(matched.values()):
             if not split.startswith("test"):
-                findings.warning(
-                    "unlabelled-split",
-                    f"no image of {list_file} has an annotation in {folder}: its {len(entries)} images count as "
-                    "unlabelled, which serves inference alone",
-                )
+                text = f"no image of {list_file} has an annotation in {folder}: its {len(entries)} images count as"
+                findings.warning("unlabelled-split", f"{text} unlabelled, which serves inference alone")
             return None
         labels = {}
         for image, names in matched.items():
