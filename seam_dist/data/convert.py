@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,17 +45,6 @@ from seam_dist.data.sources.base import Record, SourceError
 
 _MAX_REPORTED = 5  # images of each sort of error
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard to write, and what all shards have in common."""
-
-    task: ShardTask
-    identity: str
-    num_classes: int
-    max_pixels: int
-    pixel_range: tuple[float, float] | None
 
 
 @dataclass
@@ -97,14 +87,14 @@ def write_shards(
 
     on_main(lambda: mark_unfinished(plan.folder))
     pixel_range = plan.settings.get("pixel_range")
-    jobs = [
-        _Job(task, plan.identity, len(plan.classes), plan.max_pixels, pixel_range)
-        for task in plan.tasks
-        if task.must_be_written
-    ]
+    inspect = partial(
+        inspect_record, num_classes=len(plan.classes), max_pixels=plan.max_pixels, pixel_range=pixel_range
+    )
+    write = partial(_write_shard, identity=plan.identity, inspect=inspect)
+    tasks = [task for task in plan.tasks if task.must_be_written]
     failures, error = [], None
     try:
-        failures = _run_all(jobs[rank::world_size], num_processes)
+        failures = _run_all(write, tasks[rank::world_size], num_processes)
     except ShardError as failure:
         error = failure
     reports = gather((failures, error))
@@ -146,26 +136,29 @@ def foreign_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in own)
 
 
-def _run_all(jobs: Sequence[_Job], num_processes: int) -> list[_Failure]:
+def _run_all(
+    write: Callable[[ShardTask], _Failure | None], tasks: Sequence[ShardTask], num_processes: int
+) -> list[_Failure]:
     """Write the shards, in several processes where that helps; return those that have bad images."""
-    if min(num_processes, len(jobs)) <= 1:
-        failures = [_write_shard(job) for job in jobs]
+    num_processes = min(num_processes, len(tasks))
+    if num_processes <= 1:
+        failures = list(map(write, tasks))
     else:
         # fork: readers may hold open state, and the loaders of training fork as well.
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=single_thread) as pool:
-            failures = list(pool.map(_write_shard, jobs))
+        with ProcessPoolExecutor(num_processes, context, initializer=single_thread) as pool:
+            failures = list(pool.map(write, tasks))
     return [failure for failure in failures if failure is not None]
 
 
-def _write_shard(job: _Job) -> _Failure | None:
+def _write_shard(task: ShardTask, *, identity: str, inspect: Callable[[Record], Inspection]) -> _Failure | None:
     """Write one shard and its note; return the errors of its images instead, if there are any."""
-    path = job.task.path
+    path = task.path
     failure, notes, warnings = _Failure(path), [], Findings()
 
     def samples() -> Iterator[RawSample]:
-        for record in job.task.records:
-            note, inspection = _open_record(record, job)
+        for record in task.records:
+            note, inspection = _open_record(record, inspect)
             warnings.merge(inspection.findings.warnings)
             failure.errors += inspection.findings.errors
             failure.mask_rows.append(MaskRow(record.source_id, record.classes, inspection.mask_pixels))
@@ -179,19 +172,19 @@ def _write_shard(job: _Job) -> _Failure | None:
         with _writing(path):
             for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
                 left_over.unlink()
-            before = read_note(path) or ShardNote(job.identity, None, ())
+            before = read_note(path) or ShardNote(identity, None, ())
             write_note(path, replace(before, shard=None))
             with atomic_file(path) as temporary:
                 with open(temporary, "wb") as file:
                     write_shard(file, samples())
                 shard = Shard(path.name, len(notes), temporary.stat().st_size, sha256_file(temporary))
-            write_note(path, ShardNote(job.identity, shard, tuple(notes), tuple(warnings)))
+            write_note(path, ShardNote(identity, shard, tuple(notes), tuple(warnings)))
     except SourceError:
         return failure
     return None
 
 
-def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspection]:
+def _open_record(record: Record, inspect: Callable[[Record], Inspection]) -> tuple[RecordNote | None, Inspection]:
     """Return the note of a record, None where it cannot be used, and what was found."""
     # Before the files are read: what changes in between is seen the next time.
     files, unreadable = [], None
@@ -199,9 +192,7 @@ def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspecti
         files += [file_state(path) for path in record.files]
     except OSError as error:
         unreadable = error
-    inspection = inspect_record(
-        record, num_classes=job.num_classes, max_pixels=job.max_pixels, pixel_range=job.pixel_range
-    )
+    inspection = inspect(record)
     if unreadable is not None and not inspection.findings.errors:
         inspection.findings.error("image-unreadable", f"image {record.source_id} cannot be read: {unreadable}")
     if inspection.findings.errors:

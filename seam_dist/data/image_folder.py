@@ -64,15 +64,12 @@ def list_images(
     or no folder or file, and when two images have one name.
     """
     name = f"{option} {printable(source)}"
-    if not os.path.lexists(source):
-        raise ValueError(f"{name} is not there: give a folder or an image")
-    if not source.exists():
-        raise ValueError(f"{name} is a link to nothing: correct it, or give a folder or an image")
-    mode = source.stat().st_mode
-    if stat.S_ISREG(mode):
+    if source.is_file():
         return ImageFolder({source.stem: source})
-    if not stat.S_ISDIR(mode):
-        raise ValueError(f"{name} is neither a folder nor a file: give a folder or an image")
+    if not source.is_dir():
+        missing = "a link to nothing" if source.is_symlink() else "not there"
+        what = "neither a folder nor a file" if source.exists() else missing
+        raise ValueError(f"{name} is {what}: give a folder or an image")
     result = ImageFolder()
     writers = [_names_of(folder) for folder in outputs]
     closed = None if without is None else os.path.realpath(without)

@@ -90,7 +90,7 @@ def _raw_values(image: Image.Image, depth: int, color_type: int) -> Pixels:
         return np.array(image, dtype=np.uint8)
     if color_type == _GRAY and depth < 8:
         scaled = np.array(image.convert("L"), dtype=np.uint8)  # by Pillow, to 0..255
-        return np.floor_divide(scaled, 255 // (2**depth - 1), dtype=np.uint8)
+        return np.asarray(scaled // (255 // (2**depth - 1)), np.uint8)
     if color_type == _GRAY:
         deep = np.array(image)
         if deep.max() > IGNORE_INDEX:
