@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seam_dist.artifacts.label_file import write_labels
 from seam_dist.config import packages
+from seam_dist.config.findings import Findings
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import (
     AugmentConfig,
@@ -32,9 +33,12 @@ from seam_dist.config.schema import (
     TrainSeamConfig,
     TrainSegConfig,
 )
-from seam_dist.data.convert import convert
+from seam_dist.data.conversion_plan import plan_conversion
+from seam_dist.data.convert import write_shards
 from seam_dist.data.loader import LabelMapLoader, make_label_map_loader
 from seam_dist.data.manifest import Manifest, load_manifest
+from seam_dist.data.mask_check import mask_findings
+from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.shards import read_raw
 from seam_dist.data.sources.base import Listing, Record, Source
 from seam_dist.models.backbones.base import Backbone, Features
@@ -140,6 +144,19 @@ def records(count: int, *, masks: bool = True, first: int = 0) -> list[Record]:
         )
         for i in range(first, first + count)
     ]
+
+
+def convert(
+    classes: Sequence[str],
+    splits: Mapping[str, Sequence[Record]],
+    folder: Path,
+    *,
+    num_processes: int = 1,
+    **options: Any,
+) -> Manifest:
+    """Convert records in this process alone; `options` as in `plan_conversion`."""
+    plan = plan_conversion(classes, splits, folder, **options)
+    return write_shards(plan, check_masks="warn", num_processes=num_processes)[0]
 
 
 def convert_records(folder: Path, count: int = 24, *, samples_per_shard: int = 3, streams: int = 4) -> Manifest:
@@ -313,3 +330,13 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self.largest = max(self.largest, value.untyped_storage().nbytes() // value.element_size())
         return result
+
+
+def check_masks(
+    classes: Sequence[str], rows: Sequence[MaskRow], split: str = "train", *, refuse: bool = True
+) -> Findings:
+    """How the masks of some images disagree with their labels."""
+    counts = MaskLabels()
+    for row in rows:
+        counts.add(row)
+    return mask_findings(counts, split, classes, refuse=refuse)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kit import Bytes, encode, pixels, run_config
+from kit import Bytes, convert, encode, pixels, run_config
 from numpy.typing import NDArray
 
 from seam_dist.config.schema import STAGES, Config
-from seam_dist.data.convert import convert
 from seam_dist.data.sources.base import Record
 
 PIPELINE = tuple(stage for stage in STAGES if stage != "shard")

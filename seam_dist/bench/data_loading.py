@@ -24,7 +24,8 @@ from PIL import Image
 from seam_dist.bench.published_augmentation import augment_exact
 from seam_dist.config.schema import AugmentConfig, Config, DataConfig
 from seam_dist.data.augment.geometry import draw
-from seam_dist.data.convert import convert
+from seam_dist.data.conversion_plan import plan_conversion
+from seam_dist.data.convert import write_shards
 from seam_dist.data.images import decode_image, single_thread
 from seam_dist.data.loader import make_classification_loader
 from seam_dist.data.manifest import Manifest
@@ -125,7 +126,7 @@ def main() -> None:
     cfg = AugmentConfig()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = convert(
+        plan = plan_conversion(
             ["thing"],
             {"train": [Record(f"{i:06d}", str(i), (1,), partial(bytes, jpeg)) for i, jpeg in enumerate(jpegs)]},
             folder,
@@ -134,6 +135,7 @@ def main() -> None:
             streams=max(4, args.workers),
             max_pixels=_MAX_PIXELS,
         )
+        manifest, _ = write_shards(plan, check_masks="warn")
         rows = (
             ("Pillow, published order", _exact(folder, manifest, cfg), args.num_images // 8),
             ("loader of training", _load(folder, manifest, cfg, args.workers), args.num_images),

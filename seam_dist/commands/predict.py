@@ -30,9 +30,10 @@ from seam_dist.cluster.progress import progress_bar
 from seam_dist.commands.predict_files import check_name, check_targets, complain, find_images
 from seam_dist.config.inference import check_scales
 from seam_dist.config.paths import user_path
+from seam_dist.config.phrases import count_of
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig, SourceConfig
 from seam_dist.data.image_files import read_image_file
-from seam_dist.data.image_folder import ImageFolder, check_readable, count_of
+from seam_dist.data.image_folder import ImageFolder, check_readable
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError, Pixels
 from seam_dist.data.shards import Sample
 from seam_dist.evaluation.mask_folder import MaskFolder

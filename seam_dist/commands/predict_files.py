@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from seam_dist.artifacts.outputs import OutputFolder, printable, why_not_writable
-from seam_dist.data.image_folder import ImageFolder, count_of, list_images
+from seam_dist.config.phrases import count_of
+from seam_dist.data.image_folder import ImageFolder, list_images
 from seam_dist.data.images import IMAGE_SUFFIXES, BadImageError
 
 _LONGEST_NAME = 255  # bytes

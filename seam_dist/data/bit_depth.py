@@ -41,14 +41,7 @@ _J2K_CODESTREAM = b"\xff\x4f\xff\x51"
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _CHANNELS = 256, 257, 258, 262, 274, 277
 _PAGE_TYPE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT, _DNG_VERSION = 254, 322, 323, 339, 50706
 _WHITE_IS_ZERO = 0
-_SAMPLES: Mapping[int, Samples] = {
-    1: "unsigned",
-    2: "signed",
-    3: "float",
-    4: "unsigned",  # undefined
-    5: "complex",
-    6: "complex",
-}
+_SAMPLES: Mapping[int, Samples] = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
 
 
 @dataclass(frozen=True)
@@ -93,14 +86,12 @@ def read_depth(data: bytes, format: str, *, max_pixels: int) -> Depth:
         check_size(width, height, max_pixels)
         return Depth(32, "float", 1 if match[1] == b"f" else 3, None, size=(height, width))
     if format == "JPEG2000":
-        start = data.find(_J2K_CODESTREAM)
-        if start >= 0 and len(data) > start + 42:
-            bits, is_signed = (data[start + 42] & 127) + 1, data[start + 42] > 127
-            channels = int.from_bytes(data[start + 40 : start + 42], "big")
-            if bits > 8:
-                if is_signed:
-                    return Depth(bits, "signed", channels, None)
-                return Depth(bits, "unsigned", channels, 2**bits - 1, has_range=bits == 16)
+        header = data[data.find(_J2K_CODESTREAM) :][:43]
+        if header.startswith(_J2K_CODESTREAM) and len(header) == 43 and (bits := (header[42] & 127) + 1) > 8:
+            channels = int.from_bytes(header[40:42], "big")
+            if header[42] > 127:
+                return Depth(bits, "signed", channels, None)
+            return Depth(bits, "unsigned", channels, 2**bits - 1, has_range=bits == 16)
     return Depth()
 
 
@@ -113,9 +104,8 @@ def scale_pixels(
     samples that cannot be read.
     """
     if pixel_range is None:
-        raise BadImageError(
-            f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}: {_remedy(depth)}", "depth"
-        )
+        text = f"its pixels are {depth} {_describe_range(data, depth, max_pixels)}"
+        raise BadImageError(f"{text}: {_remedy(depth)}", "depth")
     raw = _read_samples(data, depth, max_pixels)
     if depth.samples == "float" and np.isnan(raw).any():
         raise BadImageError(f"its pixels are {depth} with {int(np.isnan(raw).sum())} NaN: give these a value", "depth")
@@ -142,19 +132,14 @@ def small_range(data: bytes, depth: Depth, *, max_pixels: int) -> str | None:
     if largest == 0 or largest >= (depth.white + 1) // _SMALL_SHARE:
         return None
     bits = next(bits for bits in _USUAL_BITS if largest < 2**bits)
-    return (
-        f"its largest value is {largest} of {depth.white}, so it is nearly black: if its values have {bits} bits, set "
-        f"source.pixel_range=[0, {2**bits - 1}]"
-    )
+    text = f"its largest value is {largest} of {depth.white}, so it is nearly black: if its values have {bits} bits"
+    return f"{text}, set source.pixel_range=[0, {2**bits - 1}]"
 
 
 def _remedy(depth: Depth) -> str:
     if depth.samples == "complex" or depth.bits <= 8:
         return "convert it to 8-bit PNG"
-    return (
-        "set source.pixel_range=[lo, hi] to the values that are black and white in all images, or convert them to "
-        "8 bits"
-    )
+    return "set source.pixel_range=[lo, hi] to what is black and white in all images, or convert them to 8 bits"
 
 
 def _describe_range(data: bytes, depth: Depth, max_pixels: int) -> str:
@@ -172,13 +157,11 @@ def _describe_range(data: bytes, depth: Depth, max_pixels: int) -> str:
 def _read_samples(data: bytes, depth: Depth, max_pixels: int, *, with_range: bool = True) -> NDArray[Any]:
     """Return the raw samples (H, W) or (H, W, 3) RGB."""
     if with_range and (not depth.has_range or depth.samples == "complex" or depth.bits <= 8):
-        raise BadImageError(
-            f"its pixels are {depth}, to which no range can be applied: convert it to 8-bit PNG", "depth"
-        )
+        text = f"its pixels are {depth}, to which no range can be applied"
+        raise BadImageError(f"{text}: convert it to 8-bit PNG", "depth")
     if depth.num_channels not in (1, 3, 4):
-        raise BadImageError(
-            f"its pixels are {depth}, expected 1, 3 or 4 channels: convert it to 8-bit RGB or gray", "depth"
-        )
+        text = f"its pixels are {depth}, expected 1, 3 or 4 channels"
+        raise BadImageError(f"{text}: convert it to 8-bit RGB or gray", "depth")
     is_packed = depth.bits == 12 and format_of(data) == "TIFF"
     if is_packed or format_of(data) == "PNG":
         # Pillow unpacks 12 bits; OpenCV prints what is wrong with a damaged PNG.
@@ -228,27 +211,17 @@ def _tiff_depth(data: bytes, max_pixels: int) -> Depth:
     check_size(width, height, max_pixels)
     check_size(*tile, max_pixels)
     if is_preview:
-        raise BadImageError(
-            "its first picture is a preview, as in camera raw files (DNG, NEF, ARW): export the picture as JPEG or PNG",
-            "format",
-        )
+        text = "its first picture is a preview, as in camera raw files (DNG, NEF, ARW)"
+        raise BadImageError(f"{text}: export the picture as JPEG or PNGformat")
     kind = _SAMPLES.get(samples, "unsigned")
     if channels > _MAX_CHANNELS:
-        raise BadImageError(
-            f"it has {channels} channels, expected gray, RGB or CMYK: choose three and save them as RGB"
-        )
+        text = f"it has {channels} channels, expected gray, RGB or CMYK"
+        raise BadImageError(f"{text}: choose three and save them as RGB")
     white = 2**bits - 1 if kind == "unsigned" and bits <= 16 else None
-    has_range = photometric in (_WHITE_IS_ZERO, 1, 2)
-    return Depth(
-        bits,
-        kind,
-        channels,
-        white,
-        is_inverted=photometric == _WHITE_IS_ZERO,
-        has_range=has_range,
-        size=(width, height) if orientation in (5, 6, 7, 8) else (height, width),
-        orientation=orientation if orientation in range(1, 9) else 1,
-    )
+    has_range, is_inverted = photometric in (_WHITE_IS_ZERO, 1, 2), photometric == _WHITE_IS_ZERO
+    size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return Depth(bits, kind, channels, white, is_inverted, has_range, size, orientation)
 
 
 def _all_equal(values: Any) -> int:

@@ -8,25 +8,18 @@ touches nothing; it opens source files only where their time changed and their s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from seam_dist.artifacts.provenance import fingerprint
+from seam_dist.config.phrases import count_of, first_of
 from seam_dist.data.manifest import MANIFEST, Manifest, ShardError, Split, load_manifest
 from seam_dist.data.mask_labels import MaskLabels
-from seam_dist.data.shard_notes import (
-    Comparison,
-    RecordNote,
-    ShardNote,
-    compare,
-    noted_shards,
-    read_note,
-)
+from seam_dist.data.shard_notes import Comparison, RecordNote, ShardNote, compare, noted_shards, read_note
 from seam_dist.data.sources.base import Record, SourceError
 
-_NUM_NAMED = 3
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 # Settings that the manifest keeps and that change no byte of a shard of the same records.
 _NOT_IDENTIFYING = ("root", "empty_images")
@@ -160,10 +153,8 @@ def plan_conversion(
         if task.path not in notes and task.path.name not in listed and task.path.exists()
     ]
     if foreign:
-        raise ShardError(
-            f"{foreign[0]} has the name of a shard ({len(foreign)} such files) but was not written by a conversion: "
-            "move it away, or choose another data.shards"
-        )
+        text = f"{foreign[0]} has the name of a shard ({len(foreign)} such files) but was not written by a conversion"
+        raise ShardError(f"{text}: move it away, or choose another data.shards")
     return Plan(tuple(classes), folder, settings, identity, max_pixels, tuple(parts), manifest, bool(notes), refreshed)
 
 
@@ -187,10 +178,8 @@ def _all_or_none(records: Sequence[Record], field: str, split: str) -> bool:
     """Return whether all records have the field; raise SourceError when only some have it."""
     without = [record for record in records if getattr(record, field) is None]
     if without and len(without) < len(records):
-        raise SourceError(
-            f"split {split!r}: image {without[0].source_id} has no {field} ({len(without)} of {len(records)} images), "
-            "others have: give all of them or none"
-        )
+        text = f"split {split!r}: image {without[0].source_id} has no {field} ({len(without)} of {len(records)} images)"
+        raise SourceError(f"{text}, others have: give all of them or none")
     return not without
 
 
@@ -209,14 +198,14 @@ def _plan_split(
     """
     shards = {path: all_records[i :: len(paths)] for i, path in enumerate(paths)}
     own = {path: note for path, note in notes.items() if path.stem.rpartition("-")[0] == split.name}
-    elsewhere = {record.key: record for note in own.values() for record in note.records}
+    noted = {(path, record.key): record for path, note in own.items() for record in note.records}
+    elsewhere = {key: record for (_, key), record in noted.items()}
     # A record that moved to another shard is compared as well, to say what changed.
-    places = {path: {record.key: record for record in own[path].records} if path in own else {} for path in shards}
     pairs = [
         (record, before)
         for path, records in shards.items()
         for record in records
-        if (before := places[path].get(record.key) or elsewhere.get(record.key)) is not None
+        if (before := noted.get((path, record.key)) or elsewhere.get(record.key)) is not None
     ]
     compared = compare([record for record, _ in pairs], [before for _, before in pairs], max_bytes)
     by_key = {record.key: comparison for (record, _), comparison in zip(pairs, compared, strict=True)}
@@ -224,48 +213,42 @@ def _plan_split(
     for path, records in shards.items():
         note = own.get(path)
         keys = [record.key for record in records]
-        is_current = (
-            note is not None
-            and note.shard is not None
-            and keys == [record.key for record in note.records]
-            and all(by_key[key].change is None for key in keys)
-        )
-        is_whole = note is not None and note.shard is not None and _has_size(path, note.shard.num_bytes)
+        if note is None or note.shard is None:
+            tasks.append(ShardTask(path, records, is_current=False, is_whole=False))
+            continue
+        is_current = keys == [r.key for r in note.records] and all(by_key[key].change is None for key in keys)
+        is_whole = path.is_file() and path.stat().st_size == note.shard.num_bytes
         tasks.append(ShardTask(path, records, is_current, is_whole))
-        if is_current and note is not None:
-            for noted in note.records:
-                labels.add(noted.mask_row())
-            redated_notes = _redated(note.records, by_key)
-            if redated_notes != note.records:
-                refreshed[path] = replace(note, records=redated_notes)
+        if is_current:
+            for before in note.records:
+                labels.add(before.mask_row())
+            # The times that the files have now, as far as their content was compared.
+            redated = tuple(
+                before if by_key[before.key].unread_bytes else before._replace(files=by_key[before.key].files)
+                for before in note.records
+            )
+            if redated != note.records:
+                refreshed[path] = replace(note, records=redated)
     changes = _changes(all_records, elsewhere, by_key)
     if not is_again and not any(note.shard is None and note.records for note in own.values()):
         changes.pop("image added", None)  # the first conversion did not come to them
     if is_again and not changes and not all(task.is_current for task in tasks):
         changes["image moved"] = []
-    redated = [record.source_id for record, _ in pairs if by_key[record.key].unread_bytes]
+    unread = [record.source_id for record, _ in pairs if by_key[record.key].unread_bytes]
     unreadable = [error for comparison in compared if (error := comparison.unreadable) is not None]
-    return SplitPlan(split, tuple(tasks), changes, redated, unreadable, labels), refreshed
-
-
-def _redated(notes: Iterable[RecordNote], by_key: Mapping[str, Comparison]) -> tuple[RecordNote, ...]:
-    """Return the notes with the times that their files have now, as far as their content was compared."""
-    return tuple(
-        note if by_key[note.key].unread_bytes else note._replace(files=by_key[note.key].files) for note in notes
-    )
+    return SplitPlan(split, tuple(tasks), changes, unread, unreadable, labels), refreshed
 
 
 def _changes(
-    records: Iterable[Record], before: Mapping[str, RecordNote], by_key: Mapping[str, Comparison]
+    records: Sequence[Record], before: Mapping[str, RecordNote], by_key: Mapping[str, Comparison]
 ) -> dict[str, list[str]]:
     """Return the names of images by what changed."""
     changes: dict[str, list[str]] = {}
-    keys = set()
     for record in records:
-        keys.add(record.key)
         change = by_key[record.key].change if record.key in by_key else "image added"
         if change is not None:
             changes.setdefault(change, []).append(record.source_id)
+    keys = {record.key for record in records}
     if removed := [note.source_id for key, note in before.items() if key not in keys]:
         changes["image removed"] = removed
     return changes
@@ -275,12 +258,4 @@ def _describe(sort: str, names: Sequence[str]) -> str:
     if sort == "image moved":
         return "images in another order"
     thing, _, what = sort.partition(" ")
-    shown = ", ".join(names[:_NUM_NAMED]) + (", ..." if len(names) > _NUM_NAMED else "")
-    return f"{len(names)} {thing}{'' if len(names) == 1 else 's'} {what}: {shown}"
-
-
-def _has_size(path: Path, num_bytes: int) -> bool:
-    try:
-        return path.stat().st_size == num_bytes
-    except OSError:
-        return False
+    return f"{count_of(len(names), thing)} {what}: {first_of(names, 3)}"

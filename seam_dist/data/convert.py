@@ -10,10 +10,11 @@ removed first and written last.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +23,8 @@ from seam_dist.artifacts.atomic import atomic_file, fsync, write_json
 from seam_dist.artifacts.provenance import sha256_file
 from seam_dist.artifacts.stage import RECORD
 from seam_dist.config.findings import Finding, Findings
-from seam_dist.data.conversion_plan import Plan, ShardTask, plan_conversion
+from seam_dist.config.phrases import count_of
+from seam_dist.data.conversion_plan import Plan, ShardTask
 from seam_dist.data.images import single_thread
 from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.manifest import MANIFEST, Manifest, Shard, ShardError, load_manifest
@@ -30,7 +32,6 @@ from seam_dist.data.mask_check import mask_findings
 from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.shard_notes import FOLDER as NOTES
 from seam_dist.data.shard_notes import (
-    FileState,
     RecordNote,
     ShardNote,
     file_state,
@@ -46,17 +47,6 @@ _MAX_REPORTED = 5  # images of each sort of error
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One shard to write, and what all shards have in common."""
-
-    task: ShardTask
-    identity: str
-    num_classes: int
-    max_pixels: int
-    pixel_range: tuple[float, float] | None
-
-
 @dataclass
 class _Failure:
     """A shard that was not written: the errors of its images, one each, and the masks of those that are good."""
@@ -64,34 +54,6 @@ class _Failure:
     shard: Path
     errors: list[Finding] = field(default_factory=list)
     mask_rows: list[MaskRow] = field(default_factory=list)
-
-
-def convert(
-    classes: Sequence[str],
-    splits: Mapping[str, Sequence[Record]],
-    folder: Path,
-    *,
-    settings: Mapping[str, Any],
-    samples_per_shard: int,
-    streams: int,
-    max_pixels: int,
-    num_processes: int = 1,
-) -> Manifest:
-    """Convert the records of each split to shards in `folder`, in this process alone, and return their manifest.
-
-    Arguments as in `plan_conversion`; raises as it and `write_shards` do. Masks that contradict the labels are not
-    refused: `write_shards` reports them.
-    """
-    plan = plan_conversion(
-        classes,
-        splits,
-        folder,
-        settings=settings,
-        samples_per_shard=samples_per_shard,
-        streams=streams,
-        max_pixels=max_pixels,
-    )
-    return write_shards(plan, check_masks="warn", num_processes=num_processes)[0]
 
 
 def write_shards(
@@ -125,14 +87,14 @@ def write_shards(
 
     on_main(lambda: mark_unfinished(plan.folder))
     pixel_range = plan.settings.get("pixel_range")
-    jobs = [
-        _Job(task, plan.identity, len(plan.classes), plan.max_pixels, pixel_range)
-        for task in plan.tasks
-        if task.must_be_written
-    ]
+    inspect = partial(
+        inspect_record, num_classes=len(plan.classes), max_pixels=plan.max_pixels, pixel_range=pixel_range
+    )
+    write = partial(_write_shard, identity=plan.identity, inspect=inspect)
+    tasks = [task for task in plan.tasks if task.must_be_written]
     failures, error = [], None
     try:
-        failures = _run_all(jobs[rank::world_size], num_processes)
+        failures = _run_all(write, tasks[rank::world_size], num_processes)
     except ShardError as failure:
         error = failure
     reports = gather((failures, error))
@@ -141,14 +103,6 @@ def write_shards(
     all_failures = [failure for failures, _ in reports for failure in failures]
     warnings = on_main(lambda: _finish(plan, all_failures, refuse=check_masks == "refuse"))
     return load_manifest(plan.folder), warnings
-
-
-def convert_record(record: Record, *, num_classes: int, max_pixels: int) -> RawSample:
-    """Return one record as it is stored; raise SourceError with its name when it cannot be used."""
-    inspection = inspect_record(record, num_classes=num_classes, max_pixels=max_pixels)
-    inspection.findings.raise_errors(SourceError)
-    assert inspection.sample is not None
-    return inspection.sample
 
 
 def mark_unfinished(folder: Path) -> None:
@@ -182,26 +136,29 @@ def foreign_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in own)
 
 
-def _run_all(jobs: Sequence[_Job], num_processes: int) -> list[_Failure]:
+def _run_all(
+    write: Callable[[ShardTask], _Failure | None], tasks: Sequence[ShardTask], num_processes: int
+) -> list[_Failure]:
     """Write the shards, in several processes where that helps; return those that have bad images."""
-    if min(num_processes, len(jobs)) <= 1:
-        failures = [_write_shard(job) for job in jobs]
+    num_processes = min(num_processes, len(tasks))
+    if num_processes <= 1:
+        failures = list(map(write, tasks))
     else:
         # fork: readers may hold open state, and the loaders of training fork as well.
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=single_thread) as pool:
-            failures = list(pool.map(_write_shard, jobs))
+        with ProcessPoolExecutor(num_processes, context, initializer=single_thread) as pool:
+            failures = list(pool.map(write, tasks))
     return [failure for failure in failures if failure is not None]
 
 
-def _write_shard(job: _Job) -> _Failure | None:
+def _write_shard(task: ShardTask, *, identity: str, inspect: Callable[[Record], Inspection]) -> _Failure | None:
     """Write one shard and its note; return the errors of its images instead, if there are any."""
-    path = job.task.path
+    path = task.path
     failure, notes, warnings = _Failure(path), [], Findings()
 
     def samples() -> Iterator[RawSample]:
-        for record in job.task.records:
-            note, inspection = _open_record(record, job)
+        for record in task.records:
+            note, inspection = _open_record(record, inspect)
             warnings.merge(inspection.findings.warnings)
             failure.errors += inspection.findings.errors
             failure.mask_rows.append(MaskRow(record.source_id, record.classes, inspection.mask_pixels))
@@ -212,40 +169,36 @@ def _write_shard(job: _Job) -> _Failure | None:
             raise SourceError  # the temporary file goes away
 
     try:
-        for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
-            left_over.unlink()
-        before = read_note(path) or ShardNote(job.identity, None, ())
-        write_note(path, replace(before, shard=None))
-        with atomic_file(path) as temporary:
-            with open(temporary, "wb") as file:
-                write_shard(file, samples())
-            shard = Shard(path.name, len(notes), temporary.stat().st_size, sha256_file(temporary))
-        write_note(path, ShardNote(job.identity, shard, tuple(notes), tuple(warnings)))
+        with _writing(path):
+            for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while writing
+                left_over.unlink()
+            before = read_note(path) or ShardNote(identity, None, ())
+            write_note(path, replace(before, shard=None))
+            with atomic_file(path) as temporary:
+                with open(temporary, "wb") as file:
+                    write_shard(file, samples())
+                shard = Shard(path.name, len(notes), temporary.stat().st_size, sha256_file(temporary))
+            write_note(path, ShardNote(identity, shard, tuple(notes), tuple(warnings)))
     except SourceError:
         return failure
-    except OSError as error:
-        raise _not_written(path, error) from None
     return None
 
 
-def _open_record(record: Record, job: _Job) -> tuple[RecordNote | None, Inspection]:
+def _open_record(record: Record, inspect: Callable[[Record], Inspection]) -> tuple[RecordNote | None, Inspection]:
     """Return the note of a record, None where it cannot be used, and what was found."""
     # Before the files are read: what changes in between is seen the next time.
-    files: tuple[FileState, ...] = ()
-    unreadable = None
+    files, unreadable = [], None
     try:
-        files = tuple(file_state(path) for path in record.files)
+        files += [file_state(path) for path in record.files]
     except OSError as error:
         unreadable = error
-    inspection = inspect_record(
-        record, num_classes=job.num_classes, max_pixels=job.max_pixels, pixel_range=job.pixel_range
-    )
+    inspection = inspect(record)
     if unreadable is not None and not inspection.findings.errors:
         inspection.findings.error("image-unreadable", f"image {record.source_id} cannot be read: {unreadable}")
     if inspection.findings.errors:
         return None, inspection
     pixels = None if record.mask is None else tuple((inspection.mask_pixels or {}).items())
-    return RecordNote(record.key, record.source_id, record.classes, record.content, files, pixels), inspection
+    return RecordNote(record.key, record.source_id, record.classes, record.content, tuple(files), pixels), inspection
 
 
 def _finish(plan: Plan, failures: Sequence[_Failure], *, refuse: bool) -> Findings:
@@ -296,21 +249,11 @@ def _image_errors(failures: Sequence[_Failure]) -> list[str]:
             by_topic.setdefault(error.topic, []).append(error.text)
     lines = []
     for topic, texts in by_topic.items():
-        thing = ("mask" if "mask" in topic else "image") + ("" if len(texts) == 1 else "s")
+        number = count_of(len(texts), "mask" if "mask" in topic else "image")
         more = f", the first {_MAX_REPORTED} are" if len(texts) > _MAX_REPORTED else ""
-        lines.append(
-            f"{len(texts)} {thing} cannot be converted ({topic}{more}): correct or remove them and rerun, whole shards "
-            "stay"
-        )
+        lines.append(f"{number} cannot be converted ({topic}{more}): correct them and rerun, whole shards stay")
         lines += [f"  {text}" for text in texts[:_MAX_REPORTED]]
     return lines
-
-
-def _not_written(path: Path, error: OSError) -> ShardError:
-    return ShardError(
-        f"{path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or choose "
-        "another data.shards, then rerun; whole shards are kept"
-    )
 
 
 @contextmanager
@@ -319,4 +262,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(path, error) from None
+        raise ShardError(
+            f"{path.name} cannot be written to {path.parent} ({error.strerror or error}): make room there or choose "
+            "another data.shards, then rerun; whole shards are kept"
+        ) from None

@@ -71,9 +71,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         try:
             sample = decode_sample(raw, masks=self.masks, max_pixels=DataConfig.max_pixels, num_classes=num_classes)
         except BadSampleError as error:
-            raise BadSampleError(
-                f"sample {raw.key} in {path}: {error}: correct it and convert the data set again"
-            ) from None
+            text = f"sample {raw.key} in {path}: {error}"
+            raise BadSampleError(f"{text}: correct it and convert the data set again") from None
         item: dict[str, Any] = {
             "image": sample.image if self.transform is None else self.transform(sample.image),
             "key": sample.key,

@@ -1,13 +1,10 @@
 """Images that occur twice in a data set: the same bytes, or the same picture encoded, scaled or trimmed anew.
 
-Equal files are found by the SHA-256 of their bytes. Pictures are compared by their 255 lowest frequencies (DCT of 64 x
-64 gray pixels, without the mean) as in the perceptual hash pHash, but with their sizes: the signed square root of each
-(Perronnin et al., ECCV 2010), then the cosine. Bits alone would be noise where a picture is smooth.
+Pictures are compared by their lowest frequencies (DCT of 64 x 64 gray pixels, without the mean) as in the perceptual
+hash pHash, but with their sizes: the signed square root of each (Perronnin et al., ECCV 2010), then the cosine.
 
 At a cosine of 0.9 lie all copies of 787 photographs in JPEG of quality 20, at half the size, in gray, or with 1 % cut
-off at each side, and 93 % of those with 2 %; the nearest unrelated ones, cut-outs on one background, are at 0.87.
-Copies that are cut more, or mirrored, are not found. OpenCV has all that it takes; imagehash would add scipy and
-PyWavelets for less.
+off at each side, and 93 % of those with 2 %; the nearest unrelated ones are at 0.87. Mirrored copies are not found.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seam_dist.config.findings import Findings
+from seam_dist.config.phrases import count_of, first_of
 from seam_dist.data.images import Pixels
 from seam_dist.data.sources.base import Record
 
@@ -31,7 +29,6 @@ MIN_LIKENESS = 0.9
 _GRID, _LOWEST = 64, 16
 _MIN_CONTRAST = 2.0  # standard deviation of gray values: of a blank picture only noise would be compared
 _BLOCK = 4096  # pictures on each side that are compared at a time: 64 MiB
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,8 @@ class ImageEntry:
 
     split: str
     record: Record
-    sha256: bytes
+    sha256: str
     frequencies: bytes | None
-
-    def is_same_file(self, other: ImageEntry) -> bool:
-        """Return whether two lists name one file, rather than two files having the same bytes."""
-        return bool(self.record.files) and self.record.files[:1] == other.record.files[:1]
 
     def __str__(self) -> str:
         """Return split and name."""
@@ -90,14 +83,16 @@ def find_duplicates(entries: Sequence[ImageEntry], *, is_training: Callable[[str
 
 
 def _equal_files(entries: Sequence[ImageEntry]) -> Iterator[Duplicate]:
-    groups: dict[bytes, list[ImageEntry]] = defaultdict(list)
+    groups: dict[str, list[ImageEntry]] = defaultdict(list)
     for entry in entries:
         groups[entry.sha256].append(entry)
     for group in groups.values():
         first_of: dict[str, ImageEntry] = {}
         for entry in group:
             for first in first_of.values():
-                yield Duplicate("file" if first.is_same_file(entry) else "equal", first, entry)
+                # Two lists name one file, or two files have the same bytes.
+                is_same = first.record.files and first.record.files[:1] == entry.record.files[:1]
+                yield Duplicate("file" if is_same else "equal", first, entry)
             first_of.setdefault(entry.split, entry)
 
 
@@ -155,19 +150,13 @@ def duplicate_findings(
     if different := [pair for pair in duplicates if pair.sort != "near" and pair.labels_differ]:
         pair = different[0]
         one, other = (_names(entry.record.classes, classes) for entry in (pair.first, pair.second))
-        findings.warning(
-            "duplicate-labels",
-            f"{pair.first} and {pair.second} are the same image with different labels: {one}, and {other}; correct "
-            "the labels or remove one of them",
-            len(different),
-        )
+        text = f"{pair.first} and {pair.second} are the same image with different labels: {one}, and {other}"
+        findings.warning("duplicate-labels", f"{text}; correct the labels or remove one of them", len(different))
     for (sort, first, second), pairs in groups.items():
         if first == second:
             copies = "1 image that is a copy of another" if len(pairs) == 1 else f"{len(pairs)} copies of other images"
-            findings.warning(
-                f"duplicates-in-{first}",
-                f"split {first} has {copies} ({_shown(pairs)}): what is there twice counts twice; remove the copies",
-            )
+            text = f"split {first} has {copies} ({_shown(pairs)})"
+            findings.warning(f"duplicates-in-{first}", f"{text}: what is there twice counts twice; remove the copies")
         elif sort == "file" and is_training(first) and is_training(second):
             continue  # such as trainaug, which holds train
         else:
@@ -178,11 +167,8 @@ def duplicate_findings(
             }[sort]
             leak = is_training(first) or is_training(second)
             why = "scores on images that were trained on are too good" if leak else "the two are not independent"
-            findings.warning(
-                f"{sort}-duplicates-{first}-{second}",
-                f"split {second} has {len(pairs)} image{'s' * (len(pairs) > 1)} {how} ({_shown(pairs)}): {why}; keep "
-                "each image in one split",
-            )
+            text = f"split {second} has {count_of(len(pairs), 'image')} {how} ({_shown(pairs)})"
+            findings.warning(f"{sort}-duplicates-{first}-{second}", f"{text}: {why}; keep each image in one split")
     return findings
 
 
@@ -191,4 +177,4 @@ def _names(ids: tuple[int, ...] | None, classes: Sequence[str]) -> str:
 
 
 def _shown(pairs: Sequence[Duplicate]) -> str:
-    return "; ".join(f"{pair.second} = {pair.first}" for pair in pairs[:_SHOWN]) + ("; ..." * (len(pairs) > _SHOWN))
+    return first_of([f"{pair.second} = {pair.first}" for pair in pairs], 3, "; ")

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seam_dist.artifacts.outputs import JOURNAL, OutputFolder, printable
+from seam_dist.config.phrases import count_of, first_of
 from seam_dist.data.images import IMAGE_SUFFIXES
-
-_OF_FILE_MANAGERS = ("thumbs.db", "desktop.ini", "__macosx")
-_NUM_SHOWN = 5
+from seam_dist.data.sources.names import is_hidden
 
 
 @dataclass
@@ -40,12 +39,11 @@ class ImageFolder:
         lines = []
         if self.skipped:
             sorts = [f"{count} {suffix}" for suffix, count in self.skipped.most_common()]
-            shown = ", ".join(sorts[:_NUM_SHOWN]) + (", ..." if len(sorts) > _NUM_SHOWN else "")
-            lines.append(f"{count_of(self.skipped.total(), 'file', 'files')} skipped: {shown}")
+            lines.append(f"{count_of(self.skipped.total(), 'file')} skipped: {first_of(sorts)}")
         if self.num_outputs:
-            lines.append(f"{count_of(self.num_outputs, 'image', 'images')} that seam-dist wrote left out")
+            lines.append(f"{count_of(self.num_outputs, 'image')} that seam-dist wrote left out")
         if self.num_links:
-            lines.append(f"{count_of(self.num_links, 'link', 'links')} to folders not followed: give the folder itself")
+            lines.append(f"{count_of(self.num_links, 'link')} to folders not followed: give the folder itself")
         return lines
 
 
@@ -66,15 +64,12 @@ def list_images(
     or no folder or file, and when two images have one name.
     """
     name = f"{option} {printable(source)}"
-    if not os.path.lexists(source):
-        raise ValueError(f"{name} is not there: give a folder or an image")
-    if not source.exists():
-        raise ValueError(f"{name} is a link to nothing: correct it, or give a folder or an image")
-    mode = source.stat().st_mode
-    if stat.S_ISREG(mode):
+    if source.is_file():
         return ImageFolder({source.stem: source})
-    if not stat.S_ISDIR(mode):
-        raise ValueError(f"{name} is neither a folder nor a file: give a folder or an image")
+    if not source.is_dir():
+        missing = "a link to nothing" if source.is_symlink() else "not there"
+        what = "neither a folder nor a file" if source.exists() else missing
+        raise ValueError(f"{name} is {what}: give a folder or an image")
     result = ImageFolder()
     writers = [_names_of(folder) for folder in outputs]
     closed = None if without is None else os.path.realpath(without)
@@ -92,11 +87,11 @@ def list_images(
             continue
         if JOURNAL in files and not with_outputs:
             writers.append(_names_of(OutputFolder(Path(folder))))
-        subfolders[:] = [sub for sub in subfolders if not _is_hidden(sub)]
+        subfolders[:] = [sub for sub in subfolders if not is_hidden(sub)]
         result.num_links += sum(os.path.islink(os.path.join(folder, sub)) for sub in subfolders)
         root = os.path.join(os.path.realpath(folder), "")
         for file in files:
-            if _is_hidden(file):
+            if is_hidden(file):
                 continue
             if is_output(root + file):
                 result.num_outputs += Path(file).suffix.lower() in suffixes
@@ -113,11 +108,6 @@ def list_images(
     return result
 
 
-def count_of(number: int, one: str, many: str) -> str:
-    """Return the number with its noun."""
-    return f"{number} {one if number == 1 else many}"
-
-
 def check_readable(path: Path) -> None:
     """Raise OSError for what is no regular file; opening a pipe would wait for whoever writes into it."""
     if not stat.S_ISREG(path.stat().st_mode):
@@ -126,7 +116,3 @@ def check_readable(path: Path) -> None:
 
 def _names_of(outputs: OutputFolder) -> tuple[str, set[str]]:
     return os.path.join(os.path.realpath(outputs.path), ""), set(outputs.own_names())
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _OF_FILE_MANAGERS

@@ -6,7 +6,7 @@ Conversion stores what comes out; `seam-dist check` only counts it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,30 +68,28 @@ def inspect_record(
             extension, stored, orientation = _prepare_image(data, header, max_pixels, pixel_range)
             members[part + extension] = stored
             infos.append(SampleInfo(record.classes or (), header.size, orientation, record.source_id))
-            _warn_of_image(findings, where, data, header, max_pixels, pixel_range)
+            for topic, text in _oddities(data, header, max_pixels, pixel_range):
+                findings.warning(topic, f"{where}: {text}")
         if infos[0].size != infos[-1].size:
-            raise BadImageError(
-                f"the two images have {infos[0].size} and {infos[-1].size} pixels: give equal sizes", "pair-size"
-            )
+            text = f"the two images have {infos[0].size} and {infos[-1].size} pixels"
+            raise BadImageError(f"{text}: give equal sizes", "pair-size")
         if record.mask is not None:
             where = f"mask of image {record.source_id}"
             members["png"], mask_pixels = _prepare_mask(
                 findings, where, record.mask(), headers[0], num_classes, max_pixels
             )
     except (BadImageError, OSError) as error:
-        file = "mask" if where.startswith("mask") else "image"
-        if isinstance(error, BadImageError):
-            findings.error(f"{file}-{error.topic}", f"{where}: {error}")
-        else:
-            findings.error(f"{file}-unreadable", f"{where} cannot be read: {error}")
-    size, format, mode, orientation = None, "", "", 1
-    if headers:
-        size, format, mode, orientation = headers[0].size, headers[0].format, headers[0].mode, headers[0].orientation
+        topic, what = (error.topic, "") if isinstance(error, BadImageError) else ("unreadable", " cannot be read")
+        findings.error(f"{where.split()[0]}-{topic}", f"{where}{what}: {error}")
     sample = None
     if not findings.errors:
         members["json"] = infos[0].to_bytes(has_labels=record.classes is not None)
         sample = RawSample(record.key, members)
-    return Inspection(sample, findings, size, mask_pixels, digest.hexdigest(), format, mode, orientation)
+    if not headers:
+        return Inspection(sample, findings, image_sha256=digest.hexdigest())
+    size, mode = headers[0].size, headers[0].mode
+    sha256, orientation = digest.hexdigest(), headers[0].orientation
+    return Inspection(sample, findings, size, mask_pixels, sha256, headers[0].format, mode, orientation)
 
 
 def _prepare_image(
@@ -105,35 +103,20 @@ def _prepare_image(
     return _EXTENSIONS["PNG"], encode_png(pixels), 1
 
 
-def _warn_of_image(
-    findings: Findings,
-    where: str,
-    data: bytes,
-    header: ImageHeader,
-    max_pixels: int,
-    pixel_range: tuple[float, float] | None,
-) -> None:
-    """Add what is odd about an image that can be used."""
-    if header.num_frames > 1:
-        findings.warning(
-            "several-frames",
-            f"{where}: it has {header.num_frames} frames or pages, expected 1: the first is used; save the one that is "
-            "meant as an image of its own",
-        )
+def _oddities(
+    data: bytes, header: ImageHeader, max_pixels: int, pixel_range: tuple[float, float] | None
+) -> Iterator[tuple[str, str]]:
+    """Yield the topic and the text of all that is odd about an image that can be used."""
+    if (frames := header.num_frames) > 1:
+        text = f"it has {frames} frames or pages, expected 1: the first is used"
+        yield "several-frames", f"{text}; save the one that is meant as an image of its own"
     if header.is_exif_damaged:
-        findings.warning(
-            "exif", f"{where}: its EXIF data is damaged, so it is not turned: save it again if it lies on its side"
-        )
-    if pixel_range is None and (text := small_range(data, header.depth, max_pixels=max_pixels)) is not None:
-        findings.warning("small-range", f"{where}: {text}")
-    if header.has_alpha:
-        share = transparent_share(data, max_pixels=max_pixels)
-        if share > _TRANSPARENT_SHARE:
-            findings.warning(
-                "transparent",
-                f"{where}: {share:.0%} of its pixels are transparent, and the colors that they hide are used: put it "
-                "on a background",
-            )
+        yield "exif", "its EXIF data is damaged, so it is not turned: save it again if it lies on its side"
+    if pixel_range is None and (small := small_range(data, header.depth, max_pixels=max_pixels)) is not None:
+        yield "small-range", small
+    if header.has_alpha and (share := transparent_share(data, max_pixels=max_pixels)) > _TRANSPARENT_SHARE:
+        text = f"{share:.0%} of its pixels are transparent, and the colors that they hide are used"
+        yield "transparent", f"{text}: put it on a background"
 
 
 def _prepare_mask(
@@ -143,18 +126,13 @@ def _prepare_mask(
     mask = read_mask(data, max_pixels=max_pixels, num_classes=num_classes)
     values = mask.values
     if values.shape != image.size:
-        raise BadImageError(
-            f"it has {values.shape} pixels (height, width), its image {image.size}"
-            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}",
-            "size",
-        )
+        hint = _size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)
+        raise BadImageError(f"it has {values.shape} pixels (height, width), its image {image.size}{hint}", "size")
     is_square = image.size[0] == image.size[1]
     if mask.orientation is None and (image.orientation in (2, 3, 4) or (image.orientation >= 5 and is_square)):
-        findings.warning(
-            "mask-orientation",
-            f"{where}: its image has the EXIF orientation {image.orientation} and it has none, so it is taken as "
-            "displayed: if it was drawn on the unturned image, give it the same EXIF orientation",
-        )
+        text = f"{where}: its image has the EXIF orientation {image.orientation} and it has none, so it is taken as"
+        remedy = "displayed: if it was drawn on the unturned image, give it the same EXIF orientation"
+        findings.warning("mask-orientation", f"{text} {remedy}")
     counts = np.bincount(values.reshape(-1), minlength=256)
     pixels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     return data if mask.is_plain else encode_png(values), pixels
@@ -165,10 +143,8 @@ def _size_hint(is_transposed: bool, of_mask: int | None, of_image: int) -> str:
     if not is_transposed:
         return ": make them equal"
     if of_image >= 5 and of_mask is None:
-        return (
-            f"; it fits the image before its EXIF rotation (orientation {of_image}), masks are expected after the "
-            "image's EXIF rotation: turn it, or give it the same EXIF orientation"
-        )
+        text = f"; it fits the image before its EXIF rotation (orientation {of_image}), masks are expected after the"
+        return f"{text} image's EXIF rotation: turn it, or give it the same EXIF orientation"
     if of_mask is not None and of_mask >= 5:
         return f"; its own EXIF orientation {of_mask} turns it: remove that, or give the image the same"
     return "; height and width are swapped: turn it"

@@ -266,10 +266,8 @@ def check_streams(data: DataConfig, world_size: int) -> None:
 def _check_numbers(data: DataConfig, rank: int, world_size: int, start_sample: int, micro_batch_size: int) -> None:
     check_streams(data, world_size)
     if not 0 <= rank < world_size or start_sample < 0 or start_sample % world_size:
-        raise ValueError(
-            f"rank={rank}, world_size={world_size}, start_sample={start_sample}: expected 0 <= rank < world_size and "
-            "start_sample a multiple of world_size"
-        )
+        text = f"rank={rank}, world_size={world_size}, start_sample={start_sample}"
+        raise ValueError(f"{text}: expected 0 <= rank < world_size and start_sample a multiple of world_size")
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size={micro_batch_size} is less than one image: give at least 1")
 

@@ -71,9 +71,8 @@ class Manifest:
     def split(self, name: str) -> Split:
         """Return a split; raise ShardError with the names there are."""
         if name not in self.splits:
-            raise ShardError(
-                f"split {name!r} is not in the shards, which have {', '.join(self.splits)}: use one of them"
-            )
+            text = f"split {name!r} is not in the shards, which have {', '.join(self.splits)}"
+            raise ShardError(f"{text}: use one of them")
         return self.splits[name]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,19 +109,16 @@ def load_manifest(folder: Path) -> Manifest:
     except (KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{path} is not a complete manifest ({error}): convert the data set again") from None
     if not 1 <= manifest.num_classes <= MAX_CLASSES:
-        raise ShardError(
-            f"{path} has {manifest.num_classes} classes, expected 1 to {MAX_CLASSES}: convert the data set again"
-        )
+        text = f"{path} has {manifest.num_classes} classes, expected 1 to {MAX_CLASSES}"
+        raise ShardError(f"{text}: convert the data set again")
     for name, split in manifest.splits.items():
         for shard in split.shards:
             if not _SHARD_NAME.fullmatch(shard.file):
                 raise ShardError(f"{path}: {shard.file!r} is not a plain file name: do not use this data set")
         counts = [shard.num_samples for shard in split.shards]
         if split.num_samples < 1 or sum(counts) != split.num_samples or min(counts) < 1:
-            raise ShardError(
-                f"{path}: split {name!r} says {split.num_samples} samples but its shards hold {sum(counts)}, or one of "
-                "them is empty: convert the data set again"
-            )
+            text = f"{path}: split {name!r} says {split.num_samples} samples but its shards hold {sum(counts)}"
+            raise ShardError(f"{text}, or one of them is empty: convert the data set again")
     return manifest
 
 
@@ -146,6 +142,5 @@ def check_size(path: Path, shard: Shard) -> None:
         raise ShardError(f"{path} is missing: {REMEDY}")
     size = path.stat().st_size
     if size != shard.num_bytes:
-        raise ShardError(
-            f"{path} has {size} bytes, expected {shard.num_bytes}, so it is truncated or damaged: {REMEDY}"
-        )
+        text = f"{path} has {size} bytes, expected {shard.num_bytes}, so it is truncated or damaged"
+        raise ShardError(f"{text}: {REMEDY}")

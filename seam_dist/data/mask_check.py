@@ -9,15 +9,13 @@ of the whole data set (another order of classes, masks of 0 and 255, no masks at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seam_dist.config.findings import Findings
-from seam_dist.data.mask_labels import MAX_NAMED, MINOR, MaskLabels, MaskRow
+from seam_dist.config.phrases import count_of, first_of
+from seam_dist.data.mask_labels import MAX_NAMED, MaskLabels
 
-__all__ = ["MINOR", "MIN_CLASS_IMAGES", "MIN_IMAGES", "MOST", "MaskLabels", "MaskRow", "check_masks", "mask_findings"]
-
-# The thresholds of the check; MINOR, the share of stray pixels, stands where they are counted.
 MOST = 0.5
 """Share of the compared images above which contradictions are an error."""
 MIN_IMAGES = 2
@@ -28,22 +26,7 @@ CONSISTENT = 0.8
 """Share of a value's images with the same label from which on the value is said to mean that class."""
 
 _REMEDY = "or set source.check_masks=warn to go on"
-
-
-def check_masks(
-    class_names: Sequence[str], rows_by_split: Mapping[str, Iterable[MaskRow]], *, refuse: bool = True
-) -> Findings:
-    """Return how masks and labels disagree, one line a split and sort of fault.
-
-    `class_names` are the foreground classes, the first has id 1. Without `refuse` there are warnings only.
-    """
-    findings = Findings()
-    for split, rows in rows_by_split.items():
-        counts = MaskLabels()
-        for row in rows:
-            counts.add(row)
-        findings.merge(mask_findings(counts, split, class_names, refuse=refuse))
-    return findings
+_LONE_REMEDY = "correct the labels, the masks or the order of the classes"
 
 
 def mask_findings(counts: MaskLabels, split: str, class_names: Sequence[str], *, refuse: bool = True) -> Findings:
@@ -63,27 +46,17 @@ class _Report:
     def findings(self) -> Findings:
         counts, findings = self.counts, Findings()
         if counts.num_unlabeled_masks >= MIN_IMAGES and counts.num_void == counts.num_unlabeled_masks:
-            findings.warning(
-                f"masks-of-0-and-255-{self.split}",
-                f"split {self.split!r}: all {counts.num_void} masks hold only 0 and 255, expected class indices: "
-                f"255 means ignored, write {self._all_indices()} for objects",
-            )
+            text = f"all {counts.num_void} masks hold only 0 and 255, expected class indices: 255 means ignored"
+            self._add(findings, "masks-of-0-and-255", f"{text}, write {self._all_indices()} for objects")
         if not counts.num_compared:
             return findings
-        if text := self._contradiction():
-            self._add(findings, "masks-contradict-labels", text, is_error=True)
+        if contradiction := self._contradiction():
+            self._add(findings, "masks-contradict-labels", contradiction, is_error=True)
             return findings
         # What images without any object, or without any label, explain is said in their line.
-        lone_classes = sorted(
-            label
-            for label, number in counts.labeled.items()
-            if not counts.held[label] and number > counts.explained_labels[label]
-        )
-        lone_values = sorted(
-            value
-            for value, number in counts.held.items()
-            if not counts.labeled[value] and number > counts.explained_values[value]
-        )
+        classes, values = counts.labeled - counts.explained_labels, counts.held - counts.explained_values
+        lone_classes = sorted(label for label in classes if not counts.held[label])
+        lone_values = sorted(value for value in values if not counts.labeled[value])
         self._add_lone(findings, lone_classes, lone_values)
         self._add_cases(findings, lone_classes, lone_values)
         return findings
@@ -91,37 +64,27 @@ class _Report:
     def _contradiction(self) -> str | None:
         """Return the text on contradictions in most images, None when they are fewer."""
         counts = self.counts
-        replaced = sum(cases.count for cases in counts.replaced.values())
-        among_labeled = counts.without_object.count + replaced
-        number = among_labeled + counts.without_label.count
+        without_object, without_label = counts.without_object, counts.without_label
+        among_labeled = without_object.count + sum(cases.count for cases in counts.replaced.values())
+        number = among_labeled + without_label.count
         if among_labeled >= MIN_IMAGES and among_labeled > MOST * counts.num_labeled:
             of = f"{among_labeled} of {counts.num_labeled} labeled images"
         elif number >= MIN_IMAGES and number > MOST * counts.num_compared:
             of = f"{number} of {counts.num_compared} images"
         else:
             return None
-        if counts.without_label.count > among_labeled:
-            reason = (
-                f"{counts.without_label.count} images have no label but objects in their mask, first "
-                f"{counts.without_label}: label them"
-            )
-        elif counts.without_object.count == counts.num_labeled:
-            reason = self._without_any_object()
-        else:
+        if without_label.count > among_labeled:
+            reason = f"{without_label.count} images have no label but objects in their mask, first {without_label}"
+        elif without_object.count < counts.num_labeled:
             reason = self._mapping() or f"first {self._first_contradictions()}: correct the labels or the masks"
-        return f"split {self.split!r}: masks contradict the image-level labels in {of}: {reason}, {_REMEDY}"
-
-    def _without_any_object(self) -> str:
-        counts = self.counts
-        if counts.num_void > MOST * counts.num_labeled:
-            return (
-                f"the masks hold only 0 and 255 ({counts.num_void} of {counts.num_labeled}, first "
-                f"{counts.without_object}), and 255 means ignored: write class indices, {self._all_indices()}"
+        elif counts.num_void > MOST * counts.num_labeled:
+            reason = (
+                f"the masks hold only 0 and 255 ({counts.num_void} of {counts.num_labeled}, first {without_object}), "
+                f"and 255 means ignored: write class indices, {self._all_indices()}"
             )
-        return (
-            f"no mask holds an object, first {counts.without_object}: write class indices, {self._all_indices()}, "
-            "or remove the masks"
-        )
+        else:
+            reason = f"no mask holds an object, first {without_object}: write {self._all_indices()} or remove the masks"
+        return f"masks contradict the image-level labels in {of}: {reason}, {_REMEDY}"
 
     def _all_indices(self) -> str:
         last = len(self.class_names)
@@ -143,10 +106,8 @@ class _Report:
         counts = self.counts
         values = sorted(counts.held_largely)
         if len(values) == 1 and len(counts.labeled) > 1 and counts.held_largely[values[0]] > MOST * counts.num_labeled:
-            return (
-                f"the masks hold no value but {values[0]}, in images of {len(counts.labeled)} classes: write the index "
-                f"of the class, {self._all_indices()}"
-            )
+            text = f"the masks hold no value but {values[0]}, in images of {len(counts.labeled)} classes"
+            return f"{text}: write the index of the class, {self._all_indices()}"
         meanings = {value: self._meaning(value) for value in values}
         consistent = {
             value: label
@@ -157,74 +118,53 @@ class _Report:
         if not moved:
             return None
         strongest = sorted(moved, key=lambda value: -meanings[value][1])[:MAX_NAMED]
-        lines = [self._meaning_text(value) for value in sorted(strongest)]
-        text = "; ".join(lines) + ("; ..." if len(moved) > len(lines) else "")
+        text = "; ".join([*map(self._meaning_text, sorted(strongest)), *["..."] * (len(moved) > MAX_NAMED)])
         shifts = {label - value for value, label in consistent.items()}
         if len(shifts) == 1 and len(consistent) > 1:
             shift = shifts.pop()
             add = f"add {shift} to" if shift > 0 else f"subtract {-shift} from"
-            return (
-                f"{text}: all values are shifted, expected 0 = background, {self._all_indices()}: {add} the values of "
-                "the masks"
-            )
+            shifted = f"all values are shifted, expected 0 = background, {self._all_indices()}"
+            return f"{text}: {shifted}: {add} the values of the masks"
         return f"{text}: list the classes in the order of the masks' values, or rewrite the masks"
 
     def _meaning_text(self, value: int) -> str:
         label, both = self._meaning(value)
-        return (
-            f"the masks' value {value} lies in images labeled {self._name(label)} in {both} of "
-            f"{self.counts.held_largely[value]} cases"
-        )
+        of = self.counts.held_largely[value]
+        return f"the masks' value {value} lies in images labeled {self._name(label)} in {both} of {of} cases"
 
     def _name(self, index: int) -> str:
         name = repr(self.class_names[index - 1]) if 1 <= index <= len(self.class_names) else "no class"
         return f"{name} ({index})"
 
     def _names(self, indices: Sequence[int]) -> str:
-        return ", ".join(map(self._name, indices[:MAX_NAMED])) + (", ..." if len(indices) > MAX_NAMED else "")
+        return first_of([self._name(index) for index in indices], MAX_NAMED)
 
-    def _first_contradictions(self, skip: Iterable[tuple[tuple[int, ...], tuple[int, ...]]] = ()) -> str:
+    def _first_contradictions(self, skip: Sequence[tuple[tuple[int, ...], tuple[int, ...]]] = ()) -> str:
         """Return the first images whose mask holds other classes than their labels, each with both."""
-        known = set(skip)
         texts = [
             f"{cases} (labeled {self._names(missing)}, the mask holds {self._names(extra)})"
             for (missing, extra), cases in self.counts.replaced.items()
-            if (missing, extra) not in known
+            if (missing, extra) not in skip
         ]
-        more = [f"{self.counts.without_object} (no object in the mask)"] if not texts else []
-        return ", ".join((texts + more)[:MAX_NAMED])
+        return ", ".join(texts[:MAX_NAMED]) or f"{self.counts.without_object} (no object in the mask)"
 
     def _add_lone(self, findings: Findings, classes: Sequence[int], values: Sequence[int]) -> None:
         """Add the classes that no mask holds and the values that no label holds."""
         counts = self.counts
-
-        def listed(indices: Sequence[int], numbers: Mapping[int, int], unit: str) -> str:
-            named = [
-                f"{self._name(i)} in {numbers[i]} {unit}{'' if numbers[i] == 1 else 's'}" for i in indices[:MAX_NAMED]
-            ]
-            return ", ".join(named) + (", ..." if len(indices) > len(named) else "")
-
-        def is_systematic(numbers: Iterable[int]) -> bool:
-            most = max(numbers)
-            return most >= MIN_CLASS_IMAGES and most > MOST * counts.num_labeled
-
-        if classes:
-            text = (
-                f"split {self.split!r}: no mask holds the labeled {listed(classes, counts.labeled, 'image')}: correct "
-                "the labels, the masks or the order of the classes"
-            )
-            is_error = is_systematic(counts.labeled[label] for label in classes)
-            self._add(findings, "class-in-no-mask", f"{text}, {_REMEDY}" if is_error else text, is_error=is_error)
-        if values:
-            meant = [v for v in values if counts.pairs and self._meaning(v)[1] >= CONSISTENT * counts.held_largely[v]]
-            meant = [v for v in meant if self._meaning(v)[1] >= MIN_IMAGES and self._meaning(v)[0] in classes]
-            hint = "".join(f"; {self._meaning_text(value)}" for value in meant[:MAX_NAMED])
-            text = (
-                f"split {self.split!r}: no label names what masks hold, {listed(values, counts.held, 'mask')}{hint}: "
-                "correct the labels, the masks or the order of the classes"
-            )
-            is_error = is_systematic(counts.held[value] for value in values)
-            self._add(findings, "value-in-no-label", f"{text}, {_REMEDY}" if is_error else text, is_error=is_error)
+        meant = [v for v in values if counts.pairs and self._meaning(v)[1] >= CONSISTENT * counts.held_largely[v]]
+        meant = [v for v in meant if self._meaning(v)[1] >= MIN_IMAGES and self._meaning(v)[0] in classes]
+        hint = "".join(f"; {self._meaning_text(value)}" for value in meant[:MAX_NAMED])
+        for topic, text, indices, numbers, noun in (
+            ("class-in-no-mask", "no mask holds the labeled", classes, counts.labeled, "image"),
+            ("value-in-no-label", "no label names what masks hold,", values, counts.held, "mask"),
+        ):
+            if not indices:
+                continue
+            named = first_of([f"{self._name(i)} in {count_of(numbers[i], noun)}" for i in indices], MAX_NAMED)
+            most = max(numbers[index] for index in indices)
+            is_error = most >= MIN_CLASS_IMAGES and most > MOST * counts.num_labeled
+            text = f"{text} {named}{hint if indices is values else ''}: {_LONE_REMEDY}"
+            self._add(findings, topic, f"{text}, {_REMEDY}" if is_error else text, is_error=is_error)
 
     def _add_cases(self, findings: Findings, classes: Sequence[int], values: Sequence[int]) -> None:
         """Add the single images that disagree, as far as classes and values of their own line do not explain them."""
@@ -238,28 +178,23 @@ class _Report:
             ("objects-without-labels", counts.without_label, "have no label, but their mask holds objects"),
         ):
             if cases.count:
-                text = f"split {self.split!r}: {cases.count} {of} {text}: {cases}: correct one of both"
-                self._add(findings, topic, text)
+                self._add(findings, topic, f"{cases.count} {of} {text}: {cases}: correct one of both")
         explained = [key for key in counts.replaced if set(key[0]) <= {*classes} and set(key[1]) <= {*values}]
         number = sum(cases.count for key, cases in counts.replaced.items() if key not in explained)
         if number:
             first, mapping = self._first_contradictions(explained), self._mapping()
             text = f"in {number} {of} the mask contradicts the labels: {first}" + (f"; {mapping}" if mapping else "")
-            self._add(findings, "masks-contradict-labels", f"split {self.split!r}: {text}: correct one of both")
+            self._add(findings, "masks-contradict-labels", f"{text}: correct one of both")
         for topic, by_index, known, text in (
             ("labels-without-pixels", counts.missing, classes, "are labeled but have no pixel in the mask"),
             ("pixels-without-label", counts.extra, values, "have pixels in the mask but no label"),
         ):
-            shown = {index: cases for index, cases in sorted(by_index.items()) if index not in known}
-            if shown:
-                named = [f"{self._name(index)} in {cases.count} ({cases})" for index, cases in shown.items()]
-                more = ", ..." if len(named) > MAX_NAMED else ""
-                self._add(
-                    findings,
-                    topic,
-                    f"split {self.split!r}: some classes {text}, {', '.join(named[:MAX_NAMED])}{more} {of}: tiny or "
-                    "hidden objects do no harm, correct the others",
-                )
+            if named := [
+                f"{self._name(i)} in {by_index[i].count} ({by_index[i]})" for i in sorted({*by_index} - {*known})
+            ]:
+                text = f"some classes {text}, {first_of(named, MAX_NAMED)} {of}: tiny or hidden objects do no harm"
+                self._add(findings, topic, f"{text}, correct the others")
 
     def _add(self, findings: Findings, topic: str, text: str, *, is_error: bool = False) -> None:
-        (findings.error if is_error and self.refuse else findings.warning)(f"{topic}-{self.split}", text)
+        add = findings.error if is_error and self.refuse else findings.warning
+        add(f"{topic}-{self.split}", f"split {self.split!r}: {text}")

@@ -1,7 +1,6 @@
 """What the masks and the image-level labels of a split have in common, counted image by image.
 
-The counts are small and picklable and add up across shards and processes; mask_check.py says what they mean. A mask of
-nothing but ignored pixels says nothing and is not counted.
+mask_check.py says what the counts mean. A mask of nothing but ignored pixels says nothing and is not counted.
 """
 
 from __future__ import annotations
@@ -36,12 +35,8 @@ class Cases:
 
     def add(self, name: str) -> None:
         """Count one image."""
-        self.merge(Cases(1, [name]))
-
-    def merge(self, other: Cases) -> None:
-        """Count the images of another part."""
-        self.count += other.count
-        self.first = [*self.first, *other.first][:MAX_NAMED]
+        self.count += 1
+        self.first = [*self.first, name][:MAX_NAMED]
 
     def __str__(self) -> str:
         return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
@@ -49,7 +44,7 @@ class Cases:
 
 @dataclass
 class MaskLabels:
-    """What the masks and labels of the images of one split have in common; small, picklable, and merged across shards.
+    """What the masks and labels of the images of one split have in common.
 
     Cases are kept by what they are about: a class, a value, or the labeled and the held classes of an image.
     """
@@ -70,19 +65,19 @@ class MaskLabels:
     missing: dict[int, Cases] = field(default_factory=dict)
     extra: dict[int, Cases] = field(default_factory=dict)
 
-    def add(self, row: MaskRow) -> None:
-        """Count one image."""
+    def add(self, row: MaskRow) -> bool:
+        """Count one image; return whether its mask contradicts its labels."""
         pixels = row.mask_pixels
         if pixels is None:
-            return
+            return False
         objects = {value: count for value, count in pixels.items() if count and value not in (0, IGNORE_INDEX)}
         is_void = not objects and bool(pixels.get(0)) and bool(pixels.get(IGNORE_INDEX))
         if row.classes is None:
             self.num_unlabeled_masks += 1
             self.num_void += is_void
-            return
+            return False
         if not objects and not pixels.get(0):
-            return
+            return False
         labels, values = set(row.classes), set(objects)
         least = MINOR * sum(objects.values())
         largely = {value for value, count in objects.items() if count >= least}
@@ -109,26 +104,5 @@ class MaskLabels:
                 self.missing.setdefault(label, Cases()).add(row.source_id)
             for value in extra:
                 self.extra.setdefault(value, Cases()).add(row.source_id)
-
-    def merge(self, other: MaskLabels) -> None:
-        """Add the images of another part of the split."""
-        self.num_compared += other.num_compared
-        self.num_labeled += other.num_labeled
-        self.num_unlabeled_masks += other.num_unlabeled_masks
-        self.num_void += other.num_void
-        for own, more in (
-            (self.labeled, other.labeled),
-            (self.held, other.held),
-            (self.held_largely, other.held_largely),
-            (self.explained_labels, other.explained_labels),
-            (self.explained_values, other.explained_values),
-        ):
-            own.update(more)
-        self.pairs.update(other.pairs)
-        self.without_object.merge(other.without_object)
-        self.without_label.merge(other.without_label)
-        for key, cases in other.replaced.items():
-            self.replaced.setdefault(key, Cases()).merge(cases)
-        for own_cases, more_cases in ((self.missing, other.missing), (self.extra, other.extra)):
-            for value, cases in more_cases.items():
-                own_cases.setdefault(value, Cases()).merge(cases)
+            return False
+        return True

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from seam_dist.config.phrases import count_of, first_of
 from seam_dist.config.schema import IGNORE_INDEX, MAX_CLASSES
 from seam_dist.data.image_files import find_orientation
 from seam_dist.data.images import BadImageError, Pixels, open_image, orient
@@ -85,24 +86,19 @@ def decode_labels(data: bytes, *, max_pixels: int, num_classes: int = MAX_CLASSE
 
 def _raw_values(image: Image.Image, depth: int, color_type: int) -> Pixels:
     """Return the sample values of a PNG of another kind than 8-bit gray or palette."""
-    values: NDArray[np.uint8]
     if color_type == _PALETTE:
-        values = np.array(image, dtype=np.uint8)
-    elif color_type == _GRAY and depth < 8:
-        values = np.array(image.convert("L"), dtype=np.uint8) // (255 // (2**depth - 1))  # as Pillow scaled them
-    elif color_type == _GRAY:
+        return np.array(image, dtype=np.uint8)
+    if color_type == _GRAY and depth < 8:
+        scaled = np.array(image.convert("L"), dtype=np.uint8)  # by Pillow, to 0..255
+        return np.asarray(scaled // (255 // (2**depth - 1)), np.uint8)
+    if color_type == _GRAY:
         deep = np.array(image)
         if deep.max() > IGNORE_INDEX:
             hint = " (write 255 for ignored pixels)" if deep.max() == 65_535 else ""
-            raise BadImageError(
-                f"it is 16-bit gray with {_count(deep, deep > IGNORE_INDEX)}, expected class indices of 8 bits{hint}: "
-                "save its class indices as 8-bit gray PNG",
-                "values",
-            )
-        values = deep.astype(np.uint8)
-    else:
-        values = _gray_of_colors(image, depth)
-    return values
+            text = f"it is 16-bit gray with {_count(deep, deep > IGNORE_INDEX)}, expected class indices of 8 bits{hint}"
+            raise BadImageError(f"{text}: save its class indices as 8-bit gray PNG", "values")
+        return deep.astype(np.uint8)
+    return _gray_of_colors(image, depth)
 
 
 def _gray_of_colors(image: Image.Image, depth: int) -> Pixels:
@@ -113,20 +109,14 @@ def _gray_of_colors(image: Image.Image, depth: int) -> Pixels:
     colors = np.array(image.convert("RGBA"), dtype=np.uint8)
     if (colors[..., 3] != 255).any():
         share = float((colors[..., 3] != 255).mean())
-        raise BadImageError(
-            f"it has an alpha channel and {share:.0%} of its pixels are not opaque, expected class indices: {remedy}",
-            "colors",
-        )
+        text = f"it has an alpha channel and {share:.0%} of its pixels are not opaque, expected class indices: {remedy}"
+        raise BadImageError(text, "colors")
     red, green, blue = (colors[..., channel] for channel in range(3))
     if (red != green).any() or (red != blue).any():
         codes = colors[..., :3].astype(np.uint32) @ np.array([65_536, 256, 1], np.uint32)
-        distinct = np.unique(codes)
-        named = ", ".join(f"#{code:06x}" for code in distinct[:_MAX_NAMED])
-        more = ", ..." if len(distinct) > _MAX_NAMED else ""
-        raise BadImageError(
-            f"it holds {len(distinct)} colors ({named}{more}; mode {image.mode}), expected class indices: {remedy}",
-            "colors",
-        )
+        named = [f"#{code:06x}" for code in np.unique(codes)]
+        text = f"it holds {len(named)} colors ({first_of(named)}; mode {image.mode}), expected class indices: {remedy}"
+        raise BadImageError(text, "colors")
     return np.ascontiguousarray(red)
 
 
@@ -165,9 +155,6 @@ def _likely_cause(present: Sequence[int], wrong: Sequence[int], num_classes: int
 def _count(values: NDArray[np.generic], chosen: NDArray[np.bool_]) -> str:
     """Return the distinct chosen values with their pixels, the first few by name."""
     distinct, counts = np.unique(values[chosen], return_counts=True)
-    named = [
-        f"{value} ({count} pixel{'s' if count > 1 else ''})"
-        for value, count in zip(distinct.tolist(), counts.tolist(), strict=True)
-    ]
+    named = [f"{v} ({count_of(n, 'pixel')})" for v, n in zip(distinct.tolist(), counts.tolist(), strict=True)]
     more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
     return f"the value{'s' if len(named) > 1 else ''} {', '.join(named[:_MAX_NAMED])}{more}"

@@ -5,8 +5,7 @@ SHA-256; the counts of its mask and the warnings of the shard stay there as well
 shard, so that a tar that belongs to a conversion always has a note, also after a kill, and one without belongs to the
 user.
 
-A file of the same size and time counts as unchanged; at another time its content decides, so that a copied data set
-costs one reading of its files. An edit that keeps size and time is not seen.
+A file of the same size and time counts as unchanged; at another time its content decides.
 """
 
 from __future__ import annotations
@@ -17,18 +16,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from seam_dist.artifacts.atomic import atomic_write
 from seam_dist.artifacts.provenance import sha256_file
-from seam_dist.config.findings import Finding, Findings
+from seam_dist.config.findings import Finding
 from seam_dist.data.manifest import Shard
 from seam_dist.data.mask_labels import MaskRow
 from seam_dist.data.sources.base import Record
 
 FOLDER = "sources"
 _NUM_THREADS = 16  # a network file system answers many requests at once
+_CHUNK = 256  # records: a task for each would cost more than its work
 
 
 class FileState(NamedTuple):
@@ -65,12 +66,6 @@ class ShardNote:
     shard: Shard | None
     records: tuple[RecordNote, ...]
     warnings: tuple[Finding, ...] = ()
-
-    def findings(self) -> Findings:
-        """Return the warnings."""
-        findings = Findings()
-        findings.merge(self.warnings)
-        return findings
 
 
 @dataclass(frozen=True)
@@ -155,29 +150,18 @@ def compare(records: Sequence[Record], notes: Sequence[RecordNote], max_bytes: i
 
     When there is more to read than that, none of them is.
     """
+    pairs = list(zip(records, notes, strict=True))
+    starts = range(0, len(pairs), _CHUNK)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        compared = list(_chunked_map(pool, records, notes))
+        chunks = pool.map(lambda start: list(starmap(_compare_status, pairs[start : start + _CHUNK])), starts)
+        compared = list(chain.from_iterable(chunks))
         to_read = [i for i, comparison in enumerate(compared) if comparison.unread_bytes]
         if max_bytes is not None and sum(compared[i].unread_bytes for i in to_read) > max_bytes:
             return compared
-        read = pool.map(lambda i: _compare_content(records[i], notes[i], compared[i]), to_read)
+        read = pool.map(lambda i: _compare_content(*pairs[i], compared[i]), to_read)
         for i, comparison in zip(to_read, read, strict=True):
             compared[i] = comparison
     return compared
-
-
-def _chunked_map(
-    pool: ThreadPoolExecutor, records: Sequence[Record], notes: Sequence[RecordNote]
-) -> Iterator[Comparison]:
-    """Yield the comparisons by size and time; a task a record would cost more than its work."""
-    size = 256
-
-    def part(start: int) -> list[Comparison]:
-        pairs = zip(records[start : start + size], notes[start : start + size], strict=True)
-        return [_compare_status(record, note) for record, note in pairs]
-
-    for comparisons in pool.map(part, range(0, len(records), size)):
-        yield from comparisons
 
 
 def _compare_status(record: Record, note: RecordNote) -> Comparison:

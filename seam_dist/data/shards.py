@@ -60,9 +60,8 @@ def write_shard(file: io.BufferedIOBase, samples: Iterable[RawSample]) -> None:
         for sample in samples:
             for extension in sample.members:
                 if not _MEMBER.fullmatch(f"{sample.key}.{extension}"):
-                    raise ShardError(
-                        f"member name {sample.key}.{extension!r} is not allowed: see seam_dist.data.shards"
-                    )
+                    text = f"member name {sample.key}.{extension!r} is not allowed"
+                    raise ShardError(f"{text}: see seam_dist.data.shards")
             tar.write({"__key__": sample.key, **sample.members})
 
 

@@ -22,6 +22,7 @@ _TOPICS = {_NO_IMAGE: "text", _AGAIN: "text", _LFS: "pointer", _ANNEX: "pointer"
 
 # Some of them are TIFF, whose first picture is a thumbnail.
 _CAMERA_RAW = rb"....ftypcrx|II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|FOVb"
+_HTML = rb"(?i)\s*(?:<[?!].*?>\s*)?<(?:!doctype html|html|head|body)\b"
 # Pattern at the start of the file -> format that is read.
 _READ: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF....WEBP", "WEBP"),
@@ -54,11 +55,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\0\x05\x16\x07", "an AppleDouble file, which macOS adds beside the real one", "remove it"),
     (rb"version https://git-lfs", "a Git LFS pointer, not the image", _LFS),
     (rb"(?:\.\./)*(?:\.git)?/annex/objects/", "a git-annex pointer, not the image", _ANNEX),
-    (
-        rb"(?i)\s*(?:<[?!].*?>\s*)?<(?:!doctype html|html|head|body)\b",
-        "an HTML page, probably an error page of a download",
-        _AGAIN,
-    ),
+    (_HTML, "an HTML page, probably an error page of a download", _AGAIN),
     (rb"(?i)\s*(?=<[?!s]).*?<svg\b", "an SVG drawing", _CONVERT),
     (rb"\s*<\?xml", "an XML file", _NO_IMAGE),
     (rb"\s*[{\[][\s\"{\[\]}0-9-]", "JSON, probably an error answer of a server", _AGAIN),
@@ -93,8 +90,6 @@ def describe_bytes(data: bytes, expected: str) -> tuple[str, str]:
     if len(text.encode()) > len(start) - 4 and _TEXT.fullmatch(text):
         line = text.strip().partition("\n")[0][:40]
         return "text", f"it is text that begins with {line!r}, expected {expected}: {_NO_IMAGE}"
-    return (
-        "format",
-        f"its {len(data)} bytes begin with {data[:8].hex(' ')}, which is no known image format, expected {expected}: "
-        f"{_CONVERT}",
-    )
+    shown = data[:8].hex(" ")
+    text = f"its {len(data)} bytes begin with {shown}, which is no known image format, expected {expected}"
+    return "format", f"{text}: {_CONVERT}"

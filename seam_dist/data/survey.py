@@ -180,14 +180,13 @@ def _open_chunks(
     chunks: Sequence[Sequence[Record]], inspector: Inspector, num_processes: int
 ) -> Iterator[Sequence[OpenedRecord]]:
     start, num_done = time.monotonic(), 0
-    while num_done < len(chunks):
+    for chunk in chunks:
         left_s = (time.monotonic() - start) * (len(chunks) - num_done) / max(num_done, 1)
         if num_processes > 1 and left_s >= POOL_START_S:
             break
-        yield _open_chunk(inspector, chunks[num_done])
+        yield _open_chunk(inspector, chunk)
         num_done += 1
-    chunks = chunks[num_done:]
-    if not chunks:
+    if not (chunks := chunks[num_done:]):
         return
     # A fork server, not fork: the check may be called beside threads of torch, whose locks a fork would copy.
     context = multiprocessing.get_context("forkserver")
@@ -198,10 +197,8 @@ def _open_chunks(
                 results = pool.map(_open_chunk, [inspector] * len(chunks), chunks)
             yield from results
         except BrokenProcessPool:
-            raise ChildProcessError(
-                "a process that opened images has died, most likely for want of memory: free some, or lower "
-                "data.max_pixels"
-            ) from None
+            text = "a process that opened images has died, most likely for want of memory"
+            raise ChildProcessError(f"{text}: free some, or lower data.max_pixels") from None
 
 
 def _start_worker() -> None:
@@ -214,19 +211,10 @@ def _open_chunk(inspector: Inspector, records: Sequence[Record]) -> list[OpenedR
 
 
 def _open(inspector: Inspector, record: Record) -> OpenedRecord:
-    inspection = inspector.inspect(record)
-    sample = inspection.sample
-    return OpenedRecord(
-        findings=tuple(inspection.findings),
-        is_usable=sample is not None,
-        size=inspection.size,
-        mask_pixels=inspection.mask_pixels,
-        sha256=bytes.fromhex(inspection.image_sha256),
-        frequencies=None if sample is None else picture_frequencies(inspector.first_image(sample, _COMPARED_AT)),
-        format=inspection.format,
-        mode=inspection.mode,
-        orientation=inspection.orientation,
-    )
+    shown = inspector.inspect(record)
+    sample = shown.sample
+    frequencies = None if sample is None else picture_frequencies(inspector.first_image(sample, _COMPARED_AT))
+    return OpenedRecord(replace(shown, sample=None), sample is not None, frequencies)
 
 
 def _choose_examples(tallies: Sequence[SplitTally], num_classes: int, train_split: str) -> Iterable[Example]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seam_dist.config.findings import Finding, Findings
+from seam_dist.config.findings import Findings
 from seam_dist.config.schema import IGNORE_INDEX
 from seam_dist.data.duplicates import ImageEntry
+from seam_dist.data.inspection import Inspection
 from seam_dist.data.mask_labels import MaskLabels, MaskRow
 from seam_dist.data.sources.base import Record
 
@@ -73,19 +74,12 @@ class SplitSurvey:
         return 0 < self.num_masks == self.num_samples
 
 
-@dataclass(frozen=True)
-class OpenedRecord:
-    """What one record has shown, small enough to be sent from process to process."""
+class OpenedRecord(NamedTuple):
+    """What one record has shown, small enough to be sent from process to process: `shown` has no sample."""
 
-    findings: tuple[Finding, ...]
+    shown: Inspection
     is_usable: bool
-    size: tuple[int, int] | None
-    mask_pixels: Mapping[int, int] | None
-    sha256: bytes
     frequencies: bytes | None
-    format: str
-    mode: str
-    orientation: int
 
 
 class SplitTally:
@@ -107,7 +101,8 @@ class SplitTally:
 
     def add(self, record: Record, opened: OpenedRecord) -> None:
         """Count one image."""
-        self.findings.merge(opened.findings)
+        oddities = list(_oddities(opened))
+        self.findings.merge(opened.shown.findings)
         self._num.update(
             all=1,
             unusable=int(not opened.is_usable),
@@ -117,47 +112,32 @@ class SplitTally:
         )
         ids = np.array(record.classes or (), int) - 1
         self._cooccurrence[np.ix_(ids, ids)] += 1
-        if opened.is_usable and opened.size is not None:
-            self.entries.append(ImageEntry(self.name, record, opened.sha256, opened.frequencies))
-            self._sizes.append(opened.size)
-            self._formats[opened.format] += 1
-            self._modes[opened.mode] += 1
-            self._orientations[opened.orientation] += 1
+        if opened.is_usable and opened.shown.size is not None:
+            self.entries.append(ImageEntry(self.name, record, opened.shown.image_sha256, opened.frequencies))
+            self._sizes.append(opened.shown.size)
+            self._formats[opened.shown.format] += 1
+            self._modes[opened.shown.mode] += 1
+            self._orientations[opened.shown.orientation] += 1
             for index in record.classes or (() if record.classes is None else (0,)):
                 self.usable_of_class[index].append(record)
-        if opened.is_usable and opened.mask_pixels is not None:
-            total = sum(opened.mask_pixels.values())
-            for value, count in opened.mask_pixels.items():
+        if opened.is_usable and opened.shown.mask_pixels is not None:
+            total = sum(opened.shown.mask_pixels.values())
+            for value, count in opened.shown.mask_pixels.items():
                 self._shares[value] += count / total
             self._num["pixel_masks"] += 1
-            self.mask_labels.add(MaskRow(record.source_id, record.classes, opened.mask_pixels))
-        for sort, reason in (*_oddities(opened), *self._contradictions(record, opened)):
+            if self.mask_labels.add(MaskRow(record.source_id, record.classes, opened.shown.mask_pixels)):
+                held = sorted(value for value in opened.shown.mask_pixels if 0 < value < IGNORE_INDEX)
+                oddities.append(("mask", f"labels: {self._names(record.classes)}; mask: {self._names(held)}"))
+        for sort, reason in oddities:
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:
                 self.odd.append(OddImage(self.name, record, reason, opened.is_usable))
         if opened.is_usable and opened.frequencies is None:
-            self.findings.warning(
-                "blank-image",
-                f"image {record.source_id} of split {self.name} has one color all over, expected a picture: look at it,"
-                " and remove it or convert it again",
-            )
+            text = f"image {record.source_id} of split {self.name} has one color all over, expected a picture"
+            self.findings.warning("blank-image", f"{text}: look at it, and remove it or convert it again")
 
-    def _contradictions(self, record: Record, opened: OpenedRecord) -> Iterator[tuple[str, str]]:
-        """Yield how a mask contradicts the labels: it holds something else, or something or nothing where they do not.
-
-        A labeled object without pixels and pixels without a label are honest where some class is in both.
-        """
-        if not opened.is_usable or opened.mask_pixels is None or record.classes is None:
-            return
-        held = {value for value in opened.mask_pixels if 0 < value < IGNORE_INDEX}
-        if not held and not opened.mask_pixels.get(0):  # nothing but ignored pixels
-            return
-        labels = set(record.classes)
-        if labels != held and not (labels & held and (labels <= held or held <= labels)):
-            named, drawn = (
-                ", ".join(self.classes[i - 1] for i in sorted(ids)) or "no object" for ids in (labels, held)
-            )
-            yield "mask", f"labels: {named}; mask: {drawn}"
+    def _names(self, ids: Sequence[int] | None) -> str:
+        return ", ".join(self.classes[index - 1] for index in ids or ()) or "no object"
 
     def result(self) -> SplitSurvey:
         """Return the numbers."""
@@ -188,12 +168,12 @@ def _in_order(counter: Counter[T]) -> dict[T, int]:
 
 def _oddities(opened: OpenedRecord) -> Iterator[tuple[str, str]]:
     """Yield the sort and the description of all that is odd with one image."""
-    for finding in opened.findings:
+    for finding in opened.shown.findings:
         yield finding.topic, finding.text
-    if not opened.is_usable or opened.size is None:
+    if not opened.is_usable or opened.shown.size is None:
         return
-    short, long = sorted(opened.size)
-    height, width = opened.size
+    short, long = sorted(opened.shown.size)
+    height, width = opened.shown.size
     if short < MIN_SIDE:
         yield "small", f"only {width} x {height} pixels"
     if long >= _LONG_SHAPE * short:

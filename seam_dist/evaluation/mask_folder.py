@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from seam_dist.artifacts.outputs import printable
-from seam_dist.data.image_folder import check_readable, count_of, list_images
+from seam_dist.config.phrases import count_of
+from seam_dist.data.image_folder import check_readable, list_images
 from seam_dist.data.masks import decode_mask
 from seam_dist.evaluation.label_scores import confusion_matrix
 from seam_dist.evaluation.metrics import scores_from_confusion

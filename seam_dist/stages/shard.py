@@ -20,6 +20,7 @@ from seam_dist.artifacts.atomic import read_json
 from seam_dist.artifacts.stage import RECORD, StageError, StageRun, open_stage, select
 from seam_dist.cluster.distributed import all_gather_object, barrier, init_world, on_main
 from seam_dist.config.findings import Findings
+from seam_dist.config.phrases import count_of
 from seam_dist.config.schema import Config, SourceConfig
 from seam_dist.data.conversion_plan import Plan, SplitPlan, plan_conversion
 from seam_dist.data.convert import foreign_files, remove_shards, write_shards
@@ -114,7 +115,7 @@ def compare_source(cfg: Config, *, max_bytes: int | None = None) -> Comparison:
         return Comparison(manifest, findings=findings)
     unreadable = [error for part in plan.splits for error in part.unreadable]
     if serves and unreadable:
-        number = f"{len(unreadable)} source file{'' if len(unreadable) == 1 else 's'} cannot be read"
+        number = f"{count_of(len(unreadable), 'source file')} cannot be read"
         raise SourceError(f"{number}, first {unreadable[0]}: make the whole data set readable{_untouched(folder)}")
     if plan.is_done:
         for part in plan.splits:
@@ -128,10 +129,8 @@ def without_empty_images(records: Iterable[Record], split: str) -> list[Record]:
     """Return the records with at least one object; raise SourceError when none is left."""
     kept = [record for record in records if record.classes != ()]
     if not kept:
-        raise SourceError(
-            f"split {split!r} has images without any object alone, and source.empty_images=drop leaves them out: label "
-            "the objects or set source.empty_images=keep"
-        )
+        text = f"split {split!r} has images without any object alone, and source.empty_images=drop leaves them out"
+        raise SourceError(f"{text}: label the objects or set source.empty_images=keep")
     return kept
 
 
@@ -145,10 +144,8 @@ def changes_of_source(cfg: Config) -> tuple[str, str]:
         return "", ""
     plan = comparison.plan
     redated = [name for part in plan.splits for name in part.redated]
-    note = ""
-    if redated:
-        number = f"{len(redated)} image{' has' if len(redated) == 1 else 's have'}"
-        note = f"files of {number} another date, the stage compares their content"
+    number = count_of(len(redated), "image has", "images have")
+    note = f"files of {number} another date, the stage compares their content" if redated else ""
     changes = [f"{part.split.name}: {text}" for part in plan.splits if (text := part.describe_changes())]
     return "" if plan.is_done else "; ".join(changes) or "the data set changed", note
 
@@ -176,10 +173,8 @@ def _prepare(cfg: Config) -> Comparison:
     is_other = record.is_file() and read_json(record).get("fingerprint") != stage.fingerprint
     if is_other and (cfg.run.overwrite or not is_shared):
         if foreign := foreign_files(folder):
-            raise ShardError(
-                f"{folder} holds {foreign[0]} ({len(foreign)} such files), which no conversion wrote: move them away, "
-                "or choose another data.shards"
-            )
+            text = f"{folder} holds {foreign[0]} ({len(foreign)} such files), which no conversion wrote"
+            raise ShardError(f"{text}: move them away, or choose another data.shards")
         remove_shards(folder)
     open_stage(cfg, "shard", settings=settings, ignore=ignore, precious=is_shared, directory=folder)
     return replace(comparison, plan=replace(plan, refreshed={}))
@@ -204,10 +199,8 @@ def _refuse_folder(cfg: Config, splits: Iterable[Iterable[Record]]) -> None:
     folders = {os.path.dirname(file) for records in splits for record in records for file in record.files}
     inside = {Path(folder).resolve() for folder in folders} & {shards, *shards.parents}
     if shards == root or inside:
-        raise SourceError(
-            f"data.shards: {cfg.shards_dir} lies in the data set's own folder {next(iter(inside), root)}: choose "
-            "another place for the shards"
-        )
+        text = f"data.shards: {cfg.shards_dir} lies in the data set's own folder {next(iter(inside), root)}"
+        raise SourceError(f"{text}: choose another place for the shards")
 
 
 def source_settings(cfg: Config) -> dict[str, Any]:
@@ -250,11 +243,8 @@ def _report(cfg: Config, manifest: Manifest, comparison: Comparison, warnings: F
         print(f"seam-dist: warning: {finding}", file=sys.stderr, flush=True)
     if comparison.num_dropped:
         total = comparison.num_dropped + manifest.split(train).num_samples
-        print(
-            f"{train}: {comparison.num_dropped} of {total} images without any object left out "
-            "(source.empty_images=drop)",
-            flush=True,
-        )
+        left_out = f"{comparison.num_dropped} of {total} images without any object left out"
+        print(f"{train}: {left_out} (source.empty_images=drop)", flush=True)
     parts = {part.split.name: part for part in (() if plan is None else plan.splits)}
     for name in cfg.splits_of("shard"):
         verify_shards(folder, manifest, name, cfg.data.verify)
@@ -275,7 +265,5 @@ def describe(manifest: Manifest, name: str) -> str:
     split = manifest.split(name)
     size = sum(shard.num_bytes for shard in split.shards) / 2**20
     masks = "with masks" if split.has_masks else "without masks"
-    return (
-        f"{name}: {split.num_samples} images {masks}, {manifest.num_classes} classes, "
-        f"{len(split.shards)} shards, {size:.1f} MiB,"
-    )
+    images = f"{split.num_samples} images {masks}, {manifest.num_classes} classes"
+    return f"{name}: {images}, {len(split.shards)} shards, {size:.1f} MiB,"

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from seam_dist.data.conversion_plan import Plan, count_shards, plan_conversion
-from seam_dist.data.convert import convert, convert_record, write_shards
+from seam_dist.data.convert import write_shards
+from seam_dist.data.inspection import inspect_record
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
 from seam_dist.data.shards import RawSample, parse_info, read_raw, read_shard, write_shard
 from seam_dist.data.sources.base import Record, SourceError
@@ -28,7 +29,7 @@ MAX = 10**6
 def run(source: Any, folder: Path, *splits: str, **changes: Any) -> Manifest:
     options: dict[str, Any] = {"settings": {}, "samples_per_shard": 3, "streams": 4, "max_pixels": MAX} | changes
     records = {split: source.listing(split).records for split in splits or ("train",)}
-    return convert(source.classes, records, folder, **options)
+    return kit.convert(source.classes, records, folder, **options)
 
 
 def planned(records: Sequence[Record], folder: Path, **changes: Any) -> Plan:
@@ -208,7 +209,10 @@ def record(image: bytes, mask: bytes | None = None) -> Record:
 
 
 def converted(image: bytes, mask: bytes | None = None) -> RawSample:
-    return convert_record(record(image, mask), num_classes=3, max_pixels=MAX)
+    inspection = inspect_record(record(image, mask), num_classes=3, max_pixels=MAX)
+    inspection.findings.raise_errors(SourceError)
+    assert inspection.sample is not None
+    return inspection.sample
 
 
 def turned(image: np.ndarray, orientation: int) -> bytes:
@@ -327,12 +331,12 @@ def test_pair_is_stored_as_two_images_and_must_match_in_size(tmp_path: Path) -> 
     assert set(raw.members) == {"a.jpg", "b.image.png", "json", "png"}
     odd = replace(pair, image_b=kit.Bytes(kit.encode(kit.pixels(9, 31, 40))))
     with pytest.raises(SourceError, match="the two images have"):
-        convert_record(odd, num_classes=3, max_pixels=MAX)
+        inspect_record(odd, num_classes=3, max_pixels=MAX).findings.raise_errors(SourceError)
 
 
 def test_split_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"split name '\.\./up' has other characters"):
-        convert(
+        kit.convert(
             ["cat"],
             {"../up": kit.records(1)},
             tmp_path / "shards",

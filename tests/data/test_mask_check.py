@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Sequence
 
+import kit
 import pytest
 
 from seam_dist.config.findings import Findings
-from seam_dist.data.mask_check import MIN_CLASS_IMAGES, MaskLabels, MaskRow, check_masks, mask_findings
+from seam_dist.data.mask_check import MIN_CLASS_IMAGES
+from seam_dist.data.mask_labels import MaskRow
 
 CLASSES = ("cat", "dog", "horse")
 Labels = Sequence[int]
@@ -28,7 +29,7 @@ def good(labels: Sequence[Labels], first: int = 0) -> list[MaskRow]:
 
 
 def check(*parts: Sequence[MaskRow], refuse: bool = True) -> Findings:
-    return check_masks(CLASSES, {"train": [row for part in parts for row in part]}, refuse=refuse)
+    return kit.check_masks(CLASSES, [row for part in parts for row in part], refuse=refuse)
 
 
 def only(findings: Findings, severity: str) -> str:
@@ -202,26 +203,6 @@ def test_wholly_ignored_mask_and_image_without_mask_say_nothing() -> None:
 
 def test_every_split_has_a_line_of_its_own() -> None:
     wrong = rows(SINGLE, lambda classes: {0: 5})
-    findings = check_masks(CLASSES, {"train": wrong, "val": wrong})
-    assert [re.findall(r"split '(\w+)'", finding.text) for finding in findings] == [["train"], ["val"]]
-
-
-def test_parts_that_are_counted_apart_give_the_same_findings() -> None:
-    kinds = [
-        *good(MULTIPLE),
-        *rows([(1,)] * 7, lambda classes: mask(2)),
-        MaskRow("a", (), mask(1)),
-        MaskRow("b", (1,), {0: 1}),
-        MaskRow("c", (1, 2), mask(1)),
-        MaskRow("d", (1,), mask(1, 3)),
-    ]
-    whole, merged = MaskLabels(), MaskLabels()
-    for row in kinds:
-        whole.add(row)
-    for part in (kinds[:20], kinds[20:]):
-        counts = MaskLabels()
-        for row in part:
-            counts.add(row)
-        merged.merge(pickle.loads(pickle.dumps(counts)))
-    assert merged == whole
-    assert len(mask_findings(whole, "train", CLASSES)) == 5
+    for split in ("train", "val"):
+        (finding,) = kit.check_masks(CLASSES, wrong, split)
+        assert re.findall(r"split '(\w+)'", finding.text) == [split]

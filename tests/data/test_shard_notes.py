@@ -19,7 +19,7 @@ from seam_dist.config.findings import Findings
 from seam_dist.data.conversion_plan import plan_conversion
 from seam_dist.data.convert import foreign_files, mark_unfinished, remove_shards, write_shards
 from seam_dist.data.manifest import ShardError, load_manifest, verify_shards
-from seam_dist.data.mask_check import MaskRow
+from seam_dist.data.mask_labels import MaskRow
 from seam_dist.data.shard_notes import FileState, read_note
 from seam_dist.data.sources.base import Record, SourceError
 

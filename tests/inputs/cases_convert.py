@@ -14,7 +14,7 @@ from case import Case, Outcome
 
 from seam_dist.data.conversion_plan import plan_conversion
 from seam_dist.data.convert import write_shards
-from seam_dist.data.mask_check import MaskRow, check_masks
+from seam_dist.data.mask_labels import MaskRow
 from seam_dist.data.sources.base import Record, SourceError
 from seam_dist.stages.shard import without_empty_images
 
@@ -32,7 +32,7 @@ def checked(*rows: Rows) -> Callable[[Path], Outcome]:
             MaskRow(f"{i}.jpg", classes, pixels)
             for i, (classes, pixels) in enumerate(row for part in rows for row in part)
         ]
-        findings = check_masks(CLASSES, {"train": named})
+        findings = kit.check_masks(CLASSES, named)
         findings.raise_errors(SourceError)
         return Outcome(len(named), [str(finding) for finding in findings.warnings])
 

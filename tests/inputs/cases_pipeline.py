@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from case import Case, Outcome
-from kit import Bytes, encode, index_mask, pixels, run_config
+from kit import Bytes, convert, encode, index_mask, pixels, run_config
 
 from seam_dist.api import _class_ids
 from seam_dist.artifacts.authors_files import write_cam_dict
 from seam_dist.artifacts.cam_file import decode_cam, encode_cam, store_cam, upsample_cam
 from seam_dist.config.load import from_tree
 from seam_dist.config.schema import Config, CrfConfig
-from seam_dist.data.convert import convert
 from seam_dist.data.loader import make_classification_loader
 from seam_dist.data.manifest import Manifest, Split, load_manifest
 from seam_dist.data.shards import RawSample, Sample, read_raw, write_shard

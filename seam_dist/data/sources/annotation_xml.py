@@ -18,7 +18,7 @@ _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([^"'>]*)["']""
 _SUPERSET = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "cp950"}
 _MYSQL = {"utf8mb4": "utf-8", "utf8mb3": "utf-8"}
 _NO_ENCODING = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7")
-_WITHOUT_MARK = ((b"<\0?\0", "utf-16-le"), (b"\0<\0?", "utf-16-be"))
+_WITHOUT_MARK = {b"<\0?\0": "utf-16-le", b"\0<\0?": "utf-16-be"}
 
 
 def object_names(path: Path) -> list[str]:
@@ -31,9 +31,8 @@ def object_names(path: Path) -> list[str]:
     except (TextError, OSError) as error:
         raise SourceError(str(error)) from None
     if "<!ENTITY" in text:
-        raise SourceError(
-            f"{path} defines entities, which annotations do not need and which can be harmful: remove them"
-        )
+        what = f"{path} defines entities, which annotations do not need and which can be harmful"
+        raise SourceError(f"{what}: remove them")
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:  # ValueError: for a lone surrogate
@@ -49,11 +48,9 @@ def object_names(path: Path) -> list[str]:
 
 def decode_xml(data: bytes, name: str) -> str:
     """Return the text of an XML file `name`; raise TextError when its encoding is unknown or does not fit."""
-    for start, encoding in _WITHOUT_MARK:
-        if data.startswith(start):
-            return decode_text(data, name, encoding=encoding)
     declared = _DECLARED.match(data)
-    return decode_text(data, name, encoding=_python_codec(declared[1].decode("latin-1"), name) if declared else "utf-8")
+    encoding = _python_codec(declared[1].decode("latin-1"), name) if declared else "utf-8"
+    return decode_text(data, name, encoding=_WITHOUT_MARK.get(data[:4], encoding))
 
 
 def _python_codec(declared: str, name: str) -> str:

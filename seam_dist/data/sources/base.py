@@ -93,9 +93,7 @@ def read_lines(path: Path, *, remedy: str) -> list[str]:
     try:
         return split_lines(read_text(path))
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], n=1)
-        hint = f" (there is {near[0]!r} beside it)" if near else ""
-        raise SourceError(f"{path} is missing{hint}: {remedy}") from None
+        raise SourceError(f"{path} is missing{_nearest(path)}: {remedy}") from None
     except (TextError, OSError) as error:
         raise SourceError(str(error)) from None
 
@@ -104,9 +102,12 @@ def require_folder(path: Path, *, what: str, remedy: str) -> Path:
     """Return `path` when it is a folder; raise SourceError with the nearest existing name beside it otherwise."""
     if path.is_dir():
         return path
+    raise SourceError(f"{what} {path} is not a folder{_nearest(path)}: {remedy}")
+
+
+def _nearest(path: Path) -> str:
     near = difflib.get_close_matches(path.name, [beside.name for beside in path.parent.glob("*")], n=1)
-    hint = f" (there is {near[0]!r} beside it)" if near else ""
-    raise SourceError(f"{what} {path} is not a folder{hint}: {remedy}")
+    return f" (there is {near[0]!r} beside it)" if near else ""
 
 
 def unique_records(split: str, records: Sequence[Record], findings: Findings, *, where: str) -> list[Record]:
@@ -117,9 +118,7 @@ def unique_records(split: str, records: Sequence[Record], findings: Findings, *,
     for record in records:
         first = by_key.setdefault(record.key, record)
         if first is not record:
-            findings.error(
-                "key-twice",
-                f"split {split!r}: {first.source_id} and {record.source_id} have the same key {record.key!r} "
-                "(a file extension does not make keys differ): rename or remove one of them",
-            )
+            text = f"split {split!r}: {first.source_id} and {record.source_id} have the same key {record.key!r}"
+            remedy = "(a file extension does not make keys differ): rename or remove one of them"
+            findings.error("key-twice", f"{text} {remedy}")
     return list(by_key.values())

@@ -21,23 +21,17 @@ def read_class_list(path: Path, findings: Findings) -> tuple[str, ...]:
     lines = read_lines(path, remedy="a plain folder needs classes.txt, labels.csv and images/")
     named = [(f"{path}, line {number}", name) for number, line in enumerate(lines, start=1) if (name := clean(line))]
     if not 1 <= len(named) <= MAX_CLASSES:
-        findings.error(
-            "num-classes",
-            f"{path} names {len(named)} classes, expected 1 to {MAX_CLASSES}: write one foreground class a line",
-        )
+        text = f"{path} names {len(named)} classes, expected 1 to {MAX_CLASSES}"
+        findings.error("num-classes", f"{text}: write one foreground class a line")
     for where, name in named:
         _check_name(where, name, findings, alone=len(named) == 1)
     _check_different(named, findings)
     if named and normal_form(named[0][1]) in _HEADERS:
-        findings.warning(
-            "class-header", f"{named[0][0]}: {named[0][1]!r} is class 1: remove the line if it is a heading"
-        )
+        text = f"{named[0][0]}: {named[0][1]!r} is class 1"
+        findings.warning("class-header", f"{text}: remove the line if it is a heading")
     if named and all(_NUMBERED.match(name) for _, name in named):
-        findings.warning(
-            "class-numbers",
-            f"{named[0][0]}: the number belongs to the name of class {named[0][1]!r}, as in all lines: remove the "
-            "numbers, the line's place is the class's number",
-        )
+        text = f"{named[0][0]}: the number belongs to the name of class {named[0][1]!r}, as in all lines"
+        findings.warning("class-numbers", f"{text}: remove the numbers, the line's place is the class's number")
     return tuple(name for _, name in named)
 
 
@@ -46,15 +40,11 @@ def _check_name(where: str, name: str, findings: Findings, *, alone: bool) -> No
         findings.error("class-comment", f"{where}: {name!r} looks like a comment, which would be a class: remove it")
     reserved = normal_form(name).strip("_")
     if reserved in _RESERVED:
-        findings.error(
-            "class-reserved",
-            f"{where}: {name!r} is no class, it is the value {_RESERVED[reserved]} of masks in every data set: remove "
-            "the line, so that the first line is class 1",
-        )
+        text = f"{where}: {name!r} is no class, it is the value {_RESERVED[reserved]} of masks in every data set"
+        findings.error("class-reserved", f"{text}: remove the line, so that the first line is class 1")
     if ";" in name or (alone and "," in name):
-        findings.error(
-            "class-line", f"{where}: {name!r} is one class, expected one class a line: write each on its own"
-        )
+        text = f"{where}: {name!r} is one class, expected one class a line"
+        findings.error("class-line", f"{text}: write each on its own")
 
 
 def _check_different(named: list[tuple[str, str]], findings: Findings) -> None:
@@ -65,17 +55,11 @@ def _check_different(named: list[tuple[str, str]], findings: Findings) -> None:
         if known_where == where:
             continue
         if known == name:
-            findings.error(
-                "class-twice", f"{where}: {name!r} is named more than once, first in line {line}: remove one"
-            )
+            text = f"{where}: {name!r} is named more than once, first in line {line}"
+            findings.error("class-twice", f"{text}: remove one")
         elif visible_form(known) == visible_form(name):
-            findings.error(
-                "class-twice",
-                f"{where}: {name!r} is the class of line {line} in another Unicode form or with other spaces: remove "
-                "one",
-            )
+            text = f"{where}: {name!r} is the class of line {line} in another Unicode form or with other spaces"
+            findings.error("class-twice", f"{text}: remove one")
         else:
-            findings.warning(
-                "class-case",
-                f"{where}: {name!r} and {known!r} of line {line} are two classes: remove one if they are not",
-            )
+            text = f"{where}: {name!r} and {known!r} of line {line} are two classes"
+            findings.warning("class-case", f"{text}: remove one if they are not")

@@ -17,18 +17,12 @@ from pathlib import Path
 
 from seam_dist.config.findings import Findings
 from seam_dist.config.schema import SourceConfig
-from seam_dist.data.sources.base import (
-    Listing,
-    Record,
-    SourceError,
-    make_key,
-    read_lines,
-    require_folder,
-    unique_records,
-)
+from seam_dist.data.sources import base
+from seam_dist.data.sources.base import Listing, Record, SourceError, make_key, require_folder
 from seam_dist.data.sources.coco_json import Instances, image_number, read_instances
 from seam_dist.data.sources.coco_masks import draw_mask
 from seam_dist.data.sources.coco_ready_masks import ready_made_masks
+from seam_dist.data.sources.names import clean
 
 _YEAR = re.compile(r"(2014|2017)$")
 
@@ -75,10 +69,8 @@ class CocoSource:
         findings.merge(instances.findings)
         names = [name for _, name in sorted(instances.categories.items())]
         if tuple(names) != self.classes:
-            findings.error(
-                "categories",
-                f"the categories of {split} differ from those of {self.splits[0]}: use files of one data set",
-            )
+            text = f"the categories of {split} differ from those of {self.splits[0]}"
+            findings.error("categories", f"{text}: use files of one data set")
         places = [self.root / split, self.root / "images" / split]
         folder = next((place for place in places if place.is_dir()), places[0])
         require_folder(folder, what="image folder", remedy=f"unpack the images of {split} there")
@@ -108,7 +100,7 @@ class CocoSource:
                     content=content.hexdigest() if masks is None else "",
                 )
             )
-        return Listing(unique_records(split, records, findings, where=str(folder)), findings)
+        return Listing(base.unique_records(split, records, findings, where=str(folder)), findings)
 
     def _chosen(self, split: str, instances: Instances, findings: Findings) -> list[int]:
         """Return the ids of the images that source.image_list asks for, ascending."""
@@ -119,20 +111,17 @@ class CocoSource:
         path = Path(self.cfg.image_list.replace("{split}", split))
         by_number = {image_number(name): image_id for image_id, (name, _, _) in instances.images.items()}
         chosen: dict[int, None] = {}
-        for line, text in enumerate(
-            read_lines(path, remedy="set source.image_list to annotated, all or a file of names"), start=1
-        ):
-            if not text.strip():
+        remedy = "set source.image_list to annotated, all or a file of names"
+        for line, text in enumerate(map(clean, base.read_lines(path, remedy=remedy)), start=1):
+            if not text:
                 continue
-            image_id = by_number.get(image_number(text.strip()))
+            image_id = by_number.get(image_number(text))
             if image_id is None:
-                findings.error(
-                    "list-unknown", f"{path}, line {line}: {text.strip()!r} is no image of {split}: remove it"
-                )
+                what = f"{path}, line {line}: {text!r} is no image of {split}"
+                findings.error("list-unknown", f"{what}: remove it")
             elif image_id in chosen:
-                findings.warning(
-                    "list-twice", f"{path}, line {line}: {text.strip()!r} is listed twice: it is taken once"
-                )
+                what = f"{path}, line {line}: {text!r} is listed twice"
+                findings.warning("list-twice", f"{what}: it is taken once")
             else:
                 chosen[image_id] = None
         return sorted(chosen)

@@ -36,17 +36,15 @@ def read_instances(path: Path, size: int, mtime_ns: int) -> Instances:
         except (KeyError, TypeError, ValueError):
             findings.error("category", f"{path}: categories[{number}]={entry!r:.80} has no id and name: correct it")
     if not result.categories:
-        raise SourceError(
-            f"{path} lists no categories, so it is no instances file (captions have none): use instances_*"
-        )
+        text = f"{path} lists no categories, so it is no instances file (captions have none)"
+        raise SourceError(f"{text}: use instances_*")
     for number, entry in enumerate(_items(path, "images")):
         try:
             name, image_id = str(entry["file_name"]), int(entry["id"])
             height, width = int(entry["height"]), int(entry["width"])
         except (KeyError, TypeError, ValueError):
-            findings.error(
-                "image-entry", f"{path}: images[{number}]={entry!r:.80} lacks id, file_name, height or width"
-            )
+            text = f"{path}: images[{number}]={entry!r:.80} lacks id, file_name"
+            findings.error("image-entry", f"{text}, height or width")
             continue
         name = name.rpartition("/")[2]  # some exports put the folder before it
         if image_id in result.images:

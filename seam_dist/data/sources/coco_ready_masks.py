@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,8 +24,7 @@ from seam_dist.data.sources.coco_json import Instances, image_number
 _NUM_PROBED = 200  # masks that are opened to see which ids they hold
 
 
-@dataclass(frozen=True)
-class ReadyMask:
+class ReadyMask(NamedTuple):
     """One mask: its file, and how its bytes are read with class indices."""
 
     path: Path
@@ -42,9 +41,8 @@ def ready_made_masks(
     """
     folder = masks / split if (masks / split).is_dir() else masks
     if not folder.is_dir():
-        raise SourceError(
-            f"source.masks={folder} is not a folder: give the folder of the masks, or unset it to draw them"
-        )
+        text = f"source.masks={folder} is not a folder"
+        raise SourceError(f"{text}: give the folder of the masks, or unset it to draw them")
     paths = {image_number(entry.name): Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".png")}
     by_image = {image: paths.get(image_number(instances.images[image][0])) for image in chosen}
     for image, path in by_image.items():
@@ -53,12 +51,10 @@ def ready_made_masks(
             findings.error("mask-missing", f"image {name} has no mask in {folder}: add it, or unset source.masks")
     there = {image: path for image, path in by_image.items() if path is not None}
     raw = sorted(ids) != sorted(ids.values()) and _hold_category_ids(there, instances, ids)
-    return {
-        image: ReadyMask(
-            path, partial(_translate, path, dict(ids), instances.images[image][1:]) if raw else path.read_bytes
-        )
-        for image, path in there.items()
-    }
+    if not raw:
+        return {image: ReadyMask(path, path.read_bytes) for image, path in there.items()}
+    sizes = {image: instances.images[image][1:] for image in there}
+    return {image: ReadyMask(path, partial(_translate, path, ids, sizes[image])) for image, path in there.items()}
 
 
 def _hold_category_ids(masks: Mapping[int, Path], instances: Instances, ids: Mapping[int, int]) -> bool:

@@ -31,10 +31,6 @@ class LabelTable:
         """Return the rows of a split."""
         return self._rows.get(split, ())
 
-    def images(self, split: str) -> set[str]:
-        """Return the image names of a split as they are written."""
-        return {row.image for row in self.rows(split)}
-
     def rows_of_no_folder(self) -> list[Row]:
         """Return the rows whose split is not on disk."""
         return [row for split, rows in self._rows.items() if split not in self._folders for row in rows]
@@ -81,8 +77,9 @@ def match_labels(
         findings.error("label-ambiguous", f"{text}: write the name of the file", count=len(ambiguous))
     if lost:
         _report_lost(table, split, lost, names, images[0].parent, findings)
-    answered = {*first, *table.images(""), *(name for _, matched in ambiguous for name in matched)}
-    _report_missing(table, split, [path for path in images if path.name not in answered], findings)
+    answered = {*first, *(row.image for row in table.rows("")), *(name for _, matched in ambiguous for name in matched)}
+    if missing := [path for path in images if path.name not in answered]:
+        _report_missing(table, split, missing, findings)
     return labels
 
 
@@ -93,20 +90,14 @@ def _is_in(written: str, split: str) -> bool:
 
 
 def _report_unlabelled(table: LabelTable, split: str, names: ImageNames, findings: Findings) -> None:
-    strays = [row for row in table.rows_of_no_folder() if names.matches(row.image)]
-    if strays:
-        findings.error(
-            "unknown-split",
-            f"{table.path}, line {strays[0].line}: split {strays[0].split!r} has no folder of images, but {split!r} "
-            f"has the image {strays[0].image!r} and no line: write {split} there, or rename the folder",
-            count=len(strays),
-        )
+    if strays := [row for row in table.rows_of_no_folder() if names.matches(row.image)]:
+        row = strays[0]
+        text = f"{table.path}, line {row.line}: split {row.split!r} has no folder of images, but {split!r} has"
+        text = f"{text} the image {row.image!r} and no line: write {split} there, or rename the folder"
+        findings.error("unknown-split", text, count=len(strays))
     elif not split.startswith("test"):
-        findings.warning(
-            "unlabelled-split",
-            f"{table.path} has no line of split {split!r}: its {len(names.names)} images count as unlabelled, which "
-            "serves inference alone",
-        )
+        text = f"{table.path} has no line of split {split!r}: its {len(names.names)} images count as unlabelled"
+        findings.warning("unlabelled-split", f"{text}, which serves inference alone")
 
 
 def _report_twice(table: LabelTable, earlier: Row, row: Row, same: bool, findings: Findings) -> None:
@@ -124,23 +115,13 @@ def _report_lost(
 ) -> None:
     near = names.nearest(split_path(rows[0].image)[-1])
     hint = f" (did you mean {near!r}?)" if near else ""
-    findings.error(
-        "label-without-image",
-        f"{table.path}, line {rows[0].line}: it lists {rows[0].image!r} in split {split!r}, but {folder} has no such "
-        f"file{hint}: add the image or correct the line",
-        count=len(rows),
-    )
+    text = f"{table.path}, line {rows[0].line}: it lists {rows[0].image!r} in split {split!r}, but {folder} has no such"
+    findings.error("label-without-image", f"{text} file{hint}: add the image or correct the line", count=len(rows))
 
 
 def _report_missing(table: LabelTable, split: str, images: Sequence[Path], findings: Findings) -> None:
-    if not images:
-        return
     name = images[0].name
     other = table.row_elsewhere(name, split)
     hint = f" (line {other.line} lists it in split {other.split!r})" if other else ""
-    findings.error(
-        "image-without-labels",
-        f"{images[0]} has no labels{hint}: add the line {name},{split},CLASS;CLASS to {table.path}, without any class "
-        "where the image shows no object, or remove the image",
-        count=len(images),
-    )
+    text = f"{images[0]} has no labels{hint}: add the line {name},{split},CLASS;CLASS to {table.path}, without any"
+    findings.error("image-without-labels", f"{text} class where there is no object, or remove it", count=len(images))

@@ -30,28 +30,21 @@ def read_image_list(path: Path, images: ImageNames, findings: Findings) -> list[
         where = f"{path}, line {number}"
         if not (text := clean(line)):
             continue
-        if text.startswith("#"):
-            findings.error(
-                "list-comment", f"{where}: {text!r} looks like a comment, which lists do not have: remove it"
-            )
-            continue
         # The whole line first: the name of an image may have spaces.
         fields = [text] if _files(text, images) else text.split()
         mask = "/".join(split_path(fields[1])).lstrip("/") if len(fields) == 2 else None
-        if len(fields) == 2 and fields[1] in ("-1", "0", "1"):
-            findings.error(
-                "list-of-class",
-                f"{where}: {text!r} is from the list of one class, which says whether each image shows it: name a list "
-                "of images alone in data.splits, such as train",
-            )
+        if text.startswith("#"):
+            findings.error("list-comment", f"{where}: {text!r} looks like a comment, which lists have not: remove it")
+        elif len(fields) == 2 and fields[1] in ("-1", "0", "1"):
+            what = f"{where}: {text!r} is from the list of one class, which says whether each image shows it"
+            findings.error("list-of-class", f"{what}: name a list of images alone in data.splits, such as train")
         elif len(fields) > 2 or (mask is not None and (not mask.endswith(".png") or ".." in split_path(mask))):
             findings.error("list-line", f"{where}: {text!r} is not an image id, nor the paths of an image and its mask")
         elif len(files := _files(fields[0], images)) != 1:
             _report_missing(where, path, fields[0], files, images, findings)
         elif first.setdefault(files[0], number) != number:
-            findings.error(
-                "listed-twice", f"{where} lists {files[0]} again, first in line {first[files[0]]}: remove one of them"
-            )
+            what = f"{where} lists {files[0]} again, first in line {first[files[0]]}"
+            findings.error("listed-twice", f"{what}: remove one of them")
         else:
             entries.append(Entry(files[0], mask))
     return entries
@@ -67,15 +60,12 @@ def _report_missing(
     where: str, path: Path, written: str, files: Sequence[str], images: ImageNames, findings: Findings
 ) -> None:
     if files:
-        text = f"{where}: {written!r} may be {' or '.join(map(repr, files))}: write the name of the file"
-        findings.error("image-ambiguous", text)
+        meant = " or ".join(map(repr, files))
+        findings.error("image-ambiguous", f"{where}: {written!r} may be {meant}: write the name of the file")
     elif any(finding.topic == "image-missing" for finding in findings):
         findings.error("image-missing", where)  # counted; to look for near names takes long
     else:
         near = images.nearest(split_path(written)[-1])
         hint = f" (did you mean {near!r}?)" if near else ""
-        findings.error(
-            "image-missing",
-            f"{written} is missing in JPEGImages but listed in {path}, line {where.rpartition(' ')[2]}{hint}: unpack "
-            "the images again or edit the list",
-        )
+        what = f"{written} is missing in JPEGImages but listed in {path}, line {where.rpartition(' ')[2]}{hint}"
+        findings.error("image-missing", f"{what}: unpack the images again or edit the list")

@@ -47,11 +47,8 @@ class _Heading:
 
     def extra(self, fields: Sequence[str]) -> list[str]:
         """Return the fields behind the columns that have names; an index before them needs none."""
-        return [
-            f
-            for place, f in enumerate(fields)
-            if f and place > self.places[2] and not "".join(self.names[place : place + 1])
-        ]
+        places = range(self.places[2] + 1, len(fields))
+        return [fields[place] for place in places if not "".join(self.names[place : place + 1]) and fields[place]]
 
 
 def read_label_table(path: Path, findings: Findings) -> tuple[Row, ...]:
@@ -59,10 +56,8 @@ def read_label_table(path: Path, findings: Findings) -> tuple[Row, ...]:
 
     Raises SourceError when the file cannot be read or its heading lacks a column.
     """
-    lines = list(
-        enumerate(read_lines(path, remedy="a plain folder needs classes.txt, labels.csv and images/"), start=1)
-    )
-    lines = [(number, line) for number, line in lines if clean(line)]
+    every = read_lines(path, remedy="a plain folder needs classes.txt, labels.csv and images/")
+    lines = [(number, line) for number, line in enumerate(every, start=1) if clean(line)]
     if lines and _EXCEL.fullmatch(clean(lines[0][1])):
         del lines[0]
     heading = _read_heading(path, *(lines[0] if lines else (1, "")))
@@ -94,31 +89,25 @@ def _read_row(where: str, number: int, line: str, heading: _Heading, findings: F
     shown = repr(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
     good = True
     try:
-        fields = [
-            clean(field)
-            for field in next(csv.reader([line], delimiter=heading.delimiter, strict=True, skipinitialspace=True))
-        ]
+        reader = csv.reader([line], delimiter=heading.delimiter, strict=True, skipinitialspace=True)
+        fields = [clean(field) for field in next(reader)]
     except csv.Error as error:
         fields, good = _split_naively(line, heading.delimiter), False
-        findings.error(
-            "labels-quotes", f"{where}: {shown} cannot be read ({error}): close the quote in its line, or remove it"
-        )
+        text = f"{where}: {shown} cannot be read ({error})"
+        findings.error("labels-quotes", f"{text}: close the quote in its line, or remove it")
     if not any(fields):
         return None
     if len(fields) <= max(heading.places):
-        findings.error(
-            "labels-few-fields", f"{where} has fewer than {max(heading.places) + 1} fields{_other(line, heading)}"
-        )
+        text = f"{where} has fewer than {max(heading.places) + 1} fields{_other(line, heading)}"
+        findings.error("labels-few-fields", text)
         good = False
     if good and heading.extra(fields):
         findings.error("labels-extra-field", _extra_field(where, shown, fields, heading))
         good = False
     image, split, classes = (fields[place] if place < len(fields) else "" for place in heading.places)
     if good and not (image and split):
-        findings.error(
-            "labels-empty-field",
-            f"{where}: {shown} has no {'split' if image else 'image'}: write it, or remove the line",
-        )
+        text = f"{where}: {shown} has no {'split' if image else 'image'}"
+        findings.error("labels-empty-field", f"{text}: write it, or remove the line")
         good = False
     present = tuple(name for part in classes.split(";") if (name := clean(part)))
     return Row(number, image, split, present if good else None)
@@ -137,9 +126,8 @@ def _other(line: str, heading: _Heading) -> str:
     """Return the end of the message on a line with too few fields."""
     for delimiter in _DELIMITERS:
         if delimiter != heading.delimiter and line.count(delimiter) >= max(heading.places):
-            return (
-                f" with the delimiter of the first line, {heading.delimiter!r}, but has {delimiter!r}: use one for all"
-            )
+            own = heading.delimiter
+            return f" with the delimiter of the first line, {own!r}, but has {delimiter!r}: use one for all"
     return ": write image,split,classes, with nothing after the last comma for an image without any object"
 
 

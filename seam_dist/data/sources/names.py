@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from seam_dist.config.findings import Findings
+from seam_dist.config.phrases import first_of
 from seam_dist.data.images import IMAGE_SUFFIXES
 
 _BLANK = r"[\s\u200b-\u200f\u2060\ufeff]+"  # zero-width characters and byte order marks are no spaces to Python
@@ -22,7 +23,6 @@ _DESKTOP_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
 _SEPARATORS = re.compile(r"[\s,|/+&\[\]'\"]+")
 _NO_CLASS = ("none", "empty", "nothing", "null", "nan", "no", "-")
 _MASK_ENDING = re.compile(r"[-_ .]*(mask|masks|gt|label|labels|seg|segmentation|annotation|labelids|trainids)$")
-_MOST_NAMED = 5
 
 
 def clean(text: str) -> str:
@@ -74,7 +74,6 @@ class Names:
         return forms
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is a name that is spelled exactly so."""
         return name in self._exact
 
     def matches(self, written: str) -> Sequence[str]:
@@ -132,9 +131,8 @@ class ClassNames(Names):
         if not self._unknown:
             return
         where, name = self._unknown[0]
-        others = list(dict.fromkeys(other for _, other in self._unknown if other != name))
-        listed = ", ".join(map(repr, others[:_MOST_NAMED])) + (", ..." if len(others) > _MOST_NAMED else "")
-        also = f"; unknown as well: {listed}" if others else ""
+        others = list(dict.fromkeys(repr(other) for _, other in self._unknown if other != name))
+        also = f"; unknown as well: {first_of(others)}" if others else ""
         text = f"{where}: class {name!r} is not one of the {len(self.names)} classes: {self._meaning(name)}{also}"
         findings.error("unknown-class", text, count=len(self._unknown))
 
@@ -152,8 +150,7 @@ class ClassNames(Names):
         if name.isdecimal():
             return f"write names instead of numbers, such as {self.names[0]!r}"
         near = self.nearest(name)
-        listed = ", ".join(self.names[: 2 * _MOST_NAMED]) + (", ..." if len(self.names) > 2 * _MOST_NAMED else "")
-        return f"did you mean {near!r}?" if near else f"expected one of {listed}"
+        return f"did you mean {near!r}?" if near else f"expected one of {first_of(self.names, 10)}"
 
 
 def likely_mask(stem: str, names: Iterable[str]) -> str | None:

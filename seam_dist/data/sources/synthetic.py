@@ -43,9 +43,8 @@ class SyntheticSource:
 
     def __post_init__(self) -> None:
         if min(self.cfg.image_size) < _SMALLEST:
-            raise SourceError(
-                f"source.image_size={self.cfg.image_size} has a side below {_SMALLEST} pixels: enlarge it"
-            )
+            text = f"source.image_size={self.cfg.image_size} has a side below {_SMALLEST} pixels"
+            raise SourceError(f"{text}: enlarge it")
 
     @property
     def classes(self) -> tuple[str, ...]:

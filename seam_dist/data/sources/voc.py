@@ -61,10 +61,8 @@ class VOCSource:
                 return folder / f"{split}.txt"
         lists = sorted({path.stem for folder in folders for path in folder.glob("*.txt") if "_" not in path.stem})
         hint = " (the list of the 10,582 images of the augmented set comes with SegmentationClassAug)"
-        raise SourceError(
-            f"{folders[0] / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}: "
-            f"add the list{hint if split == 'trainaug' else ''} or change data.splits"
-        )
+        text = f"{folders[0] / f'{split}.txt'} is missing, found {', '.join(lists) or 'no lists'}"
+        raise SourceError(f"{text}: add the list{hint if split == 'trainaug' else ''} or change data.splits")
 
     def listing(self, split: str) -> Listing:
         """Return the images of a list, in its order; the findings say what is missing or wrong."""
@@ -97,11 +95,8 @@ class VOCSource:
         matched = {entry.image: self._annotations.matches(f"{image_stem(entry.image)}.xml") for entry in entries}
         if entries and not any(matched.values()):
             if not split.startswith("test"):
-                findings.warning(
-                    "unlabelled-split",
-                    f"no image of {list_file} has an annotation in {folder}: its {len(entries)} images count as "
-                    "unlabelled, which serves inference alone",
-                )
+                text = f"no image of {list_file} has an annotation in {folder}: its {len(entries)} images count as"
+                findings.warning("unlabelled-split", f"{text} unlabelled, which serves inference alone")
             return None
         labels = {}
         for image, names in matched.items():
