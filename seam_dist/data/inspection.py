@@ -146,7 +146,7 @@ def _prepare_mask(
         raise BadImageError(
             f"it has {values.shape} pixels (height, width), its image {image.size}"
             f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}",
-            "size",
+            "turned" if values.shape == image.size[::-1] else "size",
         )
     is_square = image.size[0] == image.size[1]
     if mask.orientation is None and (image.orientation in (2, 3, 4) or (image.orientation >= 5 and is_square)):

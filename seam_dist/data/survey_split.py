@@ -135,7 +135,7 @@ class SplitTally:
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:
                 self.odd.append(OddImage(self.name, record, reason, opened.is_usable))
-        if opened.is_usable and opened.frequencies is None:
+        if opened.is_usable and opened.frequencies is None and not _is_dark(opened):
             self.findings.warning(
                 "blank-image",
                 f"image {record.source_id} of split {self.name} has one color all over, expected a picture: look at it,"
@@ -184,6 +184,11 @@ class SplitTally:
 def _in_order(counter: Counter[T]) -> dict[T, int]:
     """Return the counts, the largest first, without what is not known."""
     return {value: count for value, count in counter.most_common() if value}
+
+
+def _is_dark(opened: OpenedRecord) -> bool:
+    """Return whether an image looks blank only because it uses a small part of its range."""
+    return any(finding.topic == "small-range" for finding in opened.findings)
 
 
 def _oddities(opened: OpenedRecord) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Config, Stage
 from seam_dist.data.conversion_plan import check_split, count_shards
 from seam_dist.data.images import BadSampleError
-from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
+from seam_dist.data.manifest import Manifest, ShardError, Split, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw
 from seam_dist.data.sources import open_source
 from seam_dist.data.sources.base import Record
@@ -55,12 +55,17 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
         with reported(findings, "source"):
             listing = source.listing(name)
             findings.merge(listing.findings)
-            planned = check_split(name, listing.records)
+            records = listing.records
+            if listing.findings.errors:  # they say what is missing
+                has = (any(getattr(record, field) is not None for record in records) for field in ("mask", "classes"))
+                planned = Split(name, len(records), *has, shards=())
+            else:
+                planned = check_split(name, records)
             shards = count_shards(
                 planned.num_samples, samples_per_shard=cfg.data.samples_per_shard, streams=cfg.data.streams
             )
             splits[name] = SplitOutline(
-                name, planned.num_samples, shards, planned.has_masks, planned.has_labels, listing.records
+                name, planned.num_samples, shards, planned.has_masks, planned.has_labels, records
             )
     records = [record for split in splits.values() for record in split.records]
     labels = [len(record.classes) for record in records if record.classes is not None]

@@ -52,17 +52,19 @@ def read_instances(path: Path, size: int, mtime_ns: int) -> Instances:
         if image_id in result.images:
             findings.error("image-twice", f"{path}: image id {image_id} is given twice: remove one of the entries")
         result.images[image_id] = (name, height, width)
-    for number, entry in enumerate(_items(path, "annotations")):
-        where = f"{path}: annotations[{number}]"
+    for index, entry in enumerate(_items(path, "annotations")):
+        where = f"{path}: annotations[{index}]"
         try:
             image_id, category = int(entry["image_id"]), int(entry["category_id"])
-            packed = pack_annotation(entry, result.images.get(image_id, ("", 0, 0))[1:])
+            sort, number = ("image", image_id) if image_id not in result.images else ("category", category)
+            if image_id not in result.images or category not in result.categories:
+                findings.error(
+                    f"annotation-{sort}", f"{where} belongs to {sort} {number}, which is not listed: remove it"
+                )
+                continue
+            packed = pack_annotation(entry, result.images[image_id][1:])
         except (KeyError, TypeError, ValueError) as error:
             findings.error("annotation", f"{where} cannot be used ({error!r:.100}): correct or remove it")
-            continue
-        if image_id not in result.images or category not in result.categories:
-            what = f"image {image_id}" if image_id not in result.images else f"category {category}"
-            findings.error("annotation-of-nothing", f"{where} belongs to {what}, which is not listed: remove it")
             continue
         result.annotations.setdefault(image_id, []).append(packed)
         result.classes.setdefault(image_id, set()).add(category)

@@ -47,8 +47,11 @@ class LabelTable:
 
 def match_labels(
     table: LabelTable, split: str, images: Sequence[Path], classes: ClassNames, findings: Findings
-) -> dict[str, Ids] | None:
-    """Return the class ids of each image that has a row without an error; None for a split without any row."""
+) -> dict[str, Ids | None] | None:
+    """Return the class ids of each image with a readable row, None for those with an unknown class.
+
+    None for a split without any row.
+    """
     names = ImageNames(path.name for path in images)
     rows = table.rows(split)
     if not rows:
@@ -56,7 +59,7 @@ def match_labels(
             return {}
         _report_unlabelled(table, split, names, findings)
         return None
-    labels: dict[str, Ids] = {}
+    labels: dict[str, Ids | None] = {}
     first: dict[str, Row] = {}
     lost: list[Row] = []
     ambiguous: list[tuple[Row, Sequence[str]]] = []
