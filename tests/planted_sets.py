@@ -1,4 +1,4 @@
-"""Small data sets in the three layouts, made of synthetic scenes or copied from a real one, and faults to plant in them.
+"""Small data sets in three layouts, made of synthetic scenes or copied from a real one, and faults to plant in them.
 
 `write_*` and `copy_*` make a clean set in a folder; `plant_*` put one of every fault into it, each into an image of its
 own, and return what must be said of each.
@@ -56,7 +56,8 @@ def scenes() -> tuple[tuple[str, ...], dict[str, list[Scene]]]:
     for split in NUM_IMAGES:
         splits[split] = []
         for record in source.listing(split).records:
-            assert record.mask is not None and record.classes is not None
+            assert record.mask is not None
+            assert record.classes is not None
             splits[split].append(Scene(record.image(), record.mask(), record.classes))
     return source.classes, splits
 

@@ -6,7 +6,7 @@ Conversion stores what comes out; `seam-dist check` only counts it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,9 +59,10 @@ def inspect_record(
     digest = hashlib.sha256()
     mask_pixels: dict[int, int] | None = None
     try:
+        record.check_files()
         images = {"": record.image} if record.image_b is None else {"a.": record.image, "b.": record.image_b}
         for part, load in images.items():
-            data = load()
+            data = _load(load)
             digest.update(data)
             header = read_header(data, max_pixels=max_pixels)
             headers.append(header)
@@ -76,7 +77,7 @@ def inspect_record(
         if record.mask is not None:
             where = f"mask of image {record.source_id}"
             members["png"], mask_pixels = _prepare_mask(
-                findings, where, record.mask(), headers[0], num_classes, max_pixels
+                findings, where, _load(record.mask), headers[0], num_classes, max_pixels
             )
     except (BadImageError, OSError) as error:
         file = "mask" if where.startswith("mask") else "image"
@@ -92,6 +93,17 @@ def inspect_record(
         members["json"] = infos[0].to_bytes(has_labels=record.classes is not None)
         sample = RawSample(record.key, members)
     return Inspection(sample, findings, size, mask_pixels, digest.hexdigest(), format, mode, orientation)
+
+
+def _load(load: Callable[[], bytes]) -> bytes:
+    """Return the bytes of a file; what somebody's own reader raises is a fault of that image."""
+    try:
+        return load()
+    except (BadImageError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"its reader failed ({type(error).__name__}: {error}): correct the reader, or remove the image"
+        raise BadImageError(text, "reader") from error
 
 
 def _prepare_image(

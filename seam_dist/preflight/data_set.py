@@ -84,18 +84,23 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
 
 def _file_size(record: Record, findings: Findings) -> int:
     size = 0
-    for path in record.files:
-        try:
-            size += path.stat().st_size
-        except OSError as error:
-            findings.error("missing-file", f"{path} of image {record.source_id} cannot be read: {error.strerror}")
+    try:
+        record.check_files()
+        size = sum(path.stat().st_size for path in record.files)
+    except OSError as error:
+        # The topic of opening it: the survey says no more.
+        findings.error(
+            "image-unreadable", f"{error.filename} of image {record.source_id} cannot be read: {error.strerror}"
+        )
     return size
 
 
 def _num_pixels(record: Record) -> int:
     """Return the pixels of an image from its header, 0 where it has none that can be read."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(record.image())) as image:
-        return int(image.width * image.height)
+    with contextlib.suppress(OSError, ValueError, SyntaxError):
+        record.check_files()
+        with Image.open(io.BytesIO(record.image())) as image:
+            return int(image.width * image.height)
     return 0
 
 

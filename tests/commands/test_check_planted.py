@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -127,3 +130,35 @@ def test_classes_in_another_order_are_one_error_a_split(
         for split in sets.NUM_IMAGES
     ]
     assert_one_line_each(lines, faults)
+
+
+def test_names_that_no_terminal_can_show_are_printed(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    sets.write_folder(root)
+    os.rename(root / "images/train/train_000.jpg", os.fsencode(root / "images/train") + b"/\xff\n%d#.jpg")
+    (root / "images/train/train_001.jpg").rename(root / "images/train/\N{SNOWMAN}.jpg")
+    arguments = ["source.kind=folder", f"source.root={root}", f"run.dir={tmp_path / 'runs'}"]
+    command = [sys.executable, "-m", "seam_dist.cli", "check", "--config", "folder", "--only", "shard", *arguments]
+    environment = {**os.environ, "LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "seam-dist: error" not in result.stderr
+    lines = [line for line in result.stdout.splitlines() if "has no labels" in line]
+    assert len(lines) == 1
+    assert "\\u2603.jpg has no labels" in lines[0] or r"\udcff\n%d#.jpg has no labels" in lines[0]
+    assert (tmp_path / "runs/folder/check/dataset.html").is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_pipe_among_the_images_is_one_line_and_nobody_waits_for_it(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    DATA_SETS[layout].make(root)
+    path = min(root.rglob("train_0*.jpg"))
+    path.unlink()
+    os.mkfifo(path)
+    _, lines = check(layout, root, capsys)
+    pipe = Fault("error", rf"{path.stem}\.jpg of image \S+ cannot be read: it is no regular file")
+    assert_one_line_each(lines, [pipe, *(Fault("warning", text) for text in DATA_SETS[layout].odd)])

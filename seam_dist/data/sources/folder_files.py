@@ -7,7 +7,7 @@ from pathlib import Path
 
 from seam_dist.config.findings import Findings
 from seam_dist.data.images import IMAGE_SUFFIXES
-from seam_dist.data.sources.names import is_hidden, likely_mask, list_folder
+from seam_dist.data.sources.names import is_hidden, likely_mask, list_folder, normal_form
 
 
 def list_images(folder: Path, listed: Collection[str], findings: Findings) -> list[Path]:
@@ -40,6 +40,11 @@ def list_masks(root: Path, split: str, images: Sequence[Path], findings: Finding
     """Return image name -> mask file; empty where there is no folder of masks, else an error counts missing ones."""
     folder = root / split
     if not folder.is_dir():
+        named = [name for name in list_folder(root.parent) if normal_form(name) == root.name and name != root.name]
+        if named and not root.is_dir():
+            findings.warning(
+                "mask-folder", f"{root.parent / named[0]} is not used, masks are expected in {root}: rename it"
+            )
         loose = [name for name in list_folder(root) if name.lower().endswith(".png") or name.lower() == split.lower()]
         if loose:
             findings.warning(

@@ -66,7 +66,8 @@ def match_labels(
     for row in rows:
         matched = names.matches(row.image) if _is_in(row.image, split) else []
         if not matched:
-            lost.append(row)
+            if row.classes is not None:
+                lost.append(row)
         elif len(matched) > 1:
             ambiguous.append((row, matched))
         elif row.classes is None:

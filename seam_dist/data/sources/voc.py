@@ -133,7 +133,13 @@ class VOCSource:
         absent = set(missing)
         twin = likely_mask(missing[0].stem, list_folder(missing[0].parent))
         if all_or_none and (twin or len(missing) < len(paths)):
-            hint = f"but there is {twin!r}: rename it" if twin else "others are there: unpack the masks again"
+            hint = (
+                "but the name is there: it is a link to nothing, or no file"
+                if twin == missing[0].name
+                else "others are there: unpack the masks again"
+            )
+            if twin and twin != missing[0].name:
+                hint = f"but there is {twin!r}: rename it"
             text = f"mask {missing[0]} is missing ({len(missing)} of {len(paths)}), {hint}"
             findings.error("mask-missing", text, count=len(missing))
             return [None if path in absent else path for path in paths]  # what is there is checked as well
