@@ -57,8 +57,9 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
             findings.merge(listing.findings)
             records = listing.records
             if listing.findings.errors:  # they say what is missing
-                has = (any(getattr(record, field) is not None for record in records) for field in ("mask", "classes"))
-                planned = Split(name, len(records), *has, shards=())
+                has_masks = any(record.mask is not None for record in records)
+                has_labels = any(record.classes is not None for record in records)
+                planned = Split(name, len(records), has_masks, has_labels, shards=())
             else:
                 planned = check_split(name, records)
             shards = count_shards(
