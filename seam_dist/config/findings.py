@@ -24,7 +24,8 @@ class Finding:
 
     def __str__(self) -> str:
         """Return the text and how many more cases there are."""
-        return self.text if self.count == 1 else f"{self.text} ({self.count} such cases)"
+        text = self.text.replace("\n", "\\n").replace("\r", "\\r")  # in the name of a file: it stays one line
+        return text if self.count == 1 else f"{text} ({self.count} such cases)"
 
     @property
     def line(self) -> str:

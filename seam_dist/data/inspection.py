@@ -6,7 +6,7 @@ Conversion stores what comes out; `seam-dist check` only counts it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,9 +59,10 @@ def inspect_record(
     digest = hashlib.sha256()
     mask_pixels: dict[int, int] | None = None
     try:
+        record.check_files()
         images = {"": record.image} if record.image_b is None else {"a.": record.image, "b.": record.image_b}
         for part, load in images.items():
-            data = load()
+            data = _load(load)
             digest.update(data)
             header = read_header(data, max_pixels=max_pixels)
             headers.append(header)
@@ -76,7 +77,7 @@ def inspect_record(
         if record.mask is not None:
             where = f"mask of image {record.source_id}"
             members["png"], mask_pixels = _prepare_mask(
-                findings, where, record.mask(), headers[0], num_classes, max_pixels
+                findings, where, _load(record.mask), headers[0], num_classes, max_pixels
             )
     except (BadImageError, OSError) as error:
         topic, what = (error.topic, "") if isinstance(error, BadImageError) else ("unreadable", " cannot be read")
@@ -90,6 +91,17 @@ def inspect_record(
     size, mode = headers[0].size, headers[0].mode
     sha256, orientation = digest.hexdigest(), headers[0].orientation
     return Inspection(sample, findings, size, mask_pixels, sha256, headers[0].format, mode, orientation)
+
+
+def _load(load: Callable[[], bytes]) -> bytes:
+    """Return the bytes of a file; what somebody's own reader raises is a fault of that image."""
+    try:
+        return load()
+    except (BadImageError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"its reader failed ({type(error).__name__}: {error}): correct the reader, or remove the image"
+        raise BadImageError(text, "reader") from error
 
 
 def _prepare_image(
@@ -126,8 +138,11 @@ def _prepare_mask(
     mask = read_mask(data, max_pixels=max_pixels, num_classes=num_classes)
     values = mask.values
     if values.shape != image.size:
-        hint = _size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)
-        raise BadImageError(f"it has {values.shape} pixels (height, width), its image {image.size}{hint}", "size")
+        raise BadImageError(
+            f"it has {values.shape} pixels (height, width), its image {image.size}"
+            f"{_size_hint(values.shape == image.size[::-1], mask.orientation, image.orientation)}",
+            "turned" if values.shape == image.size[::-1] else "size",
+        )
     is_square = image.size[0] == image.size[1]
     if mask.orientation is None and (image.orientation in (2, 3, 4) or (image.orientation >= 5 and is_square)):
         text = f"{where}: its image has the EXIF orientation {image.orientation} and it has none, so it is taken as"

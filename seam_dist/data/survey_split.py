@@ -132,9 +132,12 @@ class SplitTally:
             self._num_of_reason[sort] += 1
             if self._num_of_reason[sort] <= _MAX_SHOWN:
                 self.odd.append(OddImage(self.name, record, reason, opened.is_usable))
-        if opened.is_usable and opened.frequencies is None:
-            text = f"image {record.source_id} of split {self.name} has one color all over, expected a picture"
-            self.findings.warning("blank-image", f"{text}: look at it, and remove it or convert it again")
+        if opened.is_usable and opened.frequencies is None and not _is_dark(opened):
+            self.findings.warning(
+                "blank-image",
+                f"image {record.source_id} of split {self.name} has one color all over, expected a picture: look at it,"
+                " and remove it or convert it again",
+            )
 
     def _names(self, ids: Sequence[int] | None) -> str:
         return ", ".join(self.classes[index - 1] for index in ids or ()) or "no object"
@@ -164,6 +167,11 @@ class SplitTally:
 def _in_order(counter: Counter[T]) -> dict[T, int]:
     """Return the counts, the largest first, without what is not known."""
     return {value: count for value, count in counter.most_common() if value}
+
+
+def _is_dark(opened: OpenedRecord) -> bool:
+    """Return whether an image looks blank only because it uses a small part of its range."""
+    return any(finding.topic == "small-range" for finding in opened.shown.findings)
 
 
 def _oddities(opened: OpenedRecord) -> Iterator[tuple[str, str]]:

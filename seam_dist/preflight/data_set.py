@@ -13,7 +13,7 @@ from seam_dist.config.findings import Findings
 from seam_dist.config.schema import Config, Stage
 from seam_dist.data.conversion_plan import check_split, count_shards
 from seam_dist.data.images import BadSampleError
-from seam_dist.data.manifest import Manifest, ShardError, load_manifest, verify_shards
+from seam_dist.data.manifest import Manifest, ShardError, Split, load_manifest, verify_shards
 from seam_dist.data.shards import parse_info, read_raw
 from seam_dist.data.sources import open_source
 from seam_dist.data.sources.base import Record
@@ -55,12 +55,18 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
         with reported(findings, "source"):
             listing = source.listing(name)
             findings.merge(listing.findings)
-            planned = check_split(name, listing.records)
+            records = listing.records
+            if listing.findings.errors:  # they say what is missing
+                has_masks = any(record.mask is not None for record in records)
+                has_labels = any(record.classes is not None for record in records)
+                planned = Split(name, len(records), has_masks, has_labels, shards=())
+            else:
+                planned = check_split(name, records)
             shards = count_shards(
                 planned.num_samples, samples_per_shard=cfg.data.samples_per_shard, streams=cfg.data.streams
             )
             splits[name] = SplitOutline(
-                name, planned.num_samples, shards, planned.has_masks, planned.has_labels, listing.records
+                name, planned.num_samples, shards, planned.has_masks, planned.has_labels, records
             )
     records = [record for split in splits.values() for record in split.records]
     labels = [len(record.classes) for record in records if record.classes is not None]
@@ -79,18 +85,23 @@ def _from_source(cfg: Config, findings: Findings) -> DataSet | None:
 
 def _file_size(record: Record, findings: Findings) -> int:
     size = 0
-    for path in record.files:
-        try:
-            size += path.stat().st_size
-        except OSError as error:
-            findings.error("missing-file", f"{path} of image {record.source_id} cannot be read: {error.strerror}")
+    try:
+        record.check_files()
+        size = sum(path.stat().st_size for path in record.files)
+    except OSError as error:
+        # The topic of opening it: the survey says no more.
+        findings.error(
+            "image-unreadable", f"{error.filename} of image {record.source_id} cannot be read: {error.strerror}"
+        )
     return size
 
 
 def _num_pixels(record: Record) -> int:
     """Return the pixels of an image from its header, 0 where it has none that can be read."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(record.image())) as image:
-        return int(image.width * image.height)
+    with contextlib.suppress(OSError, ValueError, SyntaxError):
+        record.check_files()
+        with Image.open(io.BytesIO(record.image())) as image:
+            return int(image.width * image.height)
     return 0
 
 

@@ -71,5 +71,5 @@ def reported(findings: Findings, topic: str, *, setting: str | None = None) -> I
     try:
         yield
     except (ValueError, OSError) as error:
-        text = error_text(error)
+        text = "; ".join(error_text(error).splitlines())  # several errors at once
         findings.error(topic, text if setting is None else f"{setting}: {text}")

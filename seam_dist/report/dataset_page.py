@@ -66,7 +66,9 @@ def write_dataset_page(survey: Survey, path: Path) -> None:
 
     Raises OutputError when a file that is no such page is there.
     """
-    OutputFolder(path.parent).write(path.name, dataset_page(survey).encode())
+    OutputFolder(path.parent).write(
+        path.name, dataset_page(survey).encode("utf-8", "backslashreplace")
+    )  # file names can be any bytes
 
 
 def dataset_page(survey: Survey) -> str:

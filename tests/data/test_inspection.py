@@ -21,6 +21,7 @@ from seam_dist.data.inspection import Inspection, inspect_record
 from seam_dist.data.masks import decode_mask
 from seam_dist.data.shards import RawSample, read_shard, write_shard
 from seam_dist.data.sources.base import Record
+from seam_dist.data.survey import survey_dataset
 
 MAX_PIXELS = 50_000_000
 MAX_GROWTH_MIB = 50
@@ -231,3 +232,22 @@ def test_each_sort_of_fault_has_a_topic_of_its_own() -> None:
             png([[1]]),
         )
     ] == [f"mask-{topic}" for topic in ("empty", "format", "damaged", "colors", "values", "size")]
+
+
+def _no_index() -> bytes:
+    raise IndexError("tuple index out of range")
+
+
+def test_what_a_reader_raises_is_an_error_of_its_image() -> None:
+    picture = encode(kit.pixels(0), "PNG")
+    for record, text in (
+        (Record("a", "a.jpg", (1,), _no_index), "image a.jpg: its reader failed"),
+        (Record("a", "a.jpg", (1,), kit.Bytes(picture), _no_index), "mask of image a.jpg: its reader failed"),
+    ):
+        inspection = inspect_record(record, num_classes=1, max_pixels=MAX_PIXELS)
+        assert inspection.sample is None
+        assert str(inspection.findings.errors[0]).startswith(f"{text} (IndexError: tuple index out of range)")
+        source = kit.MemorySource(train=[record, *kit.records(1)])
+        survey = survey_dataset(source, ["train"], max_pixels=MAX_PIXELS)
+        assert (survey.splits[0].num_samples, survey.splits[0].num_unusable) == (2, 1)
+        assert any(str(finding).startswith(text) for finding in survey.findings.errors)

@@ -100,4 +100,10 @@ CASES = [
         r"are expected in .*masks/train: move them \(2 such cases\)",
     ),
     mask_folder("the folder in another case", ["masks/Train/a.png"], works=LABELS, warns=r"masks/Train is not used"),
+    mask_folder(
+        "the folder of all masks in another case",
+        ["Masks/train/a.png", "Masks/train/b.png"],
+        works=LABELS,
+        warns=r"Masks is not used, masks are expected in \S+/masks: rename it",
+    ),
 ]

@@ -9,6 +9,7 @@ the order of the class names.
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -48,6 +49,12 @@ class Record:
     image_b: Callable[[], bytes] | None = None
     files: tuple[Path, ...] = ()
     content: str = ""
+
+    def check_files(self) -> None:
+        """Raise OSError for a name that is no file, such as a folder, or a pipe, which nobody may ever write to."""
+        for path in self.files:
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from seam_dist.config.findings import Findings
@@ -20,12 +21,9 @@ def read_class_list(path: Path, findings: Findings) -> tuple[str, ...]:
     """Return the class names; add what is wrong or odd with them. Raises SourceError when the file cannot be read."""
     lines = read_lines(path, remedy="a plain folder needs classes.txt, labels.csv and images/")
     named = [(f"{path}, line {number}", name) for number, line in enumerate(lines, start=1) if (name := clean(line))]
-    if not 1 <= len(named) <= MAX_CLASSES:
-        text = f"{path} names {len(named)} classes, expected 1 to {MAX_CLASSES}"
-        findings.error("num-classes", f"{text}: write one foreground class a line")
+    check_class_names(named, str(path), findings)
     for where, name in named:
-        _check_name(where, name, findings, alone=len(named) == 1)
-    _check_different(named, findings)
+        _check_line(where, name, findings, alone=len(named) == 1)
     if named and normal_form(named[0][1]) in _HEADERS:
         text = f"{named[0][0]}: {named[0][1]!r} is class 1"
         findings.warning("class-header", f"{text}: remove the line if it is a heading")
@@ -35,31 +33,51 @@ def read_class_list(path: Path, findings: Findings) -> tuple[str, ...]:
     return tuple(name for _, name in named)
 
 
-def _check_name(where: str, name: str, findings: Findings, *, alone: bool) -> None:
+def check_class_names(named: Sequence[tuple[str, str]], file: str, findings: Findings) -> None:
+    """Add what is wrong with classes, each with the place where it stands, in whatever file they are listed."""
+    if not 1 <= len(named) <= MAX_CLASSES:
+        findings.error(
+            "num-classes",
+            f"{file} names {len(named)} classes, expected 1 to {MAX_CLASSES}: list the foreground classes, each once",
+        )
+    for where, name in named:
+        if (reserved := normal_form(name).strip("_")) in _RESERVED:
+            findings.error(
+                "class-reserved",
+                f"{where}: {name!r} is no class, it is the value {_RESERVED[reserved]} of masks in every data set: "
+                "remove it, so that the first class has index 1",
+            )
+    _check_different(named, findings)
+
+
+def _check_line(where: str, name: str, findings: Findings, *, alone: bool) -> None:
     if name.startswith("#") or " #" in name:
         findings.error("class-comment", f"{where}: {name!r} looks like a comment, which would be a class: remove it")
-    reserved = normal_form(name).strip("_")
-    if reserved in _RESERVED:
-        text = f"{where}: {name!r} is no class, it is the value {_RESERVED[reserved]} of masks in every data set"
-        findings.error("class-reserved", f"{text}: remove the line, so that the first line is class 1")
     if ";" in name or (alone and "," in name):
         text = f"{where}: {name!r} is one class, expected one class a line"
         findings.error("class-line", f"{text}: write each on its own")
 
 
-def _check_different(named: list[tuple[str, str]], findings: Findings) -> None:
+def _check_different(named: Sequence[tuple[str, str]], findings: Findings) -> None:
     first: dict[str, tuple[str, str]] = {}
     for where, name in named:
         known_where, known = first.setdefault(normal_form(name), (where, name))
         line = known_where.rpartition(" ")[2]
+        place = "category" if ": category " in where else "line"
         if known_where == where:
             continue
         if known == name:
-            text = f"{where}: {name!r} is named more than once, first in line {line}"
-            findings.error("class-twice", f"{text}: remove one")
+            findings.error(
+                "class-twice", f"{where}: {name!r} is named more than once, first in {place} {line}: remove one"
+            )
         elif visible_form(known) == visible_form(name):
-            text = f"{where}: {name!r} is the class of line {line} in another Unicode form or with other spaces"
-            findings.error("class-twice", f"{text}: remove one")
+            findings.error(
+                "class-twice",
+                f"{where}: {name!r} is the class of {place} {line} in another Unicode form or with other spaces: "
+                "remove one",
+            )
         else:
-            text = f"{where}: {name!r} and {known!r} of line {line} are two classes"
-            findings.warning("class-case", f"{text}: remove one if they are not")
+            findings.warning(
+                "class-case",
+                f"{where}: {name!r} and {known!r} of {place} {line} are two classes: remove one if they are not",
+            )

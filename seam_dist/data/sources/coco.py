@@ -7,6 +7,7 @@ ready-made ones. PARITY.md section 10 has the conventions of published work.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ from seam_dist.data.sources.base import Listing, Record, SourceError, make_key, 
 from seam_dist.data.sources.coco_json import Instances, image_number, read_instances
 from seam_dist.data.sources.coco_masks import draw_mask
 from seam_dist.data.sources.coco_ready_masks import ready_made_masks
-from seam_dist.data.sources.names import clean
+from seam_dist.data.sources.names import ImageNames, clean
 
 _YEAR = re.compile(r"(2014|2017)$")
 
@@ -74,16 +75,18 @@ class CocoSource:
         places = [self.root / split, self.root / "images" / split]
         folder = next((place for place in places if place.is_dir()), places[0])
         require_folder(folder, what="image folder", remedy=f"unpack the images of {split} there")
-        on_disk = {entry.name for entry in os.scandir(folder)}
+        on_disk = ImageNames(entry.name for entry in os.scandir(folder))
         ids = {category: index for index, category in enumerate(sorted(instances.categories), start=1)}
         chosen = self._chosen(split, instances, findings)
         masks = ready_made_masks(self.cfg.masks, split, chosen, instances, ids, findings) if self.cfg.masks else None
         records = []
         for image_id in chosen:
-            name, height, width = instances.images[image_id]
-            if name not in on_disk:
-                findings.error("image-missing", f"{folder / name} is missing but listed: unpack the images again")
+            written, height, width = instances.images[image_id]
+            matched = on_disk.matches(written)
+            if len(matched) != 1:
+                _report_missing(folder, written, matched, findings)
                 continue
+            name = matched[0]
             mask = masks.get(image_id) if masks is not None else None
             packed = tuple(instances.annotations.get(image_id, ()))
             draw = partial(draw_mask, packed, (height, width), ids, self.cfg.overlap, self.cfg.crowd)
@@ -95,12 +98,24 @@ class CocoSource:
                     source_id=Path(name).stem,
                     classes=tuple(sorted(ids[category] for category in instances.classes.get(image_id, ()))),
                     image=(folder / name).read_bytes,
-                    mask=draw if masks is None else (mask.read if mask else None),
+                    mask=(mask.read if mask else None)
+                    if masks is not None
+                    else draw
+                    if instances.has_outlines
+                    else None,
                     files=(folder / name,) if mask is None else (folder / name, mask.path),
                     content=content.hexdigest() if masks is None else "",
                 )
             )
-        return Listing(base.unique_records(split, records, findings, where=str(folder)), findings)
+        if not chosen and self.cfg.image_list == "annotated" and not findings.errors:
+            findings.error(
+                "no-annotations",
+                f"{folder}: none of the {len(instances.images)} images of split {split!r} has an annotation: correct "
+                "its instances file, or set source.image_list=all",
+            )
+        if records or not findings.errors:
+            records = base.unique_records(split, records, findings, where=str(folder))
+        return Listing(records, findings)
 
     def _chosen(self, split: str, instances: Instances, findings: Findings) -> list[int]:
         """Return the ids of the images that source.image_list asks for, ascending."""
@@ -125,3 +140,12 @@ class CocoSource:
             else:
                 chosen[image_id] = None
         return sorted(chosen)
+
+
+def _report_missing(folder: Path, written: str, matched: Sequence[str], findings: Findings) -> None:
+    """Add the error on an image that no file of the folder is, or more than one."""
+    hint = f" (there is {' and '.join(map(repr, matched))})" if matched else ""
+    if not matched and not any(finding.topic == "image-missing" for finding in findings):  # the first has the text
+        inner = next(folder.glob(f"*/{glob.escape(written)}"), None)
+        hint = f" (but {inner} is there: move the images to {folder})" if inner else ""
+    findings.error("image-missing", f"{folder / written} is missing but listed{hint}: unpack the images again")

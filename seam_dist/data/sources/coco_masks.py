@@ -24,12 +24,18 @@ _PNG_OPTIONS = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWR
 _HUNDREDTHS = 100.0  # COCO's coordinates have two decimals
 
 
+def has_outline(entry: Mapping[str, Any]) -> bool:
+    """Return whether an annotation says which pixels it has; detection and keypoints leave that out."""
+    outline = entry.get("segmentation")
+    return isinstance(outline, Mapping) or bool(outline and outline != [[]])
+
+
 def pack_annotation(entry: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     """Return the category, area, crowd flag and outline of an annotation in few bytes, for `draw_mask`.
 
     Raises KeyError, TypeError or ValueError for an entry that cannot be drawn.
     """
-    outline = entry["segmentation"]
+    outline = entry["segmentation"] if has_outline(entry) else []
     parts: list[tuple[str, bytes]] = []
     if isinstance(outline, Mapping):
         if tuple(outline["size"]) != size:
@@ -44,6 +50,8 @@ def pack_annotation(entry: Mapping[str, Any], size: tuple[int, int]) -> bytes:
             parts.append(("runs", runs.astype(np.uint32).tobytes()))
     else:
         for polygon in outline:
+            if not isinstance(polygon, list | tuple) or any(isinstance(number, list) for number in polygon):
+                raise ValueError("its segmentation is not a list of polygons, each a list of x, y, x, y, ...")
             points = np.asarray(polygon, np.float64)
             if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
                 raise ValueError(f"a polygon has {points.size} numbers, expected an even number of at least 6")
@@ -52,8 +60,8 @@ def pack_annotation(entry: Mapping[str, Any], size: tuple[int, int]) -> bytes:
                 parts.append(("u2", whole.astype(np.uint16).tobytes()))  # a quarter of the memory, and exact
             else:
                 parts.append(("f8", points.tobytes()))
-    area = float(entry.get("area", 0.0))
-    return marshal.dumps((int(entry["category_id"]), area, bool(entry.get("iscrowd", 0)), parts))
+    area, crowd = entry.get("area"), int(entry.get("iscrowd") or 0)
+    return marshal.dumps((int(entry["category_id"]), None if area is None else float(area), crowd != 0, parts))
 
 
 def draw_mask(
@@ -65,6 +73,8 @@ def draw_mask(
 ) -> bytes:
     """Return the mask of an image of `size` (height, width) as gray PNG; `ids` are category id -> class index."""
     entries = [marshal.loads(packed) for packed in annotations]
+    if overlap == "area" and len(entries) > 1 and any(entry[1] is None for entry in entries):
+        entries = [(entry[0], _num_pixels(entry[3], size), *entry[2:]) for entry in entries]
     if overlap == "area":
         # The largest is painted first; of equal areas the first of the file comes last, so that it keeps the pixel.
         entries = sorted(entries, key=lambda entry: entry[1])[::-1]
@@ -80,9 +90,23 @@ def draw_mask(
 
 def _paint(mask: Any, parts: Sequence[tuple[str, bytes]], value: int) -> None:
     """Set the pixels of an annotation; raise BadImageError when its run lengths do not fit the mask."""
+    x, y, inside = _region(parts, mask.shape)
+    h, w = inside.shape
+    np.copyto(mask[y : y + h, x : x + w], value, where=inside)
+
+
+def _num_pixels(parts: Sequence[tuple[str, bytes]], size: tuple[int, int]) -> int:
+    """Return the area of an annotation that does not say it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return int(_region(parts, size)[2].sum())
+
+
+def _region(parts: Sequence[tuple[str, bytes]], size: tuple[int, int]) -> tuple[int, int, Any]:
+    """Return the corner (x, y) of an annotation's box and which pixels of the box it covers; raise BadImageError."""
     from pycocotools import mask as coco
 
-    height, width = mask.shape
+    height, width = size
     polygons, runs = [], []
     for form, data in parts:
         if form == "u2":
@@ -97,7 +121,6 @@ def _paint(mask: Any, parts: Sequence[tuple[str, bytes]], value: int) -> None:
     try:
         region = coco.merge([*runs, *(coco.frPyObjects(polygons, height, width) if polygons else [])])
         x, y, w, h = (int(side) for side in coco.toBbox(region))
-        inside = coco.decode(region)[y : y + h, x : x + w].view(bool)
+        return x, y, coco.decode(region)[y : y + h, x : x + w].view(bool)
     except (ValueError, TypeError, IndexError) as error:
         raise BadImageError(f"an annotation cannot be drawn ({error}): download the annotations again") from None
-    np.copyto(mask[y : y + h, x : x + w], value, where=inside)

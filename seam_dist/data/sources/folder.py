@@ -100,6 +100,10 @@ def _list_masks(root: Path, split: str, images: Sequence[Path], findings: Findin
     """Return image name -> mask file; empty where there is no folder of masks, else an error counts missing ones."""
     folder = root / split
     if not folder.is_dir():
+        named = [name for name in list_folder(root.parent) if normal_form(name) == root.name and name != root.name]
+        if named and not root.is_dir():
+            text = f"{root.parent / named[0]} is not used, masks are expected in {root}"
+            findings.warning("mask-folder", f"{text}: rename it")
         loose = [name for name in list_folder(root) if name.lower().endswith(".png") or name.lower() == split.lower()]
         if loose:
             text = f"{root / loose[0]} is not used, the masks of split {split!r} are expected in {folder}"

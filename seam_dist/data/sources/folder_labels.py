@@ -43,8 +43,11 @@ class LabelTable:
 
 def match_labels(
     table: LabelTable, split: str, images: Sequence[Path], classes: ClassNames, findings: Findings
-) -> dict[str, Ids] | None:
-    """Return the class ids of each image that has a row without an error; None for a split without any row."""
+) -> dict[str, Ids | None] | None:
+    """Return the class ids of each image with a readable row, None for those with an unknown class.
+
+    None for a split without any row.
+    """
     names = ImageNames(path.name for path in images)
     rows = table.rows(split)
     if not rows:
@@ -52,14 +55,15 @@ def match_labels(
             return {}
         _report_unlabelled(table, split, names, findings)
         return None
-    labels: dict[str, Ids] = {}
+    labels: dict[str, Ids | None] = {}
     first: dict[str, Row] = {}
     lost: list[Row] = []
     ambiguous: list[tuple[Row, Sequence[str]]] = []
     for row in rows:
         matched = names.matches(row.image) if _is_in(row.image, split) else []
         if not matched:
-            lost.append(row)
+            if row.classes is not None:
+                lost.append(row)
         elif len(matched) > 1:
             ambiguous.append((row, matched))
         elif row.classes is None:

@@ -116,15 +116,15 @@ class ClassNames(Names):
         self._ids = {name: index for index, name in enumerate(self.names, start=1)}
         self._unknown: list[tuple[str, str]] = []
 
-    def ids(self, written: Iterable[str], *, where: str) -> tuple[int, ...]:
-        """Return the ascending ids of the names that are classes, each once."""
-        chosen = set()
+    def ids(self, written: Iterable[str], *, where: str) -> tuple[int, ...] | None:
+        """Return the ascending ids of the names, each once; None when one of them is no class."""
+        chosen, num_unknown = set(), len(self._unknown)
         for name in written:
             if len(matched := self.matches(name)) == 1:
                 chosen.add(self._ids[matched[0]])
             else:
                 self._unknown.append((where, name))
-        return tuple(sorted(chosen))
+        return tuple(sorted(chosen)) if len(self._unknown) == num_unknown else None
 
     def report_unknown(self, findings: Findings) -> None:
         """Add an error that says where the first name stands that is no class, and what it may mean."""

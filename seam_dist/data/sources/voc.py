@@ -89,8 +89,11 @@ class VOCSource:
 
     def _labels(
         self, split: str, entries: Sequence[Entry], list_file: Path, findings: Findings
-    ) -> dict[str, tuple[int, ...]] | None:
-        """Return the class ids of each image with a readable annotation; None when no image has an annotation."""
+    ) -> dict[str, tuple[int, ...] | None] | None:
+        """Return the class ids of each image with a readable annotation, None for those with an unknown class.
+
+        None when no image has an annotation.
+        """
         folder, classes = self._folder / "Annotations", ClassNames(CLASSES)
         matched = {entry.image: self._annotations.matches(f"{image_stem(entry.image)}.xml") for entry in entries}
         if entries and not any(matched.values()):
@@ -98,7 +101,7 @@ class VOCSource:
                 text = f"no image of {list_file} has an annotation in {folder}: its {len(entries)} images count as"
                 findings.warning("unlabelled-split", f"{text} unlabelled, which serves inference alone")
             return None
-        labels = {}
+        labels: dict[str, tuple[int, ...] | None] = {}
         for image, names in matched.items():
             if len(names) == 1:
                 try:
@@ -122,9 +125,17 @@ class VOCSource:
         missing = [path for path in paths if not os.path.isfile(path)]  # no error for a long name
         if not missing:
             return paths
+        absent = set(missing)
         twin = likely_mask(missing[0].stem, list_folder(missing[0].parent))
         if all_or_none and (twin or len(missing) < len(paths)):
-            hint = f"but there is {twin!r}: rename it" if twin else "others are there: unpack the masks again"
+            hint = (
+                "but the name is there: it is a link to nothing, or no file"
+                if twin == missing[0].name
+                else "others are there: unpack the masks again"
+            )
+            if twin and twin != missing[0].name:
+                hint = f"but there is {twin!r}: rename it"
             text = f"mask {missing[0]} is missing ({len(missing)} of {len(paths)}), {hint}"
             findings.error("mask-missing", text, count=len(missing))
+            return [None if path in absent else path for path in paths]  # what is there is checked as well
         return [None] * len(paths)
