@@ -21,7 +21,7 @@ from seam_dist.data.images import IMAGE_SUFFIXES
 from seam_dist.data.sources.base import Listing, Record, SourceError, make_key, require_folder, unique_records
 from seam_dist.data.sources.class_list import read_class_list
 from seam_dist.data.sources.folder_labels import LabelTable, match_labels
-from seam_dist.data.sources.names import ClassNames, is_hidden, likely_mask, list_folder
+from seam_dist.data.sources.names import ClassNames, is_hidden, likely_mask, list_folder, normal_form
 
 _MOST_COMPARED = 20  # images without a mask for which a file of another name is looked for
 
