@@ -157,7 +157,7 @@ def test_ctrl_c_is_one_line(config: str, monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["--quick"], "with --quick"), (["source.root=null", "source.kind=synthetic"], "without source.root")],
+    [(["--quick"], "with --quick"), (["source.root=null", "source.kind=synthetic"], "without images on disk")],
 )
 def test_a_page_that_is_not_written_is_refused(
     config: str, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
