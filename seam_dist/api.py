@@ -10,7 +10,7 @@ no CAM. Every error is a ValueError that says what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from seam_dist.config.inference import LARGEST_SCALE, check_scales
 from seam_dist.config.load import from_tree
 from seam_dist.config.messages import nearest
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import DataConfig, InferCamConfig, InferSegConfig, SourceConfig, Stage
 from seam_dist.data.image_files import read_image_file
 from seam_dist.data.images import BadImageError
@@ -62,9 +64,7 @@ class _Model:
         inference: _Settings,
         source: SourceConfig,
     ) -> None:
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.network = network.to(device).eval()
+        self.network = network.to(_device(device)).eval()
         self.classes = classes
         self._pixel_range = source.pixel_range
         self._settings = {"scales": inference.scales, "flip": inference.flip, "align": align}
@@ -73,6 +73,7 @@ class _Model:
     def _inference(self, **given: Any) -> Iterator[dict[str, Any]]:
         """Switch dropout off in the block; yield the settings of inference with those given (not None)."""
         was_training = self.network.training
+        _check_settings(given)
         self.network.eval()
         try:
             yield self._settings | {name: value for name, value in given.items() if value is not None}
@@ -115,7 +116,7 @@ class SEAMModel(_Model):
     @classmethod
     def from_run(cls, run: str | Path, device: Device = None) -> SEAMModel:
         """Return the network of a run's train_seam; see `load`."""
-        trained = find_trained(Path(run), "train_seam")
+        trained = find_trained(_path(run, "run"), "train_seam")
         inference = InferCamConfig(**trained.recorded("infer_cam", ("scales", "flip", "cam")))
         model = cls.__new__(cls)
         model._set(load_seam(trained), trained.classes, device, trained.align, inference, _recorded_source(trained))
@@ -166,7 +167,7 @@ class Segmenter(_Model):
 
     def __init__(self, run: str | Path, device: Device = None) -> None:
         """Load the network of a run's train_seg; see `load`."""
-        trained = find_trained(Path(run), "train_seg")
+        trained = find_trained(_path(run, "run"), "train_seg")
         inference = InferSegConfig(**trained.recorded("infer_seg", ("scales", "flip")))
         self._set(load_deeplab(trained), trained.classes, device, trained.align, inference, _recorded_source(trained))
 
@@ -199,7 +200,7 @@ def load(run: str | Path, part: Part | None = None, *, device: Device = None) ->
     run: the folder of a run; with `part` also the folder of the stage, or its weight file. Raises ValueError when there
     is no such network.
     """
-    folder = Path(run)
+    folder = _path(run, "run")
     if part is None:
         finished = [name for name, stage in _STAGES.items() if (folder / stage / "final" / WEIGHTS).is_file()]
         if not finished:
@@ -208,19 +209,21 @@ def load(run: str | Path, part: Part | None = None, *, device: Device = None) ->
                 'is finished, or a weight file with part="seam" or part="final"'
             )
         part = finished[-1]
-    if part not in _STAGES:
+    if part not in tuple(_STAGES):
         raise ValueError(f"part={part!r} is not a network of a run: expected 'seam' or 'final'")
     return Segmenter(folder, device) if part == "final" else SEAMModel.from_run(folder, device)
 
 
 def read_image(image: AnyImage, pixel_range: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """Return an image as (H, W, 3) uint8 RGB; a file is turned as its EXIF orientation says. Raises ValueError.
+    """Return an image as (H, W, 3) uint8 RGB. Raises ValueError.
+
+    A file is turned as its EXIF orientation says; a PIL image is taken as its pixels lie.
 
     pixel_range: values that are black and white in files of more than 8 bits, as in `source.pixel_range`.
     """
     if isinstance(image, str | Path):
         try:
-            return read_image_file(Path(image), max_pixels=DataConfig().max_pixels, pixel_range=pixel_range)
+            return read_image_file(_path(image, "image"), max_pixels=DataConfig().max_pixels, pixel_range=pixel_range)
         except OSError as error:
             raise ValueError(f"image {image} cannot be read ({error.strerror}): give the path of an image") from None
         except BadImageError as error:
@@ -231,13 +234,52 @@ def read_image(image: AnyImage, pixel_range: tuple[float, float] | None = None) 
         return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
-            raise ValueError(f"image is a PIL image of mode {image.mode}, expected 8 bits a channel: convert it to RGB")
-        return np.array(image.convert("RGB"))
+            raise ValueError(
+                f"image is a PIL image of mode {image.mode}, expected 8 bits a channel: give the path of its file, or "
+                "scale it to 8 bits"
+            )
+        try:
+            return np.array(image.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"image cannot be decoded ({error}): copy or download it again") from None
     if not isinstance(image, np.ndarray):
         raise ValueError(f"image is a {type(image).__name__}, expected a numpy array, PIL image, tensor or path")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of shape (H, W, 3)")
     return np.ascontiguousarray(image)
+
+
+def _path(path: Any, name: str) -> Path:
+    """Return a path with `~` expanded."""
+    if not isinstance(path, str | Path):
+        raise ValueError(f"{name} is a {type(path).__name__}, expected a path")
+    return user_path(path)
+
+
+def _device(device: Device) -> torch.device:
+    """Return a device that torch has here; None is a GPU if there is one."""
+    has_gpu = torch.cuda.is_available()
+    try:
+        chosen = torch.device(device if device is not None else "cuda" if has_gpu else "cpu")
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is no device of torch: give 'cpu' or 'cuda'") from None
+    if chosen.type == "cuda" and not has_gpu:
+        raise ValueError(f"device={device!r} but torch sees no GPU: give 'cpu', or install a GPU build of torch")
+    return chosen
+
+
+def _check_settings(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for scales and flip that inference cannot use; None is unset."""
+    scales, flip = given.get("scales"), given.get("flip")
+    if scales is not None:
+        numbers = not isinstance(scales, str) and isinstance(scales, Iterable)
+        if not numbers or not all(isinstance(scale, int | float | np.number) for scale in scales):
+            raise ValueError(f"scales={scales!r}: expected a list of numbers, for example [0.5, 1.0]")
+        check_scales(scales, "scales")
+        if max(scales) > LARGEST_SCALE:
+            raise ValueError(f"scales={scales!r}: expected at most {LARGEST_SCALE}, which memory can hold")
+    if flip is not None and not isinstance(flip, bool | np.bool_):
+        raise ValueError(f"flip={flip!r}: expected True or False")
 
 
 def _recorded_source(trained: Trained) -> SourceConfig:
@@ -247,6 +289,8 @@ def _recorded_source(trained: Trained) -> SourceConfig:
 
 def _check_tensor(image: Tensor, name: str, shape: str, *, dim: int) -> None:
     """Raise ValueError for anything but RGB in uint8, or in floating point between 0 and 1."""
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{name} is a {type(image).__name__}, expected a tensor of shape {shape}")
     if image.dim() != dim or image.shape[-3] != 3 or 0 in image.shape:
         raise ValueError(f"{name} is a tensor of shape {tuple(image.shape)}, expected RGB of shape {shape}")
     if image.dtype == torch.uint8:
@@ -260,11 +304,16 @@ def _check_tensor(image: Tensor, name: str, shape: str, *, dim: int) -> None:
 
 def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None:
-        if num_classes is None or num_classes < 1:
+        if not isinstance(num_classes, int | np.integer) or num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: give the number of foreground classes, or their names")
         return tuple(f"class_{index}" for index in range(1, num_classes + 1))
     names = tuple(classes)
-    if isinstance(classes, str) or not names or len(set(names)) != len(names):
+    if (
+        isinstance(classes, str)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) != len(names)
+    ):
         raise ValueError(f"classes={classes!r} are not names of classes: give a list of different names")
     if num_classes not in (None, len(names)):
         raise ValueError(f"num_classes={num_classes}, but classes has {len(names)} names: give one of them")
@@ -273,7 +322,9 @@ def _class_names(num_classes: int | None, classes: Sequence[str] | None) -> tupl
 
 def _class_ids(classes: Sequence[AnyClass] | AnyClass, names: tuple[str, ...]) -> list[int]:
     """Return the ids from 1 of classes that are given by name or id, each once, in their order."""
-    given = [classes] if isinstance(classes, str | int | np.integer) else list(classes)
+    if not isinstance(classes, Iterable):
+        classes = [classes]
+    given = [classes] if isinstance(classes, str) else list(classes)
     return list(dict.fromkeys(_class_id(entry, names) for entry in given))
 
 

@@ -91,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(command_line)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        if is_first(os.environ):
+            print("\nseam-dist: interrupted: what is finished is kept, the same command resumes", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         if not _reader_is_gone():
             raise

@@ -146,6 +146,26 @@ def test_short_forms_of_options_are_refused(config: str, capsys: pytest.CaptureF
     assert "--rank" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_one_line(config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(resolved: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "format_config", interrupted)
+    assert cli.main(["--config", config, "--print-config"]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "\nseam-dist: interrupted: what is finished is kept, the same command resumes\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["--quick"], "with --quick"), (["source.root=null", "source.kind=synthetic"], "without images on disk")],
+)
+def test_a_page_that_is_not_written_is_refused(
+    config: str, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", "--config", config, "--page", "p.html", *arguments]) == 2
+    assert f"--page=p.html was given, but {reason} there is no page" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--help-config"], ["--help"]])
 def test_a_reader_that_stops_early_ends_the_command_quietly(arguments: list[str]) -> None:
     read, write = os.pipe()

@@ -122,7 +122,7 @@ def check_replaceable(cfg: Config, folder: Path, changes: str) -> None:
     """Raise StageError for outputs of other settings that cost hours, unless run.overwrite is set."""
     if not cfg.run.overwrite:
         remedy = "give the run another run.name, or set run.overwrite=true to replace it"
-        raise StageError(f"{folder} was made with other settings ({changes}): {remedy}")
+        raise StageError(f"{folder} was made with other settings or inputs ({changes}): {remedy}")
 
 
 def check_foreign(cfg: Config, stage: str, folder: Path) -> None:

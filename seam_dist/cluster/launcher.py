@@ -70,6 +70,9 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
         if not torch.cuda.is_available():
             # DeepSpeed looks for an accelerator when it is imported and warns, in every process, that it found none.
             environment.setdefault("DS_ACCELERATOR", "cpu")
+        # A rank that a signal ends leaves semaphores, which their tracker removes: no news for whoever stopped it.
+        quiet = filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"))
+        environment["PYTHONWARNINGS"] = ",".join(quiet)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         received: list[int] = []
 
@@ -86,6 +89,8 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
                 signal.signal(number, handler)
             _signal_group(process.pid, signal.SIGKILL)
         if received:
+            stopped = f"seam-dist: stopped by {signal.Signals(received[0]).name}: what is finished is kept"
+            print(f"\n{stopped}, the same command resumes", file=sys.stderr)
             return 128 + received[0]
         if code == 0 and not done.exists():
             print("seam-dist: error: a rank was killed before the end: run the same command again", file=sys.stderr)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
+from seam_dist.cluster.signals import StopRequest
+
 
 @contextmanager
 def main_hidden() -> Iterator[None]:
@@ -27,6 +29,26 @@ def main_hidden() -> Iterator[None]:
         main.__spec__ = spec
         if file is not None:
             main.__file__ = file
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back in the block, which starts processes, and act on them at its end.
+
+    A fork server that starts in it stays deaf to Ctrl-C: it would end in the middle of importing torch.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stop = StopRequest()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with stop:
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if stop.signum:
+            signal.raise_signal(stop.signum)
 
 
 def follow_parent() -> None:

@@ -87,7 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     cfg, stages = resolve_config(arguments).config, choose_stages(arguments)
     findings = check_stages(cfg, stages, num_ranks(cfg, arguments.ranks))
-    if not arguments.quick and cfg.source.root is not None and cfg.source.kind != "synthetic":
+    surveyed = not arguments.quick and cfg.source.root is not None and cfg.source.kind != "synthetic"
+    if arguments.page is not None and not surveyed:
+        reason = "with --quick" if arguments.quick else "without images on disk"
+        raise ValueError(f"--page={arguments.page} was given, but {reason} there is no page: leave it out")
+    if surveyed:
         page = arguments.page or cfg.run_dir / "check" / "dataset.html"
         OutputFolder(page.parent).check([page.name], remedy="give another --page")
         add_new(findings, survey(cfg, page))

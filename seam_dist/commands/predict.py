@@ -28,7 +28,7 @@ from seam_dist.artifacts.label_file import encode_labels
 from seam_dist.artifacts.outputs import OutputError, OutputFolder, printable
 from seam_dist.cluster.progress import progress_bar
 from seam_dist.commands.predict_files import check_name, check_targets, complain, find_images
-from seam_dist.config.inference import check_scales
+from seam_dist.config.inference import LARGEST_SCALE, check_scales
 from seam_dist.config.paths import user_path
 from seam_dist.config.phrases import count_of
 from seam_dist.config.schema import Config, CrfConfig, InferSegConfig, RunConfig, SourceConfig
@@ -45,7 +45,7 @@ from seam_dist.report.overlay import draw_overlay
 
 _DEFAULTS = InferSegConfig()
 _JPEG_QUALITY = 90
-_LARGEST_SCALE = 16
+_EXPORT_SIZE = (384, 512)
 
 
 @dataclass
@@ -96,8 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write NAME_overlay.jpg, too")
     add("--masks", type=user_path, metavar="DIR", help="true masks (NAME.png, class indices): prints the mIoU")
     add("--export", type=user_path, metavar="FILE", help="write the network as FILE.pt2 (torch.export) or FILE.onnx")
-    size = (384, 512)
-    add("--export-size", type=_count, nargs=2, default=size, metavar=("H", "W"), help="size that it is traced with")
+    height, width = _EXPORT_SIZE
+    size_help = f"size that it is traced with (default: {height} {width})"
+    add("--export-size", type=_count, nargs=2, metavar=("H", "W"), help=size_help)
     return parser
 
 
@@ -141,10 +142,14 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
         raise ValueError("--masks was given without --images, so there is nothing to compare: give --images and --out")
     if arguments.masks is not None and not arguments.masks.exists():
         raise ValueError(f"--masks {printable(arguments.masks)} is not there: give the folder of the masks")
+    if arguments.crf_impl is not None and not arguments.crf:
+        raise ValueError(f"--crf-impl={arguments.crf_impl} was given without --crf, so no CRF runs: give both")
+    if arguments.export_size is not None and arguments.export is None:
+        raise ValueError("--export-size was given without --export, so nothing is exported: give both")
     if arguments.scales is not None:
         check_scales(arguments.scales, "--scales")
-        if max(arguments.scales) > _LARGEST_SCALE:
-            raise ValueError(f"--scales={arguments.scales}: expected at most {_LARGEST_SCALE}, which memory can hold")
+        if max(arguments.scales) > LARGEST_SCALE:
+            raise ValueError(f"--scales={arguments.scales}: expected at most {LARGEST_SCALE}, which memory can hold")
     if arguments.export is not None:
         check_export(arguments.export)
     trained = find_trained(arguments.weights, "train_seg")
@@ -161,7 +166,7 @@ def _run(arguments: argparse.Namespace, outcome: Outcome) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.export is not None:
-        height, width = arguments.export_size
+        height, width = arguments.export_size or _EXPORT_SIZE
         sizes = export_network(load_deeplab(trained), arguments.export, (height, width))
         logits = f"logits (1, {1 + len(trained.classes)}, H, W)"
         print(f"{printable(arguments.export)}: from uint8 RGB (1, 3, H, W), {sizes}, to {logits}")

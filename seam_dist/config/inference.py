@@ -12,6 +12,9 @@ from pydantic.dataclasses import dataclass
 from seam_dist.config.base import STRICT
 from seam_dist.config.paths import UserPath
 
+LARGEST_SCALE = 16
+"""The largest scale of predictions outside a run."""
+
 
 def check_scales(scales: Sequence[float], name: str = "scales") -> None:
     """Raise ValueError unless there are scales, all of them finite and above 0; `name` is the setting's."""

@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from seam_dist.artifacts.tar_file import Member
+from seam_dist.config.paths import user_path
 from seam_dist.config.schema import DataConfig
 from seam_dist.data.images import BadSampleError, Pixels
 from seam_dist.data.manifest import ShardError, load_manifest
@@ -42,8 +43,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         transform: Callable[[Pixels], Any] | None = None,
         masks: bool = False,
     ) -> None:
-        manifest = load_manifest(Path(folder))
-        self.folder, self.transform, self.masks = Path(folder), transform, masks
+        manifest = load_manifest(user_path(folder))
+        self.folder, self.transform, self.masks = user_path(folder), transform, masks
         self.classes = manifest.classes
         self.split = split
         self._split = manifest.split(split)

@@ -94,7 +94,7 @@ def count_split(cfg: Config, manifest: Manifest, split: str, maps: Sequence[str]
     own = manifest.split(split).shards[world.rank :: world.size]
     pairs = (pair for shard in own for pair in read_pairs(cfg, manifest, shard))
     total = sum(shard.num_samples for shard in own)
-    for stored, mask in progress_bar(f"evaluate {split}", total, "image", items=pairs, show=world.is_main):
+    for stored, mask in progress_bar(f"evaluate {split}", total, "image", items=pairs, world=world):
         for name, cam in zip(maps, (stored.cam, stored.plain), strict=False):
             if cam is None:
                 raise StageError(f"image {stored.key} of {split} has no {name} map: run `--only infer_cam` again")

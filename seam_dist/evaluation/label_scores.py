@@ -84,7 +84,7 @@ def count_labels(
         matrices = (pair for shard in own for pair in _matrices(cfg, manifest, folder, shard))
         total = sum(shard.num_samples for shard in own)
         title = f"{label_type.title}, {split}"
-        for key, matrix in progress_bar(title, total, "image", items=matrices, show=world.is_main):
+        for key, matrix in progress_bar(title, total, "image", items=matrices, world=world):
             counts.confusion += matrix
             counts.images[key] = float(scores_from_confusion(matrix).miou)
         counts.confusion = all_reduce_sum(counts.confusion, world)

@@ -23,7 +23,7 @@ import torch
 from seam_kernels import dense_crf
 
 from seam_dist.artifacts.authors_files import read_crf_dict, stack_maps, write_crf_dict
-from seam_dist.cluster.processes import follow_parent, main_hidden
+from seam_dist.cluster.processes import follow_parent, main_hidden, signals_held
 from seam_dist.config.packages import require_package
 from seam_dist.config.schema import IGNORE_INDEX, Config, CrfConfig
 from seam_dist.inference.pseudo_labels import Pixels, Scores, background_score, block_means, choose_classes
@@ -134,7 +134,7 @@ class CrfPool(AbstractContextManager["CrfPool"]):
             return done
         self._places.acquire()
         try:
-            with main_hidden():
+            with main_hidden(), signals_held():
                 future = self._executor.submit(function, self._cfg, self._device, *args, **kwargs)
         except BaseException:
             self._places.release()

@@ -123,7 +123,7 @@ def run_shards(
         process = start(stage, pool)
         began = time.perf_counter()
         num_own = sum(work.shard.num_samples for work in own)
-        bar = stack.enter_context(progress_bar(name, num_own, "image", show=world.is_main))
+        bar = stack.enter_context(progress_bar(name, num_own, "image", world=world))
         for work in own:
             output = ShardOutput()
             for _ in process(work, output):

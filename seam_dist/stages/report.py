@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 
 from seam_dist.artifacts.atomic import atomic_write
-from seam_dist.artifacts.stage import open_stage
+from seam_dist.artifacts.layout import stage_folder
+from seam_dist.artifacts.stage import input_fingerprint, open_stage
 from seam_dist.cluster.distributed import init_world, on_main
 from seam_dist.config.schema import STAGES, Config
 from seam_dist.data.manifest import Manifest, ShardError, load_manifest
@@ -38,7 +39,7 @@ def _write(cfg: Config) -> None:
     own = read_run(cfg.run_dir)
     others = [read_run(folder) for folder in cfg.report.compare if folder.resolve() != cfg.run_dir.resolve()]
     done = [str(stage) for stage in STAGES[:-1] if stage in own.manifests]
-    inputs = {stage: str(own.manifests[stage].get("fingerprint", "")) for stage in done}
+    inputs = {stage: input_fingerprint(stage_folder(cfg, stage), stage) for stage in done}
     stage = open_stage(cfg, "report", settings=("report",), inputs=inputs)
     path = stage.dir / "report.html"
     atomic_write(path, report_html(cfg, own, others))

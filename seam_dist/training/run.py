@@ -6,6 +6,7 @@ final/model.json.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,6 +77,9 @@ def run_training(task: TrainTask[Any], world: World) -> None:
         logger = stack.enter_context(TrainLogger(opened.dir, world, stage, schedule, max_steps, training.step))
         signum = fit(training, batches, checkpoints, logger, stop)
         if signum:
+            if world.is_main:
+                saved = f"{stage}: stopped at step {training.step} by {signal.Signals(signum).name}, checkpoint saved"
+                print(f"{saved}: the same command resumes", flush=True)
             raise SystemExit(128 + signum)
         final = training.state()
 

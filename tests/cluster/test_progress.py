@@ -4,7 +4,9 @@ import io
 import sys
 
 import pytest
+import torch
 
+from seam_dist.cluster.distributed import World
 from seam_dist.cluster.progress import progress_bar
 
 
@@ -30,5 +32,9 @@ def test_bar_is_lively_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_other_than_the_main_one_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress_bar("stage", 3, "image", items=range(3), show=False)) == [0, 1, 2]
-    assert capsys.readouterr().err == ""
+    for rank, title in ((0, "stage (rank 1 of 2)"), (1, "")):
+        world = World(rank, 2, rank, 2, torch.device("cpu"))
+        assert list(progress_bar("stage", 3, "image", items=range(3), world=world)) == [0, 1, 2]
+        shown = capsys.readouterr().err
+        assert title in shown
+        assert bool(shown) == (rank == 0)

@@ -171,7 +171,7 @@ def test_a_training_of_other_settings_is_found_before_the_stages_ahead_of_it(tmp
     changed = kit.run_config(tmp_path, base=base, train_seg={"dropout": 0.2})
     assert dict(changed_stages(changed, STAGES)) == {"train_seg": "train_seg.dropout: 0.5 -> 0.2"}
     (finding,) = check_stages(changed, STAGES, 1)
-    assert "train_seg was made with other settings (train_seg.dropout: 0.5 -> 0.2)" in finding.text
+    assert "train_seg was made with other settings or inputs (train_seg.dropout: 0.5 -> 0.2)" in finding.text
     overwrite = kit.run_config(tmp_path, base=base, train_seg={"dropout": 0.2}, run={"overwrite": True})
     assert not len(check_stages(overwrite, STAGES, 1))
     # An input that is resumed comes out as it was, so the training stays.

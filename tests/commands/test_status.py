@@ -12,13 +12,15 @@ import pytest
 from kit import run_config
 
 from seam_dist import cli
+from seam_dist.artifacts.atomic import read_json, write_json
 from seam_dist.artifacts.cam_file import FORMAT
 from seam_dist.artifacts.layout import stage_folder
 from seam_dist.artifacts.lock import stage_lock
-from seam_dist.artifacts.stage import input_fingerprint, open_stage
+from seam_dist.artifacts.stage import MANIFEST, input_fingerprint, open_stage
 from seam_dist.commands import status
 from seam_dist.config.schema import Config
 from seam_dist.evaluation.score_folders import finish_evaluation, open_scores
+from seam_dist.stages import report
 
 
 def finish(cfg: Config, stage: str, settings: tuple[str, ...], *inputs: str) -> None:
@@ -55,6 +57,17 @@ def test_finished_stages_are_done_and_the_others_not_started(cfg: Config) -> Non
     state = states(cfg)
     assert [state[stage] for stage in ("shard", "train_seam", "infer_cam", "train_affinity")] == ["done"] * 4
     assert state["random_walk"] == "not started"
+
+
+def test_a_report_on_shards_of_the_run_is_done(tmp_path: Path) -> None:
+    cfg = run_config(tmp_path, data={"shards": None})
+    finish(cfg, "shard", ("source",))
+    path = stage_folder(cfg, "shard") / MANIFEST
+    manifest = read_json(path)
+    del manifest["fingerprint"]  # a conversion writes none
+    write_json(path, manifest)
+    report.run(cfg)
+    assert states(cfg)["report"] == "done"
 
 
 def test_a_changed_setting_makes_its_stage_and_all_that_follow_from_it_outdated(cfg: Config, tmp_path: Path) -> None:
@@ -191,7 +204,7 @@ def test_dry_run_says_what_each_stage_would_do_and_does_nothing(
     table, problems = capsys.readouterr().out.split("\n\n")
     stages = [line.split()[0] for line in table.splitlines()]
     assert stages == ["shard", "train_seam", "infer_cam", "train_affinity", "random_walk"]
-    assert "train_affinity was made with other settings" in problems
+    assert "train_affinity was made with other settings or inputs" in problems
     assert sorted(path.name for path in cfg.run_dir.rglob("*")) == before
 
 

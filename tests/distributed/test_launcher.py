@@ -76,6 +76,8 @@ def test_terminated_training_saves_says_so_and_resumes(tmp_path: Path) -> None:
     checkpoints = tmp_path / "runs/tiny/train_seam/checkpoints"
     saved = int((checkpoints / "latest").read_text().strip().removeprefix("step-"))
     assert saved >= 3
+    assert output.count(f"train_seam: stopped at step {saved} by SIGTERM, checkpoint saved") == 1
+    assert output.count("seam-dist: stopped by SIGTERM") == 1
     again = start(config)
     output = again.communicate(timeout=400)[0]
     assert again.returncode == 0, output

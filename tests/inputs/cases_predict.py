@@ -310,6 +310,8 @@ _REFUSED = [
         "masks of other images", "no mask of any image, expected a.png .*the first b.png",
         each(TREE, mask("m/b.png", 0)), "in", "out", "--masks", "m",
     ),
+    option("CRF that does not run", "--crf-impl=torch was given without --crf", "--crf-impl", "torch"),
+    option("size of no export", "--export-size was given without --export", "--export-size", "64", "64"),
     option("scale that is no number", r"--scales=\[nan\]: expected", "--scales", "nan"),
     option("scale of 0", r"--scales=\[0.0\]: expected", "--scales", "0"),
     option("negative scale", r"--scales=\[1.0, -1.0\]: expected", "--scales", "1", "-1"),

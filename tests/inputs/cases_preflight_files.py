@@ -269,7 +269,7 @@ CASES = [
     refused(
         "a training that would be replaced",
         found(prepare=shards, changed={"train_seg": "train_seg.width: 512 -> 8"}),
-        r"train_seg was made with other settings \(train_seg\.width: 512 -> 8\).*run\.overwrite=true",
+        r"train_seg was made with other settings or inputs \(train_seg\.width: 512 -> 8\).*run\.overwrite=true",
     ),
     works("a training to replace", found(changed={"train_seg": "width"}, run={"overwrite": True})),
     refused("a stage without its input", found("random_walk", prepare=shards), r"infer_cam is not finished there"),

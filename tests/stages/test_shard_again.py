@@ -161,7 +161,7 @@ def test_runs_that_share_a_folder_update_it_in_place(tmp_path: Path, root: Path)
     run(first)
     assert state(shared) == before
     edit_labels(root, "a.bmp,train,dog", "a.bmp,train,cat")
-    with pytest.raises(StageError, match=r"was made with other settings .*samples_per_shard"):
+    with pytest.raises(StageError, match=r"was made with other settings or inputs .*samples_per_shard"):
         run(config(tmp_path, root, shards=str(shared), samples_per_shard=3))
     assert state(shared) == before
 

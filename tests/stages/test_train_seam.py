@@ -74,7 +74,7 @@ def test_finished_stage_leaves_what_the_next_ones_need_and_is_skipped(
     cfg = make(max_steps=2)
     train_seam.run(cfg)
     folder = cfg.stage_dir("train_seam")
-    assert "weights from nothing" in capsys.readouterr().out
+    assert "random weights: no file was asked for" in capsys.readouterr().out
     description = json.loads((folder / "final" / "model.json").read_text())
     assert description["classes"] == description["architecture"]["classes"]
     assert len(description["classes"]) == 3

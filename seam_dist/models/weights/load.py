@@ -58,6 +58,8 @@ class LoadReport:
         return (*self.missing, *self.mismatched)
 
     def __str__(self) -> str:
+        if not self.matched and self.source == "nothing":
+            return "\n  ".join(["random weights: no file was asked for", *self.notes])
         lines = [f"weights from {self.source}: {len(self.matched)} tensors matched, {len(self.new)} new"]
         if self.missing:
             lines.append(f"  new, not in the file: {_listed(self.missing)}")
