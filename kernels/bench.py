@@ -37,7 +37,7 @@ from torch import Tensor
 if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
-from result_files import add_rows, check_plot, check_table, save_plot
+from result_files import add_rows, check_options, save_plot
 from seam_kernels import dense_crf, edge_affinity, half_plane_offsets, pcm_attention, random_walk
 from seam_kernels.dispatch import HAS_TRITON
 from seam_kernels.reference import edge_matrix
@@ -408,13 +408,7 @@ def main() -> None:
     parser.add_argument("--ratios", action="store_true", help="print the rows of --csv as a table instead of measuring")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    try:
-        if args.csv:
-            check_table(args.csv, FIELDS)
-        if args.plot:
-            check_plot(args.plot)
-    except ValueError as error:
-        parser.error(str(error))
+    check_options(parser, args.csv, args.plot, FIELDS)
     if args.plot or args.ratios:
         if args.csv is None:
             parser.error("--plot and --ratios read a CSV: name it with --csv")

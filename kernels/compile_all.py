@@ -26,7 +26,7 @@ if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
 import triton
-from result_files import check_table, replace_rows
+from result_files import check_options, replace_rows
 from seam_kernels import crf_kernels, edges_kernels, pcm_kernels, walk_kernels
 from seam_kernels.tuning import family
 from triton.backends.compiler import GPUTarget
@@ -238,11 +238,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one type, one shape, the last configuration")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
-    if args.csv:
-        try:
-            check_table(args.csv, FIELDS)
-        except ValueError as error:
-            parser.error(str(error))
+    check_options(parser, args.csv, None, FIELDS)
     rows = []
     for target in args.targets:
         for op in args.only:

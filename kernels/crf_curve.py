@@ -28,7 +28,7 @@ if __package__ in (None, "") and str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
 from bench import pyplot
-from result_files import check_plot, check_table, replace_rows, save_plot
+from result_files import check_options, replace_rows, save_plot
 from seam_kernels import dense_crf
 
 FIELDS = ("size", "labels", "method", "time_ms", "max_error", "mean_error", "flipped_labels")
@@ -130,13 +130,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path, help="draw the CSV (extra bench)")
     args = parser.parse_args()
-    try:
-        if args.csv:
-            check_table(args.csv, FIELDS)
-        if args.plot:
-            check_plot(args.plot)
-    except ValueError as error:
-        parser.error(str(error))
+    check_options(parser, args.csv, args.plot, FIELDS)
     torch.set_num_threads(1)
     if args.image and args.mask:
         import numpy as np

@@ -5,7 +5,10 @@ A table is theirs when its first line has their columns, a plot when its PNG say
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,19 @@ def check_table(path: Path, columns: Sequence[str]) -> None:
         )
 
 
+def check_options(
+    parser: argparse.ArgumentParser, table: Path | None, plot: Path | None, columns: Sequence[str]
+) -> None:
+    """End the command, before anything is measured, when --csv or --plot would replace the file of somebody else."""
+    try:
+        if table:
+            check_table(table, columns)
+        if plot:
+            check_plot(plot)
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def add_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Add rows to a table, which is begun when it is not there; raises as `check_table` does."""
     check_table(path, columns)
@@ -43,13 +59,16 @@ def add_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, obj
 
 
 def replace_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a table anew; raises as `check_table` does."""
+    """Write a table again, whole or not at all; raises as `check_table` does."""
     check_table(path, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text.getvalue(), newline="")
+    temporary.replace(path)
 
 
 def check_plot(path: Path) -> None:
